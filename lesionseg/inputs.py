@@ -1,0 +1,137 @@
+"""All that training and inference must agree on: HU window, 2.5-D neighbours, liver box, crop and its exact inverse."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+#: Added on every side of the liver before its box is taken, in pixels (reference code of arXiv 1907.13409).
+LIVER_MARGIN_PX = 1
+
+
+class Box(NamedTuple):
+    """A square of a slice, in pixels; may reach over the border of the slice."""
+
+    top: int
+    left: int
+    side: int
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """How a slice becomes the input of a network; it travels in the checkpoint.
+
+    Attributes:
+        size_px: side of the square network input.
+        region: the whole slice (padded to a square) or the liver box of the scan.
+        low_hu: Hounsfield units below this are clipped.
+        high_hu: Hounsfield units above this are clipped.
+        mean_hu: subtracted after clipping. Window, mean and scale are those of the reference code.
+        scale_hu: divided by after subtraction.
+    """
+
+    size_px: int
+    region: Literal["slice", "liver"]
+    low_hu: float = -200.0
+    high_hu: float = 250.0
+    mean_hu: float = 95.0
+    scale_hu: float = 35.0
+
+    def __post_init__(self) -> None:
+        if self.size_px % 32:
+            raise ValueError(f"size_px must be a multiple of 32 (five halvings in the U-net), got {self.size_px}")
+
+    def normalize(self, hu: np.ndarray) -> np.ndarray:
+        """Window and scale HU of any shape; float32, same shape."""
+        return (np.clip(hu, self.low_hu, self.high_hu).astype(np.float32) - self.mean_hu) / self.scale_hu
+
+    def box(self, liver_box: Box | None, height: int, width: int) -> Box:
+        """The square this input is cut from, in a slice of (height, width); without a liver box, the whole slice."""
+        if self.region == "liver" and liver_box is not None:
+            return liver_box
+        return slice_box(height, width)
+
+    def encode(self, slices: np.ndarray, box: Box) -> Tensor:
+        """HU of a slice and its neighbours (C, H, W) → network input (C, size_px, size_px), float32."""
+        image = torch.from_numpy(self.normalize(crop(slices, box, fill=self.low_hu)))
+        return resize(image, self.size_px)
+
+    def encode_labels(self, labels: np.ndarray, box: Box) -> Tensor:
+        """Class indices of a slice (H, W) → the same cut at network size (size_px, size_px), int64."""
+        return resize_labels(torch.from_numpy(crop(labels, box, fill=0).astype(np.int64)), self.size_px)
+
+    def decode(self, scores: Tensor, box: Box, height: int, width: int) -> Tensor:
+        """Class scores of the network (C, size_px, size_px) → class indices on the slice (height, width), uint8.
+
+        Scores are brought back to the pixels of the slice before the largest is taken. Outside the box: background.
+        """
+        classes = resize(scores.float(), box.side).argmax(0).to(torch.uint8)
+        return paste(classes, box, height, width)
+
+
+def neighbours(volume: np.ndarray, index: int) -> np.ndarray:
+    """Slice `index` of a volume (D, H, W) with the one before and the one after, (3, H, W); an edge slice is repeated."""
+    last = len(volume) - 1
+    return np.stack([volume[max(index - 1, 0)], volume[index], volume[min(index + 1, last)]])
+
+
+def slice_box(height: int, width: int) -> Box:
+    """The smallest centred square that holds a whole slice of (height, width)."""
+    side = max(height, width)
+    return Box((height - side) // 2, (width - side) // 2, side)
+
+
+def liver_box(liver: np.ndarray) -> Box | None:
+    """One square box around the liver (D, H, W) of a scan, the same on every slice; None without liver."""
+    rows, columns = np.flatnonzero(liver.any((0, 2))), np.flatnonzero(liver.any((0, 1)))
+    if not len(rows):
+        return None
+    (top, bottom), (left, right) = (rows[0], rows[-1] + 1), (columns[0], columns[-1] + 1)
+    side = int(max(bottom - top, right - left)) + 2 * LIVER_MARGIN_PX
+    return Box(int(top + bottom - side) // 2, int(left + right - side) // 2, side)
+
+
+def crop(slices: np.ndarray, box: Box, fill: float) -> np.ndarray:
+    """Cut a box out of (…, H, W), giving (…, side, side); what lies beyond the slice is `fill`."""
+    height, width = slices.shape[-2:]
+    out = np.full((*slices.shape[:-2], box.side, box.side), fill, dtype=slices.dtype)
+    inside, place = _overlap(box, height, width)
+    out[(..., *place)] = slices[(..., *inside)]
+    return out
+
+
+def paste(patch: Tensor, box: Box, height: int, width: int) -> Tensor:
+    """Put a box (…, side, side) back on a slice of zeros (…, height, width): the inverse of `crop`."""
+    out = patch.new_zeros((*patch.shape[:-2], height, width))
+    inside, place = _overlap(box, height, width)
+    out[(..., *inside)] = patch[(..., *place)]
+    return out
+
+
+def resize(image: Tensor, side: int) -> Tensor:
+    """Bilinear resize of (C, H, W) to (C, side, side), smoothed before shrinking; the identity at equal size."""
+    if image.shape[-2:] == (side, side):
+        return image
+    return functional.interpolate(image[None], (side, side), mode="bilinear", antialias=True)[0]
+
+
+def resize_labels(labels: Tensor, side: int) -> Tensor:
+    """Nearest-neighbour resize of class indices (H, W) to (side, side), by pixel centres."""
+    if labels.shape[-2:] == (side, side):
+        return labels
+    resized = functional.interpolate(labels[None, None].to(torch.uint8), (side, side), mode="nearest-exact")
+    return resized[0, 0].to(labels.dtype)
+
+
+def _overlap(box: Box, height: int, width: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """Where a box and a slice meet: as indices into the slice, and as indices into the box."""
+    top, left = max(box.top, 0), max(box.left, 0)
+    bottom, right = max(min(box.top + box.side, height), top), max(min(box.left + box.side, width), left)
+    inside = (slice(top, bottom), slice(left, right))
+    place = (slice(top - box.top, bottom - box.top), slice(left - box.left, right - box.left))
+    return inside, place

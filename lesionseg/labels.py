@@ -1,0 +1,74 @@
+"""The classes: ids, names, colours, and how each training target folds them.
+
+A further lesion type is one more line in `LESION_TYPES`; every id, colour table and target follows from it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+#: Lesion types with a name, in the order of their ids, each with its display colour (RGB, 0…255).
+LESION_TYPES: dict[str, tuple[int, int, int]] = {
+    "cyst": (66, 165, 245),
+    "hemangioma": (255, 193, 7),
+    "metastasis": (229, 57, 53),
+}
+
+BACKGROUND, LIVER = 0, 1
+#: Label id of each named lesion type in a stored label map.
+LESION_IDS: dict[str, int] = {name: 2 + i for i, name in enumerate(LESION_TYPES)}
+#: Label id of a lesion whose type is not known (LiTS names none).
+UNTYPED_LESION = 2 + len(LESION_TYPES)
+
+NAMES: dict[int, str] = {
+    BACKGROUND: "background",
+    LIVER: "liver",
+    **{i: name for name, i in LESION_IDS.items()},
+    UNTYPED_LESION: "lesion",
+}
+COLORS: dict[int, tuple[int, int, int]] = {
+    LIVER: (102, 187, 106),
+    **{LESION_IDS[name]: color for name, color in LESION_TYPES.items()},
+    UNTYPED_LESION: (255, 112, 67),
+}
+
+
+def is_lesion(labels: np.ndarray) -> np.ndarray:
+    """Boolean mask, same shape as `labels`, of every lesion pixel, typed or not."""
+    return labels > LIVER
+
+
+def is_liver(labels: np.ndarray) -> np.ndarray:
+    """Boolean mask, same shape as `labels`, of the liver with all that lies in it (lesions belong to the liver)."""
+    return labels >= LIVER
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a network is trained to tell apart: class names, and the class that each stored label id becomes."""
+
+    name: str
+    classes: tuple[str, ...]
+    fold: tuple[int, ...]
+
+    @property
+    def lesion_types(self) -> tuple[str, ...]:
+        """Names of the classes that are lesions, in class order; class index is 2 + position."""
+        return self.classes[2:]
+
+    def apply(self, labels: np.ndarray) -> np.ndarray:
+        """Fold stored label ids (any shape, uint8) into class indices of this target (same shape, uint8)."""
+        return np.asarray(self.fold, dtype=np.uint8)[labels]
+
+
+_TYPED = tuple(LESION_TYPES)
+
+#: Targets by name: `liver` (first net), `lesion` (LiTS: no types), `typed` (fine-tuning: one class a type).
+#: In `typed` an untyped lesion has no class; stores that hold one are refused for it before training.
+TARGETS: dict[str, Target] = {
+    "liver": Target("liver", ("background", "liver"), (0,) + (1,) * (2 + len(_TYPED))),
+    "lesion": Target("lesion", ("background", "liver", "lesion"), (0, 1) + (2,) * (1 + len(_TYPED))),
+    "typed": Target("typed", ("background", "liver", *_TYPED), (0, 1, *LESION_IDS.values(), 255)),
+}

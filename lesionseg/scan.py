@@ -1,0 +1,130 @@
+"""`Scan` (CT in Hounsfield units with its geometry) and `Case` (scan and labels). A 2-D slice is a scan with D = 1."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+#: Corners of scan and mask may lie this many voxels apart before the two count as different grids.
+GEOMETRY_TOLERANCE_VOXELS = 0.1
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """One CT.
+
+    Attributes:
+        hu: Hounsfield units, int16, (D, H, W).
+        scan_id: the name the source gives it (a file stem); may identify a patient, so it never leaves `prepare`.
+        spacing_mm: distance of neighbouring voxel centres along (D, H, W); None: unknown. The first is NaN for a single
+            slice that states no thickness.
+        affine: (4, 4) float64, array index (d, h, w, 1) → patient position in mm, LPS as in DICOM; None: unknown.
+        generated: made by `lesionseg phantom`, not by a scanner.
+    """
+
+    hu: np.ndarray
+    scan_id: str
+    spacing_mm: tuple[float, float, float] | None = None
+    affine: np.ndarray | None = None
+    generated: bool = False
+
+    def __post_init__(self) -> None:
+        if self.hu.ndim != 3 or self.hu.dtype != np.int16:
+            raise ValueError(f"hu must be int16 (D, H, W), got {self.hu.dtype} with shape {self.hu.shape}")
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A scan with its reference.
+
+    Attributes:
+        scan: the CT.
+        labels: uint8 (D, H, W), ids of `lesionseg.labels` on the grid of the scan.
+        patient_id: the patient as the source names it.
+        liver_predicted: the liver in `labels` comes from a network, not from a reader.
+        warnings: what a user should know of this case, one sentence each.
+    """
+
+    scan: Scan
+    labels: np.ndarray
+    patient_id: str
+    liver_predicted: bool = False
+    warnings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.labels.shape != self.scan.hu.shape or self.labels.dtype != np.uint8:
+            raise ValueError(
+                f"labels must be uint8 {self.scan.hu.shape}, got {self.labels.dtype} with shape {self.labels.shape}"
+            )
+
+
+@dataclass(frozen=True)
+class CaseSource:
+    """A case not read yet: what a door lists, so that `prepare` can skip, parallelise and resume.
+
+    Attributes:
+        source_id: unique within its set (LiTS: `volume-12`; slices: the image path as the table gives it).
+        patient_id: the patient as the source names it.
+        files: every file the case is made of.
+        read: reads them; raises `InputError`. Picklable (a `functools.partial` of a module function).
+        options: what besides the files decides the result (label map, window, liver net), as text.
+    """
+
+    source_id: str
+    patient_id: str
+    files: tuple[Path, ...]
+    read: Callable[[], Case]
+    options: str = ""
+
+
+def spacing_of(affine: np.ndarray) -> tuple[float, float, float]:
+    """Voxel spacing in mm along (D, H, W): the column lengths of the affine."""
+    d, h, w = np.linalg.norm(affine[:3, :3], axis=0)
+    return float(d), float(h), float(w)
+
+
+def canonical_axes(affine: np.ndarray | None) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
+    """How to turn an array so that D runs to the head, H to the back and W to the patient's left (the radiologist's view).
+
+    Returns:
+        order and flip: `np.flip(array.transpose(order), axes where flip)`. Identity where the orientation is unknown.
+    """
+    if affine is None:
+        return (0, 1, 2), (False, False, False)
+    direction = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    wanted = (2, 1, 0)  # patient axis (0 L, 1 P, 2 S in LPS) along D, H, W
+    best = max(_permutations(), key=lambda order: sum(abs(direction[wanted[i], order[i]]) for i in range(3)))
+    flip = tuple(bool(direction[wanted[i], best[i]] < 0) for i in range(3))
+    return best, (flip[0], flip[1], flip[2])
+
+
+def to_canonical(case: Case) -> Case:
+    """The case with its arrays turned by `canonical_axes`; the affine follows, so patient positions stay the same."""
+    scan = case.scan
+    if scan.affine is None:
+        return case
+    order, flip = canonical_axes(scan.affine)
+    turn = np.zeros((4, 4))  # canonical index → index in the source array
+    turn[3, 3] = 1
+    for i, (axis, flipped) in enumerate(zip(order, flip, strict=True)):
+        turn[axis, i] = -1 if flipped else 1
+        turn[axis, 3] = scan.hu.shape[axis] - 1 if flipped else 0
+    axes = tuple(i for i in range(3) if flip[i])
+    affine = scan.affine @ turn
+    spacing = None if scan.spacing_mm is None else tuple(scan.spacing_mm[axis] for axis in order)
+    hu = np.ascontiguousarray(np.flip(scan.hu.transpose(order), axes))
+    labels = np.ascontiguousarray(np.flip(case.labels.transpose(order), axes))
+    return replace(case, scan=replace(scan, hu=hu, affine=affine, spacing_mm=spacing), labels=labels)
+
+
+def grid_distance_voxels(a: np.ndarray, b: np.ndarray, shape: tuple[int, ...]) -> float:
+    """Largest distance, in voxels of `a`, between the places that two affines give the corners of a grid (D, H, W)."""
+    corners = np.array([[d, h, w, 1] for d in (0, shape[0] - 1) for h in (0, shape[1] - 1) for w in (0, shape[2] - 1)])
+    return float(np.abs(np.linalg.solve(a, b @ corners.T) - corners.T).max())
+
+
+def _permutations() -> list[tuple[int, int, int]]:
+    return [(a, b, 3 - a - b) for a in range(3) for b in range(3) if a != b]
