@@ -1,0 +1,1 @@
+"""From files to samples: doors, store, folds, augmentation, data module."""

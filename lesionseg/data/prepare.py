@@ -1,0 +1,243 @@
+"""`prepare`: sources → store. Whole cases or none, continued after any interruption, and no name of a source inside."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from lesionseg.data.parallel import each
+from lesionseg.data.pseudonyms import Job, key_table, key_table_path, with_checksums, with_pseudonyms, without_names
+from lesionseg.data.records import CaseRecord, describe
+from lesionseg.data.store import (
+    CASE_ID,
+    CASES,
+    HU,
+    LABELS,
+    MANIFEST,
+    RECORD,
+    Store,
+    StoreKind,
+    array_damage,
+    case_folder,
+    manifest_text,
+)
+from lesionseg.errors import InputError
+from lesionseg.scan import CaseSource, to_canonical
+
+_LOCK, _TEMPORARY = ".lock", ".tmp-"
+
+
+def prepare(
+    sources: Sequence[CaseSource],
+    store_path: str | Path,
+    *,
+    kind: StoreKind,
+    salt: bytes = b"",
+    workers: int | None = None,
+    strict: bool = False,
+) -> Store:
+    """Bring a store up to date with its sources: new and changed cases are read, vanished ones removed.
+
+    Beside the store, `<store_path>.key.csv` tells which pseudonym is which source; it stays with the user.
+
+    Args:
+        sources: the cases, from a door (`lits.cases`, `slices.cases`).
+        store_path: folder of the store: new, empty, or a store of the same kind.
+        kind: recorded in the manifest.
+        salt: mixed into the pseudonyms. Without a secret salt, who guesses an id can confirm it.
+        workers: processes; default: one per CPU, 8 at most. Each holds up to two volumes. 1: no further process.
+        strict: refuse cases with warnings (unknown geometry, no liver, the same scan twice).
+
+    Raises:
+        InputError: from reading a case, or: no source, one twice, one scan under two patients, generated cases among
+            real ones, another prepare at work, a folder that is no store. Cases already finished stay for the next
+            call; the store has no manifest until all are.
+    """
+    store_path = Path(store_path)
+    jobs = with_pseudonyms(sources, salt)
+    with _locked(store_path):
+        _refuse_other_folder(store_path, kind)
+        _remove_temporaries(store_path)
+        records = _bring_up_to_date(store_path, with_checksums(jobs), kind, workers, strict)
+        _replace_text(key_table_path(store_path), key_table(jobs), mode=0o600)
+        _replace_text(store_path / MANIFEST, manifest_text(kind, records))
+    _announce(records)
+    return Store.open(store_path)
+
+
+def _bring_up_to_date(
+    store_path: Path, jobs: list[Job], kind: StoreKind, workers: int | None, strict: bool
+) -> tuple[CaseRecord, ...]:
+    """Case folders as the sources say; the manifest goes before the first change and is not yet written again."""
+    records = _finished(store_path, jobs)
+    todo = [job for job in jobs if job.case_id not in records]
+    gone = _gone(store_path, jobs)
+    if todo or gone:
+        (store_path / MANIFEST).unlink(missing_ok=True)
+    for folder in gone:
+        shutil.rmtree(folder)
+    _refuse_warnings(records.values(), strict)
+    try:
+        prepare_one = partial(_prepare_case, store_path=store_path, kind=kind)
+        with closing(each(prepare_one, todo, workers=workers, title="prepare")) as results:
+            for folder, record in results:
+                _put_in_place(folder, case_folder(store_path, record.case_id))
+                _refuse_warnings([record], strict)
+                records[record.case_id] = record
+    finally:
+        _remove_temporaries(store_path)
+    checked = _compared(store_path, records.values())
+    _refuse_warnings(checked, strict)
+    return checked
+
+
+def _prepare_case(job: Job, store_path: Path, kind: StoreKind) -> tuple[Path, CaseRecord]:
+    """Read a case and write it, whole, into a temporary folder of the store; the caller puts it in its place."""
+    case = to_canonical(job.source.read())
+    notes = tuple(without_names(text, job, case.scan.scan_id) for text in case.warnings)
+    if not case.labels.any():
+        if kind == "slices":
+            remedy = "give a liver mask, or leave the slice out"
+            raise InputError(job.source.source_id, expected="a mask with liver", got="an empty mask", remedy=remedy)
+        notes += ("no liver in the reference",)
+    names = {"case_id": job.case_id, "patient_id": job.patient_id, "source_sha256": job.source_sha256}
+    record = describe(case, warnings=notes, **names)
+    folder = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=store_path))
+    np.save(folder / HU, case.scan.hu)
+    np.save(folder / LABELS, case.labels)
+    (folder / RECORD).write_text(json.dumps(record.to_json(), sort_keys=True, allow_nan=False))
+    folder.chmod(0o755)  # mkdtemp lets nobody else in
+    return folder, record
+
+
+def _compared(store_path: Path, records: Iterable[CaseRecord]) -> tuple[CaseRecord, ...]:
+    """The records in order, after what no case can tell alone: generated beside real, one scan under two names."""
+    ordered = sorted(records, key=lambda record: record.case_id)
+    generated = sum(record.generated for record in ordered)
+    if 0 < generated < len(ordered):
+        got, remedy = f"{generated} generated among {len(ordered)}", "prepare them apart"
+        raise InputError(store_path, expected="only generated or only real cases", got=got, remedy=remedy)
+    first: dict[str, CaseRecord] = {}
+    for i, record in enumerate(ordered):
+        twin = first.setdefault(record.voxel_sha256, record)
+        if twin.patient_id != record.patient_id:
+            raise InputError(
+                store_path,
+                expected="each scan under one patient",
+                got=f"the same voxels in {twin.case_id} and {record.case_id} (names: {key_table_path(store_path)})",
+                remedy="join their patients by `--groups`, or leave one out by `--exclude`",
+            )
+        if twin is not record:
+            ordered[i] = replace(record, warnings=(*record.warnings, f"same voxels as {twin.case_id}"))
+    return tuple(ordered)
+
+
+def _refuse_warnings(records: Iterable[CaseRecord], strict: bool) -> None:
+    for record in records:
+        if strict and record.warnings:
+            remedy = "put it right, or do without `--strict`"
+            raise InputError(record.case_id, expected="no warning", got=record.warnings[0], remedy=remedy)
+
+
+def _announce(records: tuple[CaseRecord, ...]) -> None:
+    """Each kind of warning once, with the number of cases it is about."""
+    count = Counter(text for record in records for text in record.warnings)
+    for text, n in count.items():
+        first = next(record.case_id for record in records if text in record.warnings)
+        warnings.warn(f"{first}{f' and {n - 1} more' if n > 1 else ''}: {text}", stacklevel=3)
+
+
+@contextmanager
+def _locked(store_path: Path) -> Iterator[None]:
+    """One prepare at a time. The system holds the lock, so that a killed prepare leaves it free."""
+    if store_path.exists() and not store_path.is_dir():
+        raise InputError(store_path, expected="a folder", got="a file", remedy="name another output")
+    store_path.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(store_path / _LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        remedy = "wait until it ends"
+        raise InputError(store_path, expected="one prepare at a time", got="another", remedy=remedy) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _refuse_other_folder(store_path: Path, kind: StoreKind) -> None:
+    """Nothing that `prepare` did not make is ever removed: a folder with other things in it is refused."""
+    known, cases = {MANIFEST, CASES, _LOCK}, store_path / CASES
+    other = [path for path in store_path.iterdir() if path.name not in known and not _is_temporary(path)]
+    other += [path for path in cases.iterdir() if not CASE_ID.fullmatch(path.name)] if cases.is_dir() else []
+    remedy = "name another output folder"
+    if other:
+        raise InputError(store_path, expected="an empty folder or a store", got=str(min(other)), remedy=remedy)
+    try:
+        found = json.loads((store_path / MANIFEST).read_bytes())["kind"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return  # no manifest, or a damaged one that is written anew
+    if found != kind:
+        raise InputError(store_path, expected=f"a store of {kind}", got=f"one of {found}", remedy=remedy)
+
+
+def _is_temporary(path: Path) -> bool:
+    return path.name.startswith(_TEMPORARY)
+
+
+def _remove_temporaries(store_path: Path) -> None:
+    """What a killed prepare left half-written."""
+    for path in filter(_is_temporary, store_path.iterdir()):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)  # its worker may live a moment longer; what is left goes next time
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _finished(store_path: Path, jobs: list[Job]) -> dict[str, CaseRecord]:
+    """Records of the cases that are there, whole, and made from the same source."""
+    records = {}
+    for job in jobs:
+        folder = case_folder(store_path, job.case_id)
+        try:
+            record = CaseRecord.from_json(json.loads((folder / RECORD).read_bytes()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            continue  # not there, or not whole: made again
+        same = record.case_id == job.case_id and record.source_sha256 == job.source_sha256
+        if same and array_damage(folder, record) is None:
+            records[job.case_id] = record
+    return records
+
+
+def _gone(store_path: Path, jobs: list[Job]) -> list[Path]:
+    cases, wanted = store_path / CASES, {job.case_id for job in jobs}
+    return [folder for folder in cases.iterdir() if folder.name not in wanted] if cases.is_dir() else []
+
+
+def _put_in_place(folder: Path, target: Path) -> None:
+    target.parent.mkdir(exist_ok=True)
+    if target.exists():  # a folder with files cannot be replaced in one step; the manifest is gone by now
+        shutil.rmtree(target)
+    os.replace(folder, target)
+
+
+def _replace_text(path: Path, text: str, mode: int = 0o644) -> None:
+    """Write a file in one step; one that already says so is not touched."""
+    if path.is_file() and path.read_bytes() == text.encode():
+        return
+    temporary = path.with_name(_TEMPORARY + path.name)
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as stream:
+        stream.write(text.encode())
+    os.replace(temporary, path)

@@ -1,0 +1,221 @@
+"""What the manifest of a store says of each case: geometry, liver box, lesions, checksums; no name of the source."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+from scipy.spatial import ConvexHull, QhullError
+from scipy.spatial.distance import pdist
+
+from lesionseg.inputs import Box, liver_box
+from lesionseg.labels import LIVER, NAMES, is_lesion, is_liver
+from lesionseg.scan import Case
+
+#: All neighbours of a voxel count as touching it; with D = 1 this is the 8-neighbourhood of a slice.
+FULL_CONNECTIVITY = np.ones((3, 3, 3), dtype=bool)
+
+
+@dataclass(frozen=True)
+class LesionRecord:
+    """One connected lesion of one type.
+
+    Attributes:
+        type: a name of `labels.NAMES`.
+        voxels: its size.
+        slices: first and last slice it is seen in.
+        volume_ml: None where a spacing is unknown (also for a single slice that states no thickness).
+        area_mm2: area on the slice where it is largest; None where the spacing is unknown.
+        diameter_mm: longest diameter on that slice (see `longest_diameter`); None where the spacing is unknown.
+    """
+
+    type: str
+    voxels: int
+    slices: tuple[int, int]
+    volume_ml: float | None
+    area_mm2: float | None
+    diameter_mm: float | None
+
+
+@dataclass(frozen=True)
+class CaseRecord:
+    """One case of a store. Ids are pseudonyms; arrays are in the orientation of `scan.to_canonical`.
+
+    Attributes:
+        spacing_mm: along (D, H, W); None: unknown. The first is NaN for a slice that states no thickness.
+        affine: rows of the (4, 4) affine, array index → LPS mm; None: unknown.
+        liver_box: `inputs.liver_box` of the liver with its lesions; None without liver.
+        liver_slices: indices of slices that hold liver; `lesion_slices` the same for lesion.
+        lesion_types: names of the lesion labels present, in the order of their ids.
+        lesions: see `lesions_of`.
+        source_sha256: of the bytes of the source files and all that decided how they were read.
+        voxel_sha256: of shape and HU, so that the same scan is known again under another name.
+    """
+
+    case_id: str
+    patient_id: str
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float] | None
+    affine: tuple[tuple[float, ...], ...] | None
+    liver_box: Box | None
+    liver_slices: tuple[int, ...]
+    lesion_slices: tuple[int, ...]
+    lesion_types: tuple[str, ...]
+    lesions: tuple[LesionRecord, ...]
+    liver_predicted: bool
+    generated: bool
+    warnings: tuple[str, ...]
+    source_sha256: str
+    voxel_sha256: str
+    labels_sha256: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types; NaN becomes null."""
+        out: dict[str, Any] = _without_nan(asdict(self))
+        return out
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> CaseRecord:
+        """The inverse of `to_json`; `ValueError`, `KeyError` or `TypeError` for anything else."""
+        if set(data) != set(cls.__dataclass_fields__):
+            raise ValueError(f"fields {sorted(set(data) ^ set(cls.__dataclass_fields__))} missing or unknown")
+        depth, height, width = (int(n) for n in data["shape"])
+        return cls(
+            case_id=_text(data["case_id"]),
+            patient_id=_text(data["patient_id"]),
+            shape=(depth, height, width),
+            spacing_mm=_spacing(data["spacing_mm"]),
+            affine=None if data["affine"] is None else tuple(tuple(map(_number, row)) for row in data["affine"]),
+            liver_box=None if data["liver_box"] is None else Box(*map(int, data["liver_box"])),
+            liver_slices=tuple(map(int, data["liver_slices"])),
+            lesion_slices=tuple(map(int, data["lesion_slices"])),
+            lesion_types=tuple(map(_text, data["lesion_types"])),
+            lesions=tuple(map(_lesion_from_json, data["lesions"])),
+            liver_predicted=bool(data["liver_predicted"]),
+            generated=bool(data["generated"]),
+            warnings=tuple(map(_text, data["warnings"])),
+            source_sha256=_text(data["source_sha256"]),
+            voxel_sha256=_text(data["voxel_sha256"]),
+            labels_sha256=_text(data["labels_sha256"]),
+        )
+
+
+def describe(
+    case: Case, *, case_id: str, patient_id: str, source_sha256: str, warnings: tuple[str, ...] = ()
+) -> CaseRecord:
+    """Measure a case that is already canonical; `warnings` are those fit for the store (no source names)."""
+    scan, labels = case.scan, case.labels
+    counts = np.bincount(labels.reshape(-1), minlength=2)
+    depth, height, width = scan.hu.shape
+    return CaseRecord(
+        case_id=case_id,
+        patient_id=patient_id,
+        shape=(depth, height, width),
+        spacing_mm=scan.spacing_mm,
+        affine=None if scan.affine is None else tuple(tuple(float(x) for x in row) for row in scan.affine),
+        liver_box=liver_box(is_liver(labels)),
+        liver_slices=_slices(is_liver(labels)),
+        lesion_slices=_slices(is_lesion(labels)),
+        lesion_types=tuple(name for i, name in NAMES.items() if i > LIVER and i < len(counts) and counts[i]),
+        lesions=lesions_of(labels, scan.spacing_mm),
+        liver_predicted=case.liver_predicted,
+        generated=scan.generated,
+        warnings=warnings,
+        source_sha256=source_sha256,
+        voxel_sha256=array_sha256(scan.hu),
+        labels_sha256=array_sha256(labels),
+    )
+
+
+def lesions_of(labels: np.ndarray, spacing_mm: tuple[float, float, float] | None) -> tuple[LesionRecord, ...]:
+    """Lesions of a label map (D, H, W): connected components of one type; touching types are two lesions.
+
+    Ordered by type, then by first voxel.
+    """
+    found = []
+    for label, window in enumerate(ndimage.find_objects(labels), start=1):
+        if label == LIVER or window is None:
+            continue
+        # Only the box of the type is searched: the component map takes four bytes a voxel.
+        components, _ = ndimage.label(labels[window] == label, FULL_CONNECTIVITY)
+        for i, box in enumerate(ndimage.find_objects(components), start=1):
+            first = window[0].start + box[0].start
+            found.append(_measure(components[box] == i, NAMES[label], first, spacing_mm))
+    return tuple(found)
+
+
+def longest_diameter(mask: np.ndarray, spacing_mm: tuple[float, float]) -> float:
+    """Longest distance in mm across a mask (H, W): its largest Feret diameter.
+
+    Measured between the midpoints of pixel edges, so that a single pixel is one pixel wide (as skimage's
+    `feret_diameter_max`). 0.0 for an empty mask.
+    """
+    pixels = np.argwhere(mask)
+    steps = np.array([(0.5, 0), (-0.5, 0), (0, 0.5), (0, -0.5)])
+    points = (pixels[:, None] + steps).reshape(-1, 2) * np.asarray(spacing_mm)
+    if not len(points):
+        return 0.0
+    with suppress(QhullError):  # too flat for the tolerance of Qhull: all points are compared
+        points = points[ConvexHull(points).vertices]
+    return float(pdist(points).max())
+
+
+def array_sha256(array: np.ndarray) -> str:
+    """Checksum of shape and values (little-endian, C order)."""
+    digest = hashlib.sha256(repr(tuple(array.shape)).encode())
+    for part in array:  # slice by slice, so that a mapped volume is never copied whole
+        digest.update(np.ascontiguousarray(part, dtype=part.dtype.newbyteorder("<")).data)
+    return digest.hexdigest()
+
+
+def _measure(
+    lesion: np.ndarray, type_name: str, first: int, spacing_mm: tuple[float, float, float] | None
+) -> LesionRecord:
+    voxels, largest = int(lesion.sum()), lesion[lesion.sum((1, 2)).argmax()]
+    volume = area = diameter = None
+    if spacing_mm is not None:
+        thickness, *plane = spacing_mm
+        volume = None if math.isnan(thickness) else voxels * thickness * plane[0] * plane[1] / 1000
+        area = float(largest.sum()) * plane[0] * plane[1]
+        diameter = longest_diameter(largest, (plane[0], plane[1]))
+    return LesionRecord(type_name, voxels, (first, first + len(lesion) - 1), volume, area, diameter)
+
+
+def _slices(mask: np.ndarray) -> tuple[int, ...]:
+    return tuple(int(i) for i in np.flatnonzero(mask.any((1, 2))))
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _lesion_from_json(data: dict[str, Any]) -> LesionRecord:
+    first, last = (int(i) for i in data["slices"])
+    sizes = (None if data[key] is None else _number(data[key]) for key in ("volume_ml", "area_mm2", "diameter_mm"))
+    return LesionRecord(_text(data["type"]), int(data["voxels"]), (first, last), *sizes)
+
+
+def _spacing(data: list[float | None] | None) -> tuple[float, float, float] | None:
+    if data is None:
+        return None
+    thickness, height, width = data
+    return _number(thickness), _number(height), _number(width)
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _text(value: str) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"text expected, got {value!r}")
+    return value

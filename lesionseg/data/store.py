@@ -1,0 +1,183 @@
+"""A prepared store: one folder of arrays per case, memory-mapped, and the manifest that says what they are.
+
+    STORE/manifest.json
+    STORE/cases/<case_id>/{hu.npy, labels.npy, record.json}
+
+`hu.npy` is int16 (D, H, W), `labels.npy` uint8 (D, H, W) with ids of `lesionseg.labels`, both canonical (see
+`scan.canonical_axes`). The manifest is written last, so a folder without one was never finished.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from lesionseg.data.records import CaseRecord, LesionRecord, array_sha256
+from lesionseg.errors import InputError
+
+__all__ = ["CaseRecord", "LesionRecord", "Store", "StoreKind", "refuse_shared_voxels"]
+
+StoreKind = Literal["lits", "slices"]
+
+#: Changes with the layout of a store or with what is measured of a case; stores of another format are made again.
+STORE_FORMAT = 1
+MANIFEST, CASES = "manifest.json", "cases"
+HU, LABELS, RECORD = "hu.npy", "labels.npy", "record.json"
+CASE_ID = re.compile(r"p[0-9a-f]{10}-[0-9a-f]{6}")
+_REMEDY = "run `lesionseg prepare` again"
+
+
+@dataclass(frozen=True)
+class Store:
+    """An opened store.
+
+    Attributes:
+        path: its folder.
+        kind: `lits` (volumes, lesions without type) or `slices` (single slices with lesion types).
+        records: one per case, ordered by case id.
+        manifest_sha256: checksum of the manifest, and through the checksums in it of every voxel.
+    """
+
+    path: Path
+    kind: StoreKind
+    records: tuple[CaseRecord, ...] = field(repr=False)
+    manifest_sha256: str
+
+    @classmethod
+    def open(cls, path: str | Path, *, verify: bool = False) -> Store:
+        """Read the manifest and see that every array is there in its full size.
+
+        Args:
+            path: folder made by `prepare`.
+            verify: also recompute all checksums (reads every voxel).
+
+        Raises:
+            InputError: no store, an unfinished or damaged one, or one of another format.
+        """
+        path = Path(path)
+        text = _read_manifest(path)
+        store = cls(path, *_parse_manifest(path / MANIFEST, text), hashlib.sha256(text).hexdigest())
+        for record in store.records:
+            problem = array_damage(case_folder(path, record.case_id), record, verify=verify)
+            if problem is not None:
+                raise problem
+        return store
+
+    @property
+    def generated(self) -> bool:
+        """Every case was made by `lesionseg phantom` (a store never mixes the two)."""
+        return all(record.generated for record in self.records)
+
+    @cached_property
+    def _by_id(self) -> dict[str, CaseRecord]:
+        return {record.case_id: record for record in self.records}
+
+    def record(self, case_id: str) -> CaseRecord:
+        """The record of a case; `KeyError` if there is none."""
+        return self._by_id[case_id]
+
+    def hu(self, case_id: str) -> np.memmap:
+        """Hounsfield units, int16 (D, H, W), read-only and mapped: only what is touched is read."""
+        return _mapped(case_folder(self.path, case_id) / HU)
+
+    def labels(self, case_id: str) -> np.memmap:
+        """Label ids, uint8 (D, H, W), read-only and mapped."""
+        return _mapped(case_folder(self.path, case_id) / LABELS)
+
+
+def refuse_shared_voxels(first: Store, second: Store) -> None:
+    """Refuse two stores that hold the same scan, so that none is both learned from and tested on.
+
+    Raises:
+        InputError: names the first such pair.
+    """
+    voxels = {record.voxel_sha256: record.case_id for record in first.records}
+    for record in second.records:
+        if record.voxel_sha256 in voxels:
+            raise InputError(
+                second.path,
+                expected=f"no scan of {first.path}",
+                got=f"the same voxels in {record.case_id} and {voxels[record.voxel_sha256]}",
+                remedy="leave the case out of one of them (`--exclude`) and prepare it again",
+            )
+
+
+def array_damage(folder: Path, record: CaseRecord, *, verify: bool = False) -> InputError | None:
+    """What is wrong with the arrays in the folder of a case, if anything; `verify` recomputes their checksums."""
+    arrays = ((HU, np.dtype(np.int16), record.voxel_sha256), (LABELS, np.dtype(np.uint8), record.labels_sha256))
+    for name, dtype, checksum in arrays:
+        file, expected = folder / name, f"{dtype} array of shape {record.shape}"
+        try:
+            array = _mapped(file)
+            size = file.stat().st_size
+        except (OSError, ValueError, EOFError, SyntaxError) as error:
+            return InputError(file, expected=expected, got=f"no readable array ({error})", remedy=_REMEDY)
+        if array.shape != record.shape or array.dtype != dtype or size != array.offset + array.nbytes:
+            got = f"{array.dtype} {array.shape} in {size} bytes"
+            return InputError(file, expected=expected, got=got, remedy=_REMEDY)
+        if verify and array_sha256(array) != checksum:
+            return InputError(file, expected=f"sha256 {checksum}", got="other voxels", remedy=_REMEDY)
+    return None
+
+
+def case_folder(store: Path, case_id: str) -> Path:
+    """The folder of a case."""
+    return store / CASES / case_id
+
+
+def manifest_text(kind: StoreKind, records: tuple[CaseRecord, ...]) -> str:
+    """The manifest of these cases: the same cases give the same bytes."""
+    ordered = sorted(records, key=lambda record: record.case_id)
+    content = {"format": STORE_FORMAT, "kind": kind, "cases": [record.to_json() for record in ordered]}
+    return json.dumps(content, sort_keys=True, allow_nan=False, indent=1) + "\n"
+
+
+def _mapped(file: Path) -> np.memmap:
+    array = np.load(file, mmap_mode="r")
+    if not isinstance(array, np.memmap):
+        raise ValueError("not a plain .npy file")
+    return array
+
+
+def _read_manifest(path: Path) -> bytes:
+    try:
+        return (path / MANIFEST).read_bytes()
+    except OSError as error:
+        unfinished = (path / CASES).is_dir()
+        got = "an unfinished store" if unfinished else f"no {MANIFEST} ({error.strerror})"
+        remedy = "run the same `lesionseg prepare` again: it continues" if unfinished else "make one by prepare"
+        raise InputError(path, expected="a prepared store", got=got, remedy=remedy) from None
+
+
+def _parse_manifest(file: Path, text: bytes) -> tuple[StoreKind, tuple[CaseRecord, ...]]:
+    try:
+        content: dict[str, Any] = json.loads(text)
+        version, kind = content["format"], content["kind"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(file, expected="the manifest of a store", got=f"{error}", remedy=_REMEDY) from None
+    if version != STORE_FORMAT:
+        raise InputError(file, expected=f"format {STORE_FORMAT}", got=f"format {version}", remedy=_REMEDY)
+    try:
+        records = tuple(CaseRecord.from_json(case) for case in content["cases"])
+        _check_records(kind, records)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise InputError(file, expected="records of cases", got=f"{error!r}", remedy=_REMEDY) from None
+    return kind, records
+
+
+def _check_records(kind: str, records: tuple[CaseRecord, ...]) -> None:
+    ids = [record.case_id for record in records]
+    if kind not in ("lits", "slices"):
+        raise ValueError(f"unknown kind {kind!r}")
+    if not ids or ids != sorted(set(ids)):
+        raise ValueError("no cases, or cases doubled or out of order")
+    strange = [case_id for case_id in ids if not CASE_ID.fullmatch(case_id)]
+    if strange:  # a name such as ../x would lead out of the store
+        raise ValueError(f"{strange[0]!r} is no case id")
