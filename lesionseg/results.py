@@ -1,20 +1,19 @@
-"""The tables that a finished run leaves in its folder (`run.json`, `slices.csv`, `lesions.csv`): writing and reading."""
+"""The tables that a finished run leaves in its folder, `slices.csv` and `lesions.csv`: writing, reading, checking."""
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from lesionseg.errors import InputError
+from lesionseg.lesions import MIN_OVERLAP
+from lesionseg.runs import RunInfo, finished_run, write_text
 
-RUN_FILE, SLICES_FILE, LESIONS_FILE = "run.json", "slices.csv", "lesions.csv"
-FINISHED = "finished"
+SLICES_FILE, LESIONS_FILE = "slices.csv", "lesions.csv"
 
 #: Columns of `slices.csv`, one row per slice and figure; an empty `value`: the figure is not defined on this slice.
 SLICE_COLUMNS: dict[str, str] = {
@@ -47,56 +46,14 @@ REFERENCE, FALSE_POSITIVE = "reference", "false_positive"
 _REMEDY = "run this cell of the grid again"
 
 
-@dataclass(frozen=True)
-class RunRecord:
-    """What a run says of itself in `run.json`.
-
-    Attributes:
-        schedule: name of the freeze schedule, the row of the table.
-        title: the schedule's name for readers.
-        fold: which fold was the test part.
-        seed: seed of weights, order and augmentation.
-        state: `finished`, or how far it got.
-        commit: of the package's code.
-        machine: kind of machine, without its name.
-        config_sha256: of the resolved configuration of this run.
-        manifest_sha256: of the manifest of the prepared data.
-        encoder: name of the encoder.
-        encoder_weights: what the encoder started from before any CT (`imagenet`); None: nothing.
-        generated: the data come from `lesionseg phantom`.
-        epochs: the budget, which must be equal in all rows.
-        min_overlap: share of a lesion's area that finds it.
-    """
-
-    schedule: str
-    title: str
-    fold: int
-    seed: int
-    state: str
-    commit: str
-    machine: str
-    config_sha256: str
-    manifest_sha256: str
-    encoder: str
-    encoder_weights: str | None
-    generated: bool
-    epochs: int
-    min_overlap: float
-
-
 @dataclass(frozen=True, eq=False)
 class RunResult:
     """A finished run: what it is, and its two tables (columns `SLICE_COLUMNS`, `LESION_COLUMNS`)."""
 
     folder: Path
-    record: RunRecord
+    info: RunInfo
     slices: pd.DataFrame
     lesions: pd.DataFrame
-
-
-def write_run(folder: Path, record: RunRecord) -> None:
-    """Write `run.json`. Last of the three files: a folder with a finished `run.json` is complete."""
-    write_text(folder / RUN_FILE, json.dumps(asdict(record), indent=2) + "\n")
 
 
 def write_slices(folder: Path, rows: Iterable[Mapping[str, object]]) -> None:
@@ -109,51 +66,20 @@ def write_lesions(folder: Path, rows: Iterable[Mapping[str, object]]) -> None:
     write_text(folder / LESIONS_FILE, _to_csv(rows, LESION_COLUMNS))
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all: to a sibling first, which then takes its place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def read_record(folder: Path) -> RunRecord:
-    """Read `run.json` of a run, finished or not; further keys are left aside.
-
-    Raises:
-        InputError: no such file, or it is not what `write_run` writes.
-    """
-    path = folder / RUN_FILE
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(path, expected="the record of a run", got=str(error), remedy=_REMEDY) from error
-    names = [field.name for field in fields(RunRecord)]
-    missing = [name for name in names if not isinstance(record, dict) or name not in record]
-    if missing:
-        raise InputError(path, expected=f"the keys {', '.join(names)}", got=f"no {', '.join(missing)}", remedy=_REMEDY)
-    return RunRecord(**{name: record[name] for name in names})
-
-
 def read_run(folder: Path) -> RunResult:
     """Read a finished run.
 
     Raises:
         InputError: a file is missing, the run has not finished, or a table is not what `write_slices` and
             `write_lesions` write: columns, types of values, each slice and figure once, the figures of `SLICE_FIGURES`
-            on every slice, each lesion once and on one of the slices.
+            on every slice, each lesion once and on one of the slices, found by the definition of `lesions.py`.
     """
-    record = read_record(folder)
-    if record.state != FINISHED:
-        raise InputError(folder / RUN_FILE, expected=f"state {FINISHED}", got=record.state, remedy="let the run finish")
+    info = finished_run(folder)
     slices = _read_csv(folder / SLICES_FILE, SLICE_COLUMNS)
     lesions = _read_csv(folder / LESIONS_FILE, LESION_COLUMNS)
     _check_slices(folder / SLICES_FILE, slices)
     _check_lesions(folder / LESIONS_FILE, lesions, slices)
-    return RunResult(folder, record, slices, lesions)
+    return RunResult(folder, info, slices, lesions)
 
 
 def _to_csv(rows: Iterable[Mapping[str, object]], columns: dict[str, str]) -> str:
@@ -200,12 +126,13 @@ def _check_lesions(path: Path, lesions: pd.DataFrame, slices: pd.DataFrame) -> N
     _refuse_rows(path, lesions, lesions.duplicated(["lesion_id"]), "each lesion once")
     known = pd.MultiIndex.from_frame(slices[key])
     _refuse_rows(path, lesions, ~pd.MultiIndex.from_frame(lesions[key]).isin(known), f"slices of {SLICES_FILE}")
-    _refuse_rows(path, lesions, reference & ~lesions.found.isin([0, 1]), "found 0 or 1")
-    _refuse_rows(path, lesions, reference == (lesions.type == ""), "a type for reference lesions and for no other")
-    named = lesions.predicted_type != ""
+    found = (lesions.overlap >= MIN_OVERLAP).astype(int)
     _refuse_rows(
-        path, lesions, reference & (named != (lesions.found == 1)), "a predicted type where the lesion is found"
+        path, lesions, reference & (lesions.found != found), f"found where the overlap is {MIN_OVERLAP} or more"
     )
+    _refuse_rows(path, lesions, reference == (lesions.type == ""), "a type for reference lesions and for no other")
+    typed = (lesions.found == 1) | ~reference
+    _refuse_rows(path, lesions, typed == (lesions.predicted_type == ""), "a predicted type unless the lesion is missed")
     counted = lesions[~reference].groupby(["case_id", "slice"]).size()
     stated = slices[slices.figure == "false_positives"].set_index(["case_id", "slice"]).value
     wrong = stated.ne(counted.reindex(stated.index, fill_value=0))
