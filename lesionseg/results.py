@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,14 +55,14 @@ class RunResult:
     lesions: pd.DataFrame
 
 
-def write_slices(folder: Path, rows: Iterable[Mapping[str, object]]) -> None:
-    """Write `slices.csv` from rows with the keys of `SLICE_COLUMNS`."""
-    write_text(folder / SLICES_FILE, _to_csv(rows, SLICE_COLUMNS))
+def write_slices(folder: Path, table: pd.DataFrame) -> None:
+    """Write `slices.csv`, whole or not at all; the table has the columns `SLICE_COLUMNS`."""
+    write_text(folder / SLICES_FILE, _to_csv(table, SLICE_COLUMNS))
 
 
-def write_lesions(folder: Path, rows: Iterable[Mapping[str, object]]) -> None:
-    """Write `lesions.csv` from rows with the keys of `LESION_COLUMNS`."""
-    write_text(folder / LESIONS_FILE, _to_csv(rows, LESION_COLUMNS))
+def write_lesions(folder: Path, table: pd.DataFrame) -> None:
+    """Write `lesions.csv`, whole or not at all; the table has the columns `LESION_COLUMNS`."""
+    write_text(folder / LESIONS_FILE, _to_csv(table, LESION_COLUMNS))
 
 
 def read_run(folder: Path) -> RunResult:
@@ -82,14 +81,10 @@ def read_run(folder: Path) -> RunResult:
     return RunResult(folder, info, slices, lesions)
 
 
-def _to_csv(rows: Iterable[Mapping[str, object]], columns: dict[str, str]) -> str:
-    rows = list(rows)
-    wrong = next((set(row) ^ set(columns) for row in rows if set(row) != set(columns)), None)
-    if wrong:
-        raise ValueError(
-            f"rows must have the keys {', '.join(columns)}; missing or unknown: {', '.join(sorted(wrong))}"
-        )
-    return pd.DataFrame(rows, columns=list(columns)).to_csv(index=False, lineterminator="\n")
+def _to_csv(table: pd.DataFrame, columns: dict[str, str]) -> str:
+    if set(table.columns) != set(columns):
+        raise ValueError(f"the columns must be {', '.join(columns)}, got {', '.join(map(str, table.columns))}")
+    return table[list(columns)].to_csv(index=False, lineterminator="\n")
 
 
 def _read_csv(path: Path, columns: dict[str, str]) -> pd.DataFrame:
