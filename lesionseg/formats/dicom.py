@@ -1,0 +1,217 @@
+"""DICOM CT → `Scan`: a folder with one series, a single slice, or an enhanced multi-frame file.
+
+Stacking is highdicom's. What it lets pass and a CT must not have is refused by `dicom_checks` first. Messages name
+files, positions and attributes, and never what an attribute says of the patient.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import highdicom as hd
+import numpy as np
+import pydicom
+from pydicom import config as pydicom_config
+from pydicom.dataset import Dataset
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+from lesionseg.errors import InputError
+from lesionseg.formats.dicom_checks import ENHANCED, Slice, check_enhanced, check_series, choose_series, positions_mm
+from lesionseg.formats.nifti import check_affine, stem, to_int16
+from lesionseg.scan import Scan, spacing_of
+
+#: The `Manufacturer` in files that `lesionseg phantom` writes.
+PHANTOM_MARK = "lesionseg phantom"
+#: What pixels become that `PixelPaddingValue` marks as outside of the reconstruction: air.
+PADDING_HU = -1024
+#: Slices are checked one by one against the regular stack (`dicom_checks`); highdicom compares neighbouring distances,
+#: which may then differ by twice as much.
+_SPACING_TOLERANCE = 0.2
+#: Names that mean to be DICOM: such a file is not skipped when it cannot be read.
+_SUFFIXES = (".dcm", ".dicom", ".ima")
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file looks like DICOM: the prefix at byte 128, or (old files) a data set that starts at once."""
+    with path.open("rb") as file:
+        head = file.read(132)
+    return head[128:] == b"DICM" or head[:4] in (b"\x08\0\0\0", b"\x08\0\x01\0", b"\x08\0\x05\0", b"\x08\0\x08\0")
+
+
+def read_dicom_series(folder: Path, series: str | None = None) -> Scan:
+    """Read the CT series that a folder holds, sub-folders included.
+
+    Files that are not DICOM, DICOMDIR, and series that are no CT beside one that is are passed over.
+
+    Args:
+        folder: the files may have any names, in any order.
+        series: SeriesInstanceUID or the end of it; needed only where the folder holds several CT series.
+
+    Returns:
+        the scan in the order of its positions; pixels marked as padding are `PADDING_HU`.
+
+    Raises:
+        InputError: no CT series, or several and none named; files without pixels; slices of different patients,
+            studies, sizes or orientations; originals and derived images mixed; pixels that are not Hounsfield units
+            (rescale missing, MONOCHROME1, colour); gantry tilt, gaps, doubles, uneven distances; undecodable pixels.
+    """
+    headers = _read_headers(folder)
+    with _refused(folder, "the headers of a CT series"):
+        chosen = choose_series(folder, headers, series)
+    if chosen[0].dataset.get("SOPClassUID") in ENHANCED and len(chosen) == 1:
+        return read_dicom_file(chosen[0].path)
+    slices = [Slice(item.path, _read(item.path)) for item in chosen]
+    return _stack(folder, slices)
+
+
+def read_dicom_file(path: Path) -> Scan:
+    """Read a single slice (D = 1) or all frames of an enhanced CT. See `read_dicom_series` for what is refused.
+
+    The slice thickness stands for the first spacing of a single slice (NaN where the file states none; its affine then
+    steps 1 mm).
+    """
+    dataset = _read(path)
+    if dataset.get("SOPClassUID") in ENHANCED:
+        return _read_enhanced(path, dataset)
+    return _stack(path, [Slice(path, dataset)])
+
+
+def read_dicom_slice(path: Path) -> Scan:
+    """Read a file that holds one slice (D = 1); `InputError` if it holds more. See `read_dicom_file`."""
+    scan = read_dicom_file(path)
+    if len(scan.hu) != 1:
+        raise InputError(
+            path,
+            expected="a single slice",
+            got=f"{len(scan.hu)} frames",
+            remedy="give the one slice that the mask was drawn on",
+            code="not-a-slice",
+        )
+    return scan
+
+
+def _stack(where: Path, slices: Sequence[Slice]) -> Scan:
+    with _refused(where, "a regular CT series"):
+        check_series(where, slices)
+        along = positions_mm(slices)[:, 0]
+        slices = [slices[i] for i in np.argsort(along)]
+        datasets = [item.dataset for item in slices]
+        for dataset in datasets:  # equal by the checks above, but to highdicom "equal" is to the last digit
+            dataset.ImageOrientationPatient = datasets[0].ImageOrientationPatient
+            dataset.FrameOfReferenceUID = datasets[0].get("FrameOfReferenceUID") or datasets[0].SeriesInstanceUID
+    with _refused(where, "CT slices whose pixels can be decoded", with_message=True):
+        volume = hd.get_volume_from_series(
+            datasets,
+            dtype=np.float32,
+            apply_real_world_transform=False,
+            apply_modality_transform=True,
+            apply_presentation_lut=False,
+            rtol=_SPACING_TOLERANCE,
+        )
+    with _refused(where, "a regular CT series"):
+        if not np.allclose(volume.position, datasets[0].ImagePositionPatient):
+            datasets.reverse()
+        hu = np.stack([_fill_padding(hu, dataset) for hu, dataset in zip(volume.array, datasets, strict=True)])
+        affine = np.array(volume.affine, dtype=np.float64)
+        thickness_mm = float(datasets[0].get("SliceThickness") or "nan")
+        if len(datasets) == 1:
+            affine[:, 0] *= (1.0 if np.isnan(thickness_mm) else thickness_mm) / np.linalg.norm(affine[:, 0])
+        return _scan(where, hu, affine, datasets[0], thickness_mm if len(datasets) == 1 else None)
+
+
+def _read_enhanced(path: Path, dataset: Dataset) -> Scan:
+    with _refused(path, "an enhanced CT with the geometry of its frames"):
+        check_enhanced(path, dataset)
+    with _refused(path, "an enhanced CT whose frames form one volume", with_message=True):
+        volume = hd.Image.from_dataset(dataset, copy=False).get_volume(
+            dtype=np.float32,
+            apply_real_world_transform=False,
+            apply_modality_transform=True,
+            apply_presentation_lut=False,
+            rtol=_SPACING_TOLERANCE,
+        )
+    with _refused(path, "an enhanced CT with the geometry of its frames"):
+        return _scan(path, volume.array, np.array(volume.affine, dtype=np.float64), dataset, None)
+
+
+def _scan(where: Path, hu: np.ndarray, affine: np.ndarray, dataset: Dataset, thickness_mm: float | None) -> Scan:
+    """The scan; `thickness_mm`, where given, stands for the distance of slices that a single slice does not have."""
+    check_affine(affine, where)
+    spacing = spacing_of(affine)
+    return Scan(
+        to_int16(hu, where),
+        where.name if where.is_dir() else stem(where),
+        spacing if thickness_mm is None else (thickness_mm, *spacing[1:]),
+        affine,
+        dataset.get("Manufacturer") == PHANTOM_MARK,
+    )
+
+
+def _fill_padding(hu: np.ndarray, dataset: Dataset) -> np.ndarray:
+    """HU (H, W) with air in the pixels whose stored value PixelPaddingValue (…RangeLimit) marks as no measurement."""
+    if "PixelPaddingValue" not in dataset:
+        return hu
+    ends = [int(dataset.PixelPaddingValue), int(dataset.get("PixelPaddingRangeLimit", dataset.PixelPaddingValue))]
+    half = 1 << (dataset.BitsAllocated - 1)
+    if dataset.PixelRepresentation == 1:  # some writers give the bits of a negative value as an unsigned number
+        ends = [end - 2 * half if end >= half else end for end in ends]
+    low, high = sorted(end * float(dataset.RescaleSlope) + float(dataset.RescaleIntercept) for end in ends)
+    margin = abs(float(dataset.RescaleSlope)) / 2
+    return np.where((hu > low - margin) & (hu < high + margin), np.float32(PADDING_HU), hu)
+
+
+def _read_headers(folder: Path) -> list[Slice]:
+    """Every DICOM file below a folder, without pixels. A file named as DICOM that cannot be read is an error."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        if not path.is_file() or path.name.startswith(".") or path.name.upper() == "DICOMDIR":
+            continue
+        if is_dicom(path):
+            found.append(Slice(path, _read(path, stop_before_pixels=True)))
+        elif path.suffix.lower() in _SUFFIXES:
+            raise InputError(
+                path,
+                expected="a DICOM file, as its name says",
+                got="an empty file" if not path.stat().st_size else "something else",
+                remedy="copy the file again, or take it out of the folder if it is not part of the series",
+                code="unreadable",
+            )
+    return found
+
+
+def _read(path: Path, *, stop_before_pixels: bool = False) -> Dataset:
+    with _refused(path, "a readable DICOM file"):
+        dataset = pydicom.dcmread(path, force=True, stop_before_pixels=stop_before_pixels)
+        if "TransferSyntaxUID" not in dataset.file_meta:  # a data set without file header: as pydicom found it written
+            implicit, little = dataset.original_encoding
+            syntax = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+            dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else syntax
+        if "SOPClassUID" not in dataset:
+            raise ValueError("no SOPClassUID")
+        return dataset
+
+
+@contextmanager
+def _refused(where: Path, expected: str, *, with_message: bool = False) -> Iterator[None]:
+    """Turn whatever pydicom, highdicom and the decoders raise into `InputError`, and keep their warnings quiet.
+
+    The text of an exception is passed on only where it speaks of pixels and positions (`with_message`): elsewhere it
+    may quote an attribute, and so the patient's name.
+    """
+    try:
+        with warnings.catch_warnings(), pydicom_config.disable_value_validation():
+            warnings.simplefilter("ignore")
+            yield
+    except InputError:
+        raise
+    except Exception as error:  # malformed bytes surface as almost any exception type
+        raise InputError(
+            where,
+            expected=expected,
+            got=f"{type(error).__name__}: {error}" if with_message else f"malformed content ({type(error).__name__})",
+            remedy="export the series again, uncompressed if it was compressed",
+            code="unreadable",
+        ) from error

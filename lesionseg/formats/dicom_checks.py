@@ -1,0 +1,241 @@
+"""What makes DICOM files one CT in Hounsfield units on a regular grid; every fault is refused with its reason."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from pydicom.dataset import Dataset
+from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage
+
+from lesionseg.errors import InputError
+from lesionseg.scan import GEOMETRY_TOLERANCE_VOXELS
+
+ENHANCED = (EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
+#: Direction cosines of two slices may differ this much; writers round them.
+ORIENTATION_TOLERANCE = 1e-4
+#: No CT has more rows or columns; more are a broken header, and would be allocated before the pixels are missed.
+MAX_SIDE_PX = 4096
+
+
+class Slice(NamedTuple):
+    """A DICOM file and what it holds."""
+
+    path: Path
+    dataset: Dataset
+
+
+def choose_series(folder: Path, files: Sequence[Slice], series: str | None) -> list[Slice]:
+    """The files of the one CT series, or of the one named by (the end of) its UID; else `InputError` with the list."""
+    groups: dict[str, list[Slice]] = defaultdict(list)
+    for item in files:
+        groups[str(item.dataset.get("SeriesInstanceUID", ""))].append(item)
+    ct = {uid: group for uid, group in groups.items() if any(_is_ct(item.dataset) for item in group)}
+    if not ct:
+        modalities = sorted({str(item.dataset.get("Modality", "unknown")) for item in files})
+        raise InputError(
+            folder,
+            expected="a CT series",
+            got=f"modality {', '.join(modalities)}" if files else "no DICOM file",
+            remedy="name the folder that holds the slices of one CT series",
+            code="not-ct" if files else "no-dicom",
+        )
+    chosen = [uid for uid in ct if series is None or uid.endswith(series)]
+    if len(chosen) != 1:
+        tail = next(n for n in range(8, 65) if len({uid[-n:] for uid in ct}) == len(ct))
+        listed = "; ".join(f"…{uid[-tail:]} {_describe(group)}" for uid, group in ct.items())
+        raise InputError(
+            folder,
+            expected="one CT series" if series is None else f"one CT series whose UID ends in {series}",
+            got=f"{len(chosen)} of {len(ct)}: {listed}" if series is not None else f"{len(ct)}: {listed}",
+            remedy="name one of them by the end of its UID (series)",
+            code="several-series",
+        )
+    return ct[chosen[0]]
+
+
+def check_series(where: Path, slices: Sequence[Slice]) -> None:
+    """Raise `InputError` unless single-frame files form one CT series on a regular grid."""
+    for item in slices:
+        _check_image(item.path, item.dataset)
+    for name, value in _SHARED.items():
+        _check_shared(where, slices, name, value)
+    for item in slices:
+        _check_hounsfield(item.path, item.dataset, item.dataset)
+    for item in slices:
+        _check_plane(item.path, item.dataset)
+    _check_orientation(where, slices)
+    if len(slices) > 1:
+        _check_positions(where, slices)
+
+
+def check_enhanced(path: Path, dataset: Dataset) -> None:
+    """Raise `InputError` unless every frame of a multi-frame CT is in Hounsfield units, without padding."""
+    _check_image(path, dataset)
+    shared = dataset.SharedFunctionalGroupsSequence[0]
+    for frame in dataset.PerFrameFunctionalGroupsSequence:
+        groups = [
+            g.PixelValueTransformationSequence[0] for g in (shared, frame) if "PixelValueTransformationSequence" in g
+        ]
+        _check_hounsfield(path, dataset, groups[0] if groups else Dataset())
+    if "PixelPaddingValue" in dataset:
+        raise _fault(path, "frames without padding", "a PixelPaddingValue", "convert to single slices", "padding")
+
+
+def positions_mm(slices: Sequence[Slice]) -> np.ndarray:
+    """Positions of the slices, (D, 3) in mm: along the common normal, along the rows, along the columns."""
+    first = np.array(slices[0].dataset.ImageOrientationPatient, dtype=float)
+    rows, columns = first[:3], first[3:]
+    axes = np.stack([np.cross(rows, columns), rows, columns])
+    return np.array([item.dataset.ImagePositionPatient for item in slices], dtype=float) @ axes.T
+
+
+def _fault(where: Path, expected: str, got: str, remedy: str, code: str) -> InputError:
+    return InputError(where, expected=expected, got=got, remedy=remedy, code=code)
+
+
+def _is_ct(dataset: Dataset) -> bool:
+    return dataset.get("SOPClassUID") in (CTImageStorage, *ENHANCED)
+
+
+def _describe(group: Sequence[Slice]) -> str:
+    dataset = group[0].dataset
+    spacing = " x ".join(f"{float(mm):.4g}" for mm in dataset.get("PixelSpacing") or ())
+    thickness = dataset.get("SliceThickness")
+    size = (f", {spacing} mm in plane" if spacing else "") + (f", {float(thickness):.4g} mm thick" if thickness else "")
+    return f"({dataset.get('Modality')}, {len(group)} file{'s' if len(group) > 1 else ''}{size})"
+
+
+def _image_type(dataset: Dataset) -> tuple[str, ...]:
+    value = dataset.get("ImageType") or ()
+    return tuple(str(part).strip().upper() for part in ([value] if isinstance(value, str) else value))
+
+
+def _check_image(path: Path, dataset: Dataset) -> None:
+    """A CT image with pixels of one channel."""
+    modality = dataset.get("Modality")
+    if not _is_ct(dataset) or modality != "CT":
+        kind = getattr(dataset.get("SOPClassUID"), "name", "unknown")
+        raise _fault(path, "a CT image", f"modality {modality}, {kind}", "take the file out of the series", "not-ct")
+    if "LOCALIZER" in _image_type(dataset):
+        raise _fault(path, "an axial image", "a localizer", "take the file out of the series", "localizer")
+    if not any(tag in dataset for tag in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
+        raise _fault(path, "an image with pixels", "none", "export the series again", "no-pixels")
+    sides = (dataset.get("Rows"), dataset.get("Columns"))
+    if not all(isinstance(side, int) and 0 < side <= MAX_SIDE_PX for side in sides):
+        raise _fault(path, f"1 to {MAX_SIDE_PX} rows and columns", f"{sides}", "export the series again", "size")
+    photometric, samples = dataset.get("PhotometricInterpretation"), dataset.get("SamplesPerPixel")
+    if photometric != "MONOCHROME2" or samples != 1:
+        got = f"{photometric} with {samples} samples per pixel"
+        raise _fault(path, "MONOCHROME2 (more is brighter)", got, "export the original CT image", "photometric")
+
+
+def _check_hounsfield(path: Path, dataset: Dataset, transform: Dataset) -> None:
+    """A slope and an intercept turn stored values into Hounsfield units (PS3.3 C.8.2.1; no type means HU)."""
+    missing = [name for name in ("RescaleSlope", "RescaleIntercept") if transform.get(name) is None]
+    kind = transform.get("RescaleType") or "HU"
+    if missing:
+        got = "no " + " and no ".join(missing)
+    elif not np.isfinite([float(transform.RescaleSlope), float(transform.RescaleIntercept)]).all():
+        got = "a rescale that is not finite"
+    elif float(transform.RescaleSlope) <= 0:
+        got = f"a RescaleSlope of {float(transform.RescaleSlope):g}"
+    elif kind != "HU":
+        got = f"RescaleType {kind}"
+    else:
+        return
+    expected = "pixels that rescale to Hounsfield units (RescaleSlope, RescaleIntercept)"
+    raise _fault(path, expected, got, "export the original CT with its rescale attributes", "rescale")
+
+
+def _check_plane(path: Path, dataset: Dataset) -> None:
+    """Position, two unit vectors at right angles and spacing: the place of a slice in the patient."""
+    wanted = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}
+    for name, length in wanted.items():
+        value = np.array(dataset.get(name) or (), dtype=float)
+        if value.shape != (length,) or not np.isfinite(value).all():
+            got = "a broken one" if value.size else "none"
+            raise _fault(path, f"{name} with {length} numbers", got, "export the original CT", "geometry")
+    rows, columns = np.array(dataset.ImageOrientationPatient, dtype=float).reshape(2, 3)
+    if np.abs([rows @ rows - 1, columns @ columns - 1, rows @ columns]).max() > 1e-3:
+        expected = "an ImageOrientationPatient of two unit vectors at right angles"
+        raise _fault(path, expected, "another", "export the original CT", "geometry")
+
+
+def _patient(dataset: Dataset) -> Hashable:
+    return str(dataset.get("PatientID", "")), str(dataset.get("PatientName", ""))
+
+
+#: What all slices of a series share: the name in messages, and how it is read. The values are never shown.
+_SHARED: dict[str, Callable[[Dataset], Hashable]] = {
+    "patient": _patient,
+    "study": lambda dataset: dataset.get("StudyInstanceUID"),
+    "frame of reference": lambda dataset: dataset.get("FrameOfReferenceUID"),
+    "kind (ORIGINAL or DERIVED)": lambda dataset: _image_type(dataset)[:1],
+    "number of rows and columns": lambda dataset: (dataset.get("Rows"), dataset.get("Columns")),
+    "pixel spacing": lambda dataset: tuple(map(float, dataset.get("PixelSpacing") or ())),
+    "manufacturer": lambda dataset: dataset.get("Manufacturer"),
+}
+
+
+def _check_shared(where: Path, slices: Sequence[Slice], name: str, value: Callable[[Dataset], Hashable]) -> None:
+    groups: dict[Hashable, list[Slice]] = defaultdict(list)
+    for item in slices:
+        groups[value(item.dataset)].append(item)
+    if len(groups) > 1:
+        odd = min(groups.values(), key=len)
+        got = f"{len(groups)} different ones: {_names(odd)} differ{'s' if len(odd) == 1 else ''} from the others"
+        raise _fault(where, f"one {name} in all slices", got, "keep the slices of one CT in the folder", "mixed")
+
+
+def _check_orientation(where: Path, slices: Sequence[Slice]) -> None:
+    all_of = np.array([item.dataset.ImageOrientationPatient for item in slices], dtype=float)
+    odd = [
+        item
+        for item, other in zip(slices, np.abs(all_of - np.median(all_of, axis=0)).max(1), strict=True)
+        if other > ORIENTATION_TOLERANCE
+    ]
+    if odd:
+        got = f"another in {_names(odd)}"
+        raise _fault(where, "one orientation in all slices", got, "keep the slices of one stack", "orientation")
+
+
+def _check_positions(where: Path, slices: Sequence[Slice]) -> None:
+    """Slices follow each other along their normal at equal distances, each within 0.1 voxel of its place."""
+    positions = positions_mm(slices)
+    positions = positions[np.argsort(positions[:, 0])]
+    steps = np.diff(positions[:, 0])
+    step = float(np.median(steps))
+    span = positions[-1] - positions[0]
+    drift = float(np.hypot(span[1], span[2]))
+    pixel = np.array(slices[0].dataset.PixelSpacing, dtype=float)[::-1]  # stated as between rows, between columns
+    regular = np.linspace(positions[0], positions[-1], len(positions))[:, 0]
+    faults = []
+    if np.any(np.abs(positions[:, 1:] - positions[0, 1:]) > GEOMETRY_TOLERANCE_VOXELS * pixel):
+        angle = np.degrees(np.arctan2(drift, abs(span[0])))
+        faults.append(f"slices that shift sideways by {drift:.4g} mm ({angle:.3g}° from the normal: gantry tilt)")
+    if doubled := [place for place, d in zip(positions[1:, 0], steps, strict=True) if d < 1e-3]:
+        faults.append(f"{len(doubled)} slices at a position already taken ({_list_mm(doubled)})")
+    elif np.abs(positions[:, 0] - regular).max() > GEOMETRY_TOLERANCE_VOXELS * max(step, 1e-6):
+        worst = np.argsort(-np.abs(steps - step), kind="stable")[:4]
+        uneven = ", ".join(f"{steps[i]:.4g} mm after {positions[i, 0]:.4g}" for i in sorted(worst))
+        faults.append(f"uneven distances: mostly {step:.4g} mm, but {uneven} (missing slices)")
+    if faults:
+        expected = "slices at equal distances along their normal"
+        remedy = "add the missing slices, remove the doubled, or resample the scan to a regular grid"
+        raise _fault(where, expected, f"{len(slices)} slices with " + "; and ".join(faults), remedy, "positions")
+
+
+def _names(slices: Sequence[Slice]) -> str:
+    return ", ".join(item.path.name for item in slices[:3]) + (
+        f" and {len(slices) - 3} more" if len(slices) > 3 else ""
+    )
+
+
+def _list_mm(places: Sequence[float]) -> str:
+    return (
+        ", ".join(f"{place:.4g}" for place in places[:4]) + (", …" if len(places) > 4 else "") + " mm along the normal"
+    )

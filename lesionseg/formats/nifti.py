@@ -1,0 +1,277 @@
+"""NIfTI files → `Scan` and label maps. Arrays are turned from (i, j, k) to (D, H, W), affines from RAS to LPS."""
+
+from __future__ import annotations
+
+import gzip
+import io
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import cast
+
+import nibabel as nib
+import numpy as np
+
+from lesionseg.errors import InputError
+from lesionseg.scan import GEOMETRY_TOLERANCE_VOXELS, Scan, grid_distance_voxels, spacing_of
+
+#: The `descrip` field of the header in files that `lesionseg phantom` writes.
+PHANTOM_MARK = "lesionseg phantom"
+#: Cosine between two array axes from which on the grid counts as sheared.
+SHEAR_TOLERANCE = 1e-3
+#: Voxel spacings outside this range are no CT but a broken header, in mm.
+SPACING_RANGE_MM = (0.01, 100.0)
+#: More voxels than this are a broken header: four thousand slices of 1024 x 1024.
+MAX_VOXELS = 2**32
+
+_RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+#: Affines (RAS) that libraries write when nobody set one: nibabel's identity, and ITK's identity in LPS.
+_UNSET = (np.eye(4), _RAS_TO_LPS)
+
+
+def read_nifti(path: Path, *, strict: bool = False) -> tuple[Scan, tuple[str, ...]]:
+    """Read a CT in Hounsfield units from `.nii` or `.nii.gz`.
+
+    A header without orientation, or with the identity as affine (LiTS volumes 28 to 47), leaves spacing and affine
+    unknown and gives one warning; with `strict` it is refused.
+
+    Returns:
+        the scan, HU rounded to int16 (D, H, W), and the warnings (none or one).
+
+    Raises:
+        InputError: unreadable or truncated; not 3-D (one frame of a fourth axis, or a missing third, is put right);
+            sform and qform differ; affine singular or sheared; values not finite or beyond int16.
+    """
+    values, affine, generated = _load(path)
+    warnings: tuple[str, ...] = ()
+    if affine is None:
+        if strict:
+            raise InputError(
+                path,
+                expected="a header that gives spacing and orientation",
+                got="none, or an identity affine",
+                remedy="write the true affine into the file, or leave strict mode",
+                code="unknown-geometry",
+            )
+        warnings = (
+            f"{path.name}: the header gives no spacing and orientation (no or identity affine); both are unknown, "
+            "and the scan is kept out of every figure in mm",
+        )
+    spacing_mm = None if affine is None else spacing_of(affine)
+    return Scan(to_int16(values, path), stem(path), spacing_mm, affine, generated), warnings
+
+
+def read_nifti_labels(path: Path, scan: Scan, allowed: Collection[int]) -> np.ndarray:
+    """Read a label map that lies on the grid of `scan`.
+
+    Args:
+        path: `.nii` or `.nii.gz`; integers, or floats with integral values.
+        scan: where its geometry is unknown, only the shape is compared.
+        allowed: the label values (0…255) that may occur.
+
+    Returns:
+        uint8 (D, H, W), the values as the file has them.
+
+    Raises:
+        InputError: unreadable; another shape or grid than the scan's (corners more than 0.1 voxel apart); a value that
+            is not allowed.
+    """
+    values, affine, _ = _load(path)
+    check_same_grid(path, values.shape, affine, scan)
+    return checked_labels(values, path, allowed)
+
+
+def check_same_grid(path: Path, shape: tuple[int, ...], affine: np.ndarray | None, scan: Scan) -> None:
+    """Raise `InputError` unless a mask of this shape (D, H, W) and affine lies on the grid of the scan."""
+    if shape != scan.hu.shape:
+        raise InputError(
+            path,
+            expected=f"the shape of its image, {scan.hu.shape} (D, H, W)",
+            got=f"{shape}",
+            remedy="give the mask that was drawn on this image",
+            code="mask-shape",
+        )
+    if scan.affine is None:
+        return
+    if affine is None:
+        raise InputError(
+            path,
+            expected="the affine of its image",
+            got="no or an identity affine, so the axes of mask and image cannot be matched",
+            remedy="save the mask with the affine of the image",
+            code="mask-geometry",
+        )
+    distance = grid_distance_voxels(scan.affine, affine, shape)
+    if distance > GEOMETRY_TOLERANCE_VOXELS:
+        raise InputError(
+            path,
+            expected=f"the grid of its image (corners within {GEOMETRY_TOLERANCE_VOXELS} voxel)",
+            got=f"corners {distance:.3g} voxels apart (flipped, shifted or resampled)",
+            remedy="resample the mask onto the image, or write the right affine",
+            code="mask-geometry",
+        )
+
+
+def checked_labels(values: np.ndarray, path: Path, allowed: Collection[int]) -> np.ndarray:
+    """Label values of any numeric type and shape → uint8; `InputError` for a value that is not allowed."""
+    if not np.isfinite(values).all() or values.min() < 0 or values.max() > 255 or np.any(values != np.rint(values)):
+        got = "values that are not whole numbers from 0 to 255"
+    else:
+        labels = values.astype(np.uint8)
+        present = np.zeros(256, dtype=bool)
+        present[labels] = True
+        wrong = sorted(set(np.flatnonzero(present).tolist()) - set(allowed))
+        if not wrong:
+            return labels
+        got = "the value " + ", ".join(map(str, wrong[:8]))
+    raise InputError(
+        path,
+        expected="label values " + ", ".join(map(str, sorted(allowed))),
+        got=got,
+        remedy="correct the mask or name its values",
+        code="mask-values",
+    )
+
+
+def to_int16(values: np.ndarray, path: Path) -> np.ndarray:
+    """Hounsfield units of any numeric type → rounded int16, C order; `InputError` where they do not fit."""
+    if not np.isfinite(values).all():
+        got = f"{int(np.count_nonzero(~np.isfinite(values)))} voxels that are NaN or infinite"
+    elif values.min() < -32768 or values.max() > 32767:
+        got = f"values from {values.min():.6g} to {values.max():.6g}"
+    elif values.dtype.kind == "f" and np.ptp(values) <= 2 and np.any(values != np.rint(values)):
+        got = f"fractions from {values.min():.3g} to {values.max():.3g}, as of a normalised image"
+    else:
+        return np.ascontiguousarray(np.rint(values) if values.dtype.kind == "f" else values, dtype=np.int16)
+    raise InputError(
+        path,
+        expected="Hounsfield units (finite, within int16)",
+        got=got,
+        remedy="export the CT again in Hounsfield units",
+        code="hu",
+    )
+
+
+def stem(path: Path) -> str:
+    """File name without `.nii`, `.nii.gz` or another last suffix."""
+    return path.name.removesuffix(".gz").removesuffix(".nii") if ".nii" in path.suffixes else path.stem
+
+
+def check_affine(affine: np.ndarray, path: Path) -> None:
+    """Raise `InputError` unless the affine is finite, regular and its axes stand at right angles."""
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.isfinite(affine).all() or lengths.min() < SPACING_RANGE_MM[0] or lengths.max() > SPACING_RANGE_MM[1]:
+        got = "voxel spacing " + " x ".join(f"{length:.4g}" for length in lengths) + " mm"
+    else:
+        direction = affine[:3, :3] / lengths
+        cosine = float(np.abs(direction.T @ direction - np.eye(3)).max())
+        if cosine <= SHEAR_TOLERANCE:
+            return
+        got = f"two axes with a cosine of {cosine:.3g} between them"
+    raise InputError(
+        path,
+        expected="an affine with axes at right angles and spacings of {} to {} mm".format(*SPACING_RANGE_MM),
+        got=got,
+        remedy="resample the image to a regular grid, or correct its header",
+        code="affine",
+    )
+
+
+def _load(path: Path) -> tuple[np.ndarray, np.ndarray | None, bool]:
+    """Values (D, H, W) in their own or, where the header scales them, float type; LPS affine or None; generated."""
+    try:
+        # A broken header also makes numpy warn (overflow in casts); the checks here say it better.
+        with _open(path) as stream, np.errstate(all="ignore"):
+            version_2 = stream.read(4) in (b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c")  # size of the header: 540
+            stream.seek(0)
+            image = (nib.Nifti2Image if version_2 else nib.Nifti1Image).from_stream(stream)
+            header = image.header
+            values = _values(image, path)
+            affine = _affine(header, values.shape, path)
+            while stream.read(1 << 20):  # to the end, where gzip keeps its checksum
+                pass
+            generated = bytes(header["descrip"]).rstrip(b"\0") == PHANTOM_MARK.encode()
+    except InputError:
+        raise
+    except Exception as error:  # nibabel, gzip and zlib answer malformed bytes with a dozen kinds of exception
+        raise InputError(
+            path,
+            expected="a readable NIfTI file",
+            got=f"{type(error).__name__}: {error}",
+            remedy="copy or export the file again",
+            code="unreadable",
+        ) from error
+    return values, affine, generated
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[io.BufferedIOBase]:
+    """The bytes of the file, unpacked where they are gzip, whatever the name says."""
+    with path.open("rb") as raw:
+        packed = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        if not packed:
+            yield raw
+            return
+        with gzip.GzipFile(fileobj=raw) as unpacked:
+            yield unpacked
+
+
+def _values(image: nib.Nifti1Image | nib.Nifti2Image, path: Path) -> np.ndarray:
+    shape = image.shape
+    readable = len(shape) >= 2 and all(n == 1 for n in shape[3:]) and 0 < np.prod(shape, dtype=float) <= MAX_VOXELS
+    if not readable:
+        raise InputError(
+            path,
+            expected="one 3-D volume (or one 2-D slice)",
+            got=f"an array of {' x '.join(map(str, shape))}",
+            remedy="split the series into its volumes",
+            code="dimensions",
+        )
+    if image.get_data_dtype().kind not in "iuf":
+        raise InputError(
+            path,
+            expected="one real number per voxel",
+            got=f"voxels of type {image.get_data_dtype()}",
+            remedy="export the CT as integers or floats",
+            code="dtype",
+        )
+    proxy = cast(nib.arrayproxy.ArrayProxy, image.dataobj)
+    scaled = (proxy.slope, proxy.inter) != (1.0, 0.0)
+    values = np.asarray(proxy, dtype=np.float32) if scaled else np.asarray(proxy.get_unscaled())
+    return values.reshape((*shape, 1)[:3]).T
+
+
+def _affine(header: nib.Nifti1Header, shape: tuple[int, ...], path: Path) -> np.ndarray | None:
+    """LPS affine of the turned array; None where the header gives none or the identity."""
+    sform, _ = header.get_sform(coded=True)
+    qform, _ = header.get_qform(coded=True)
+    ras = qform if sform is None else sform
+    if ras is None:
+        return None
+    _check_units(header, path)
+    affine = _RAS_TO_LPS @ ras[:, [2, 1, 0, 3]]
+    check_affine(affine, path)
+    if sform is not None and qform is not None:
+        distance = grid_distance_voxels(sform, qform, shape[::-1])
+        if not distance <= GEOMETRY_TOLERANCE_VOXELS:
+            raise InputError(
+                path,
+                expected=f"sform and qform that agree (corners within {GEOMETRY_TOLERANCE_VOXELS} voxel)",
+                got=f"corners {distance:.3g} voxels apart",
+                remedy="find out which one is right and write it into both",
+                code="sform-qform",
+            )
+    return None if any(np.allclose(ras, unset, rtol=0, atol=1e-6) for unset in _UNSET) else affine
+
+
+def _check_units(header: nib.Nifti1Header, path: Path) -> None:
+    unit = header.get_xyzt_units()[0]
+    if unit not in ("mm", "unknown"):
+        raise InputError(
+            path,
+            expected="an affine in mm",
+            got=f"units of {unit}",
+            remedy="write the affine in mm",
+            code="units",
+        )

@@ -1,0 +1,94 @@
+"""PNG files → label maps and, with a window, Hounsfield units; label maps → PNG. All as slices (1, H, W)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from lesionseg.errors import InputError
+
+
+def read_png_labels(path: Path) -> np.ndarray:
+    """Read a label map.
+
+    Grey values and palette indices are the labels as they stand; a 1-bit file gives 0 and 1; colour counts only where
+    its three channels are equal.
+
+    Returns:
+        uint8 or uint16, (1, H, W).
+
+    Raises:
+        InputError: unreadable, coloured, or see-through.
+    """
+    return _read(path, palette_is_label=True)[0]
+
+
+def read_png_image(path: Path, window_low_hu: float, window_high_hu: float) -> np.ndarray:
+    """Read a CT slice that was saved through a window: black is `window_low_hu`, white `window_high_hu`.
+
+    Returns:
+        Hounsfield units rounded to int16, (1, H, W); clipped to the window, as the file is.
+
+    Raises:
+        InputError: unreadable, coloured, see-through, or a window that is empty or beyond int16.
+    """
+    if not -32768 <= window_low_hu < window_high_hu <= 32767:
+        raise InputError(
+            path,
+            expected="window_low_hu below window_high_hu, both within int16",
+            got=f"{window_low_hu:g} and {window_high_hu:g}",
+            remedy="give the window with which the image was saved",
+            code="window",
+        )
+    grey, white = _read(path, palette_is_label=False)
+    return np.rint(window_low_hu + grey * ((window_high_hu - window_low_hu) / white)).astype(np.int16)
+
+
+def write_png(path: Path, labels: np.ndarray) -> None:
+    """Write a label map, uint8 (H, W) or (1, H, W), as an 8-bit grey PNG; whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    Image.fromarray(np.ascontiguousarray(labels.reshape(labels.shape[-2:]), dtype=np.uint8)).save(part, format="PNG")
+    os.replace(part, path)
+
+
+def _read(path: Path, *, palette_is_label: bool) -> tuple[np.ndarray, int]:
+    """Grey values (1, H, W) and the value of white."""
+    try:
+        with Image.open(path, formats=["PNG"]) as file:
+            is_palette = file.mode == "P"
+            seen_through = "transparency" in file.info and not (palette_is_label and is_palette)
+            image = file.convert("RGB") if is_palette and not palette_is_label else file
+            mode, pixels = image.mode, np.asarray(image)
+        depth = path.read_bytes()[24]  # bits of a sample, in the header chunk that comes first
+    except Exception as error:  # Pillow answers malformed bytes with OSError, SyntaxError, ValueError, zlib.error, …
+        raise InputError(
+            path,
+            expected="a readable PNG file",
+            got=f"{type(error).__name__}",
+            remedy="copy or export the file again",
+            code="unreadable",
+        ) from error
+    white = 65535 if depth == 16 else 255
+    got = ""
+    if pixels.ndim == 3:  # (H, W, C): grey + alpha, colour, colour + alpha
+        if depth == 16:
+            got = "16-bit colour"
+        elif mode in ("LA", "RGBA") and np.any(pixels[..., -1] != 255):
+            got = "see-through pixels"
+        elif mode in ("RGB", "RGBA") and np.any(pixels[..., :3] != pixels[..., :1]):
+            got = "colour"
+        pixels = pixels[..., 0]
+    elif mode == "1":
+        pixels, white = pixels.astype(np.uint8), 1
+    if got or seen_through:
+        raise InputError(
+            path,
+            expected="a grey image without transparency",
+            got=got or "see-through pixels",
+            remedy="save it as 8- or 16-bit grey (label maps: the label is the grey value)",
+            code="png-colour",
+        )
+    return pixels.astype(np.uint16 if white == 65535 else np.uint8)[None], white
