@@ -1,0 +1,321 @@
+"""The U-net, its named blocks from input to deep, and the weights it starts from."""
+
+from __future__ import annotations
+
+import difflib
+import pickle
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import segmentation_models_pytorch as smp
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from lesionseg.errors import InputError
+
+#: Encoder blocks from the input side to the deepest; an encoder with fewer steps lacks the first ones.
+ENCODER_BLOCKS = ("stem", "stage1", "stage2", "stage3", "stage4")
+#: Least share of the encoder's elements that a transfer must fill; less is another encoder, not fine-tuning.
+LEAST_ENCODER_SHARE = 0.9
+#: Side of the image that the graph is drawn with: every encoder of smp and most fixed-size ones of timm take it.
+_TRACE_SIZE_PX = 224
+_WEIGHT_FILES = (".safetensors", ".pt")
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """One block of a U-net.
+
+    Attributes:
+        name: `stem`, `stage1` … `stage4`, `decoder` or `head`.
+        parameters: name within the net, and parameter.
+        modules: every module of the block, containers included: set `training` on each, not recursively.
+    """
+
+    name: str
+    parameters: tuple[tuple[str, nn.Parameter], ...]
+    modules: tuple[nn.Module, ...]
+
+
+@dataclass(frozen=True)
+class TransferReport:
+    """What a transfer did, as names of tensors (parameters and buffers).
+
+    Attributes:
+        loaded: copied: same name and shape.
+        new: in the net only; keeps its initial values.
+        misfit: in both with another shape; keeps its initial values (the head for another number of classes).
+        unused: in the source only.
+        encoder_tensors: share of the encoder's tensors that were loaded, 0…1.
+        encoder_elements: share of the encoder's numbers that were loaded, 0…1.
+    """
+
+    loaded: tuple[str, ...]
+    new: tuple[str, ...]
+    misfit: tuple[str, ...]
+    unused: tuple[str, ...]
+    encoder_tensors: float
+    encoder_elements: float
+
+    def __str__(self) -> str:
+        return (
+            f"loaded: {len(self.loaded)} tensors, {self.encoder_elements:.1%} of the encoder "
+            f"({self.encoder_tensors:.1%} of its tensors)\n"
+            f"new: {_few(self.new)}\ndid not fit: {_few(self.misfit)}\nnot used: {_few(self.unused)}"
+        )
+
+
+def build_unet(
+    encoder: str,
+    *,
+    classes: int,
+    encoder_weights: str | None,
+    decoder_channels: Sequence[int] = (256, 128, 64, 32, 16),
+) -> nn.Module:
+    """A U-net from (N, 3, H, W) to class scores (N, classes, H, W); H and W are multiples of 32.
+
+    Args:
+        encoder: a name known to segmentation-models-pytorch, or `tu-` and a name known to timm.
+        classes: number of output channels.
+        encoder_weights: `imagenet` or another name smp knows for this encoder (fetched), the path of a local
+            `.safetensors` or `.pt` file with the encoder's state dict, or None for random weights.
+        decoder_channels: channels after each of the five decoder steps, deepest first.
+
+    Raises:
+        InputError: unknown encoder or weights, weights out of reach, or a file that does not fit.
+    """
+    _check_encoder(encoder)
+    local = encoder_weights is not None and Path(encoder_weights).suffix in _WEIGHT_FILES
+    fetched = None if local or encoder_weights is None else _fetched_name(encoder, encoder_weights)
+    try:
+        net = smp.Unet(encoder, encoder_weights=fetched, decoder_channels=tuple(decoder_channels), classes=classes)
+    except OSError as error:  # the network, the hub or its cache: all of huggingface_hub's errors are OSErrors
+        expected, got = f"weights '{encoder_weights}' of {encoder} within reach", str(error).splitlines()[0]
+        remedy = "name a local .safetensors or .pt file, or use null for random weights"
+        raise InputError("encoder_weights", expected=expected, got=got, remedy=remedy) from error
+    except (ValueError, RuntimeError) as error:
+        expected, got = "features at strides 2 to 32 and five decoder channels", str(error)
+        raise InputError(f"encoder {encoder}", expected=expected, got=got, remedy="choose another encoder") from error
+    if local:
+        _load_encoder(net.encoder, Path(str(encoder_weights)))
+    return net
+
+
+def blocks(net: nn.Module) -> dict[str, Block]:
+    """Named blocks of a U-net in the order input → deep → output; a partition of all its parameters and modules.
+
+    An encoder block is the set of encoder parameters first reached by autograd from its feature; what no feature
+    reaches joins the deepest, and where a feature reaches nothing of its own there is no block. Names are counted from
+    the deep end. A module above several blocks goes with the deepest of them; one without parameters goes with the
+    module around it, or else with the one before it. The net, its modes and its buffers stay as they are.
+    """
+    owner = _owners(net)
+    homes = _module_owners(net, owner)
+    found = {}
+    for name in dict.fromkeys(owner.values()):
+        parameters = tuple((n, p) for n, p in net.named_parameters() if owner[n] == name)
+        found[name] = Block(name, parameters, tuple(module for module, home in homes if home == name))
+    return found
+
+
+def parameter_groups(net: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+    """Optimizer groups with every parameter from the start, one per block; a schedule's rate scales `base_lr`."""
+    common = {"lr": lr, "base_lr": lr, "weight_decay": weight_decay}
+    return [
+        {"name": block.name, "params": [p for _, p in block.parameters], **common} for block in blocks(net).values()
+    ]
+
+
+def transfer(net: nn.Module, state_dict: Mapping[str, Tensor], *, where: str | Path = "weights") -> TransferReport:
+    """Copy every tensor of `state_dict` that has its name and shape in `net`: encoder, decoder and head alike.
+
+    A head for another number of classes does not fit and keeps its initial values, all of its rows.
+
+    Args:
+        net: changed in place, and only if enough fits.
+        state_dict: of a U-net, names as in `net`.
+        where: what the error names, the file for example.
+
+    Raises:
+        InputError: less than `LEAST_ENCODER_SHARE` of the encoder's elements fit.
+    """
+    own = net.state_dict()
+    report = _compare(own, state_dict)
+    if report.encoder_elements < LEAST_ENCODER_SHARE:
+        raise InputError(
+            where,
+            expected=f"at least {LEAST_ENCODER_SHARE:.0%} of the encoder",
+            got=str(report).replace("\n", "; "),
+            remedy="use weights of the same encoder",
+        )
+    _copy(own, state_dict, report.loaded)
+    return report
+
+
+def _check_encoder(encoder: str) -> None:
+    """Refuse a name that neither smp nor timm knows, and show the close ones."""
+    known = smp.encoders.get_encoder_names()
+    if encoder in known or (encoder.startswith("tu-") and timm.is_model(encoder[3:])):
+        return
+    near = difflib.get_close_matches(encoder, [*known, *(f"tu-{name}" for name in timm.list_models())], n=5, cutoff=0.6)
+    raise InputError(
+        "encoder",
+        expected="an encoder of segmentation-models-pytorch, or `tu-` and a model of timm",
+        got=repr(encoder),
+        remedy=f"close names: {', '.join(near)}" if near else "its documentation lists them",
+    )
+
+
+def _fetched_name(encoder: str, weights: str) -> str | bool:
+    """What smp is given to fetch `weights`; timm's encoders carry the name of their weights in their own name."""
+    timms = encoder.startswith("tu-")
+    names = ["imagenet"] if timms else list(smp.encoders.encoders[encoder]["pretrained_settings"])
+    if weights not in names:
+        raise InputError(
+            "encoder_weights",
+            expected=f"one of {', '.join(names)}, a {' or '.join(_WEIGHT_FILES)} file, or null",
+            got=repr(weights),
+            remedy=f"choose weights that exist for {encoder}",
+        )
+    return True if timms else weights
+
+
+def _load_encoder(encoder: nn.Module, path: Path) -> None:
+    """Fill the encoder from a local file that holds all of it (a classifier beside it is left out)."""
+    state, own = _read_tensors(path), encoder.state_dict()
+    # Old files lack this count, which only a BatchNorm without momentum would read.
+    needed = {name for name in own if not name.endswith("num_batches_tracked")}
+    fits = {name for name in own if name in state and state[name].shape == own[name].shape}
+    if not needed <= fits:
+        missing = _few(sorted(needed - fits))
+        raise InputError(
+            path,
+            expected="the state dict of this encoder",
+            got=f"{len(needed & fits)} of {len(needed)} tensors that fit; missing: {missing}",
+            remedy="use weights of the same encoder, named as in its state dict",
+        )
+    _copy(own, state, fits)
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    """Named tensors of a `.safetensors` or `.pt` file; runs no code from it."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
+        got = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(path, expected="a file of weights", got=got, remedy="check the path and the file") from error
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        got = type(state).__name__
+        raise InputError(path, expected="names and tensors", got=got, remedy="save the encoder's state_dict()")
+    return dict(state)
+
+
+def _owners(net: nn.Module) -> dict[str, str]:
+    """The block of each parameter, by its name in the net; blocks in order."""
+    encoder = net.get_submodule("encoder")
+    reached = [names for names in _first_reached(encoder) if names]
+    reached[-1] += sorted({name for name, _ in encoder.named_parameters()}.difference(*reached))
+    while len(reached) > len(ENCODER_BLOCKS):
+        reached[:2] = [reached[0] + reached[1]]
+    owner = {
+        f"encoder.{parameter}": block
+        for block, names in zip(ENCODER_BLOCKS[-len(reached) :], reached, strict=True)
+        for parameter in names
+    }
+    for block, part in (("decoder", "decoder"), ("head", "segmentation_head")):
+        owner |= {f"{part}.{name}": block for name, _ in net.get_submodule(part).named_parameters()}
+    return owner
+
+
+def _first_reached(encoder: nn.Module) -> list[list[str]]:
+    """Per feature, shallow to deep: names of the encoder parameters that autograd reaches from it and no earlier one.
+
+    Drawn on the meta device: the graph without its numbers, so that weights and buffers are not touched.
+    """
+    modes = {module: module.training for module in encoder.modules()}
+    parameters = {n: torch.empty_like(p, device="meta").requires_grad_() for n, p in encoder.named_parameters()}
+    buffers = {n: torch.empty_like(b, device="meta") for n, b in encoder.named_buffers()}
+    dtype = next(iter(parameters.values())).dtype
+    image = torch.empty(1, 3, _TRACE_SIZE_PX, _TRACE_SIZE_PX, device="meta", dtype=dtype)
+    encoder.eval()  # no layer is skipped by chance
+    try:
+        with torch.enable_grad():
+            features = torch.func.functional_call(encoder, (parameters, buffers), (image,))
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    seen: set[Any] = set()
+    return [[names[i] for i in _leaves(feature.grad_fn, seen) if i in names] for feature in features]
+
+
+def _leaves(root: Any, seen: set[Any]) -> list[int]:
+    """Ids of the leaf tensors of an autograd graph below `root`, past the nodes `seen` before (which grow)."""
+    found, stack = [], [root]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.name() == "torch::autograd::AccumulateGrad":
+            found.append(id(node.variable))
+        stack.extend(following for following, _ in node.next_functions)
+    return found
+
+
+def _module_owners(net: nn.Module, owner: Mapping[str, str]) -> list[tuple[nn.Module, str]]:
+    """Every module of the net with its block."""
+    order = list(dict.fromkeys(owner.values()))
+    below: dict[str, set[str]] = {}  # module name → blocks of the parameters in and below it
+    for parameter, block in owner.items():
+        parts = parameter.split(".")
+        for depth in range(len(parts)):
+            below.setdefault(".".join(parts[:depth]), set()).add(block)
+    homes, last = [], order[0]
+    for name, module in net.named_modules():
+        around = name
+        while around not in below:
+            around = around.rpartition(".")[0]
+        spans = below[around]
+        home = max(spans, key=order.index) if name in below or len(spans) == 1 else last
+        if next(module.parameters(recurse=False), None) is not None:
+            last = home
+        homes.append((module, home))
+    return homes
+
+
+def _compare(own: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> TransferReport:
+    """What of `source` fits `own`, by name and shape."""
+    shared = [name for name in own if name in source]
+    loaded = [name for name in shared if source[name].shape == own[name].shape]
+    sizes = {name: tensor.numel() for name, tensor in own.items() if name.startswith("encoder.")}
+    filled = [sizes[name] for name in loaded if name in sizes]
+    return TransferReport(
+        loaded=tuple(loaded),
+        new=tuple(name for name in own if name not in source),
+        misfit=tuple(name for name in shared if source[name].shape != own[name].shape),
+        unused=tuple(name for name in source if name not in own),
+        encoder_tensors=len(filled) / len(sizes),
+        encoder_elements=sum(filled) / sum(sizes.values()),
+    )
+
+
+def _copy(own: Mapping[str, Tensor], source: Mapping[str, Tensor], names: Iterable[str]) -> None:
+    """Copy the named tensors of `source` into those of `own`, in place."""
+    with torch.no_grad():
+        for name in names:
+            own[name].copy_(source[name])
+
+
+def _few(names: Iterable[str]) -> str:
+    """A list of names, short enough for a line."""
+    names = list(names)
+    rest = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return (", ".join(names[:4]) + rest) or "none"

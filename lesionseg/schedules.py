@@ -1,0 +1,242 @@
+"""Freeze schedules: which blocks of a network train at a given share of the training, and at what rate.
+
+Plain data in, plain data out; nothing here knows a network or a trainer. In YAML:
+
+    trains:
+      stem: never
+      stage1: [0.5, 1.0]                              # trains in the second half
+      stage2: [{start: 0, stop: 0.5}, {start: 0.5, stop: 1, rate: 0.1}]
+      encoder: always                                 # every encoder block not named otherwise
+      decoder: always
+      head: always
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lesionseg.errors import InputError
+
+#: Key that stands for all encoder blocks not named otherwise, and the blocks that are not of the encoder.
+ENCODER, OUTSIDE_ENCODER = "encoder", ("decoder", "head")
+
+
+@dataclass(frozen=True, order=True)
+class Phase:
+    """A stretch of the training in which a block trains: shares of it (0…1), and a factor on the learning rate."""
+
+    start: float
+    stop: float
+    rate: float = 1.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """Epochs `start` to `stop` - 1 (from 0), and the rate of each block in them; rate 0 is frozen."""
+
+    start: int
+    stop: int
+    rates: dict[str, float]
+
+
+@dataclass(frozen=True)
+class ResolvedSchedule:
+    """A schedule for a given number of epochs and given blocks; neighbouring steps differ."""
+
+    epochs: int
+    steps: tuple[Step, ...]
+
+    def state(self, epoch: int) -> dict[str, float]:
+        """Rate of each block in `epoch` (from 0): a function of the epoch and of nothing else.
+
+        Raises:
+            ValueError: no such epoch.
+        """
+        if not 0 <= epoch < self.epochs:
+            raise ValueError(f"epoch must lie in 0…{self.epochs - 1}, got {epoch}")
+        return dict(self.steps[bisect_right([step.start for step in self.steps], epoch) - 1].rates)
+
+    @property
+    def transitions(self) -> tuple[int, ...]:
+        """Epochs at whose start something changes; the first epoch is none."""
+        return tuple(step.start for step in self.steps[1:])
+
+    def table(self) -> str:
+        """Steps × blocks as text: ● trains, ○ frozen, and the factor on the learning rate where it is not 1."""
+        header = ["epochs", *self.steps[0].rates]
+        rows = [[_span(step), *(_mark(rate) for rate in step.rates.values())] for step in self.steps]
+        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+        lines = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in [header, *rows])
+        return "\n".join("  ".join(line).rstrip() for line in lines)
+
+    def to_json(self) -> str:
+        """All of it as JSON text: `epochs`, and `steps` with `start`, `stop` (not included) and `rates`."""
+        return json.dumps(asdict(self), indent=2)
+
+
+@dataclass(frozen=True)
+class FreezeSchedule:
+    """When each block or group trains, in shares of the training; phases of a block are in order and apart."""
+
+    trains: dict[str, tuple[Phase, ...]]
+
+    @classmethod
+    def parse(cls, trains: Mapping[str, Any]) -> FreezeSchedule:
+        """Read plain data: name → `always`, `never`, [start, stop], or a list of {start, stop, rate (default 1)}.
+
+        Raises:
+            InputError: anything else, shares outside 0…1, a phase without length, phases that overlap.
+        """
+        if not isinstance(trains, Mapping) or not trains:
+            raise _error("a mapping from block to the phases it trains in", repr(trains), "see experiments/schedules")
+        return cls({str(name): _phases(str(name), value) for name, value in trains.items()})
+
+    @property
+    def freezes_anything(self) -> bool:
+        """Whether any block is frozen at any time."""
+        return any(not _covers_all(phases) for phases in self.trains.values())
+
+    def resolve(self, epochs: int, block_names: Sequence[str]) -> ResolvedSchedule:
+        """Turn shares into epochs: share s of the training ends before epoch s × `epochs`, rounded (halves up).
+
+        Raises:
+            InputError: unknown or uncovered blocks, a step shorter than an epoch, a time at which nothing trains.
+        """
+        phases = self._per_block(block_names)
+        shares = sorted({0.0, 1.0, *(share for each in phases.values() for p in each for share in (p.start, p.stop))})
+        _check_epochs(shares, epochs)
+        steps: list[Step] = []
+        for start, stop in pairwise(shares):
+            rates = {name: _rate(each, start) for name, each in phases.items()}
+            if not any(rates.values()):
+                got = f"all frozen between the shares {start:g} and {stop:g}"
+                raise _error("a block that trains at any time", got, f"let one train there: {', '.join(block_names)}")
+            first = steps.pop().start if steps and steps[-1].rates == rates else _epoch(start, epochs)
+            steps.append(Step(first, _epoch(stop, epochs), rates))
+        return ResolvedSchedule(epochs, tuple(steps))
+
+    def _per_block(self, block_names: Sequence[str]) -> dict[str, tuple[Phase, ...]]:
+        """Phases of each block, the encoder group spread over its blocks."""
+        names = ", ".join(block_names)
+        unknown = [name for name in self.trains if name not in (*block_names, ENCODER)]
+        if unknown:
+            raise _error(
+                f"blocks of this network ({names}) or `{ENCODER}`", ", ".join(unknown), "rename or remove them"
+            )
+        group = {name: self.trains[ENCODER] for name in block_names if ENCODER in self.trains}
+        phases = {**{n: p for n, p in group.items() if n not in OUTSIDE_ENCODER}, **self.trains}
+        missing = [name for name in block_names if name not in phases]
+        if missing:
+            raise _error(f"every block of this network ({names})", f"none for {', '.join(missing)}", "add them")
+        return {name: phases[name] for name in block_names}
+
+
+def refuse_duplicate_keys(text: str, where: str | Path) -> None:
+    """Refuse YAML in which a mapping names a key twice (YAML readers silently keep the last).
+
+    Raises:
+        InputError: a doubled key, with its name and line.
+    """
+    stack = [yaml.compose(text)]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, yaml.SequenceNode):
+            stack += node.value
+        elif isinstance(node, yaml.MappingNode):
+            stack += [value for _, value in node.value]
+            seen: set[str] = set()
+            for key, _ in node.value:
+                if key.value in seen:
+                    got = f"{key.value!r} again in line {key.start_mark.line + 1}"
+                    raise InputError(where, expected="each key once", got=got, remedy="remove one of the two")
+                seen.add(key.value)
+
+
+def _phases(name: str, value: Any) -> tuple[Phase, ...]:
+    """Phases of one block from its plain data, in order."""
+    if value == "always":
+        return (Phase(0.0, 1.0),)
+    if value == "never":
+        return ()
+    if isinstance(value, Sequence) and not isinstance(value, str) and value:
+        pair = len(value) == 2 and all(map(_is_number, value))
+        phases = [_phase(name, {"start": value[0], "stop": value[1]})] if pair else [_phase(name, v) for v in value]
+        phases.sort()
+        for before, after in pairwise(phases):
+            if after.start < before.stop:
+                got = f"{before.start:g}…{before.stop:g} and {after.start:g}…{after.stop:g}"
+                raise _error("phases that do not overlap", got, "let each start where the one before stops", name)
+        return tuple(phases)
+    raise _error(
+        "always, never, [start, stop] or a list of {start, stop, rate}", repr(value), "write one of these", name
+    )
+
+
+def _phase(name: str, value: Any) -> Phase:
+    """One phase from {start, stop} or {start, stop, rate}."""
+    if not isinstance(value, Mapping) or not {"start", "stop"} <= set(value) <= {"start", "stop", "rate"}:
+        raise _error("a phase {start, stop, rate}", repr(value), "write shares of the training, 0 to 1", name)
+    if not all(map(_is_number, value.values())):
+        raise _error("numbers in a phase", repr(dict(value)), "write shares of the training, 0 to 1", name)
+    phase = Phase(**{key: float(number) for key, number in value.items()})
+    if not 0 <= phase.start < phase.stop <= 1:
+        raise _error("0 ≤ start < stop ≤ 1", f"{phase.start:g}…{phase.stop:g}", "write shares of the training", name)
+    if phase.rate <= 0:
+        raise _error(
+            "a rate above 0", f"{phase.rate:g}", "leave the phase out: a block trains only in its phases", name
+        )
+    return phase
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _covers_all(phases: Sequence[Phase]) -> bool:
+    """Whether phases, in order, leave no gap between 0 and 1."""
+    ends = [0.0, *(phase.stop for phase in phases)]
+    return ends[-1] == 1 and all(phase.start == end for phase, end in zip(phases, ends, strict=False))
+
+
+def _rate(phases: Sequence[Phase], share: float) -> float:
+    """Rate just after `share`; 0 outside all phases."""
+    return next((phase.rate for phase in phases if phase.start <= share < phase.stop), 0.0)
+
+
+def _epoch(share: float, epochs: int) -> int:
+    """The epoch before which a share of the training ends; halves up, so that it never depends on even or odd."""
+    return math.floor(share * epochs + 0.5)
+
+
+def _check_epochs(shares: Sequence[float], epochs: int) -> None:
+    """Refuse a number of epochs in which two changes of the schedule fall on one epoch."""
+    if epochs < 1:
+        raise _error("a number of epochs", str(epochs), "set max_epochs")
+    same = next(((a, b) for a, b in pairwise(shares) if _epoch(a, epochs) == _epoch(b, epochs)), None)
+    if same:
+        # Once the shortest step is an epoch long, all are: the search ends there at the latest.
+        enough = math.ceil(1 / min(b - a for a, b in pairwise(shares)))
+        least = next(n for n in range(epochs, enough + 2) if len({_epoch(s, n) for s in shares}) == len(shares))
+        got = f"{epochs} epochs, in which the shares {same[0]:g} and {same[1]:g} fall on the same one"
+        raise _error("steps of at least one epoch", got, f"train for at least {least} epochs")
+
+
+def _span(step: Step) -> str:
+    return f"{step.start}–{step.stop - 1}" if step.stop - step.start > 1 else str(step.start)
+
+
+def _mark(rate: float) -> str:
+    return "○" if rate == 0 else "●" if rate == 1 else f"● ×{rate:g}"
+
+
+def _error(expected: str, got: str, remedy: str, block: str = "") -> InputError:
+    return InputError(f"schedule: {block}" if block else "schedule", expected=expected, got=got, remedy=remedy)
