@@ -46,7 +46,6 @@ def prepare(
     kind: StoreKind,
     salt: bytes = b"",
     workers: int | None = None,
-    strict: bool = False,
 ) -> Store:
     """Bring a store up to date with its sources: new and changed cases are read, vanished ones removed.
 
@@ -58,7 +57,6 @@ def prepare(
         kind: recorded in the manifest.
         salt: mixed into the pseudonyms. Without a secret salt, who guesses an id can confirm it.
         workers: processes; default: one per CPU, 8 at most. Each holds up to two volumes. 1: no further process.
-        strict: refuse cases with warnings (unknown geometry, no liver, the same scan twice).
 
     Raises:
         InputError: from reading a case, or: no source, one twice, one scan under two patients, generated cases among
@@ -70,7 +68,7 @@ def prepare(
     with _locked(store_path):
         _refuse_other_folder(store_path, kind)
         _remove_temporaries(store_path)
-        records = _bring_up_to_date(store_path, with_checksums(jobs), kind, workers, strict)
+        records = _bring_up_to_date(store_path, with_checksums(jobs), kind, workers)
         _replace_text(key_table_path(store_path), key_table(jobs), mode=0o600)
         _replace_text(store_path / MANIFEST, manifest_text(kind, records))
     _announce(records)
@@ -78,7 +76,7 @@ def prepare(
 
 
 def _bring_up_to_date(
-    store_path: Path, jobs: list[Job], kind: StoreKind, workers: int | None, strict: bool
+    store_path: Path, jobs: list[Job], kind: StoreKind, workers: int | None
 ) -> tuple[CaseRecord, ...]:
     """Case folders as the sources say; the manifest goes before the first change and is not yet written again."""
     records = _finished(store_path, jobs)
@@ -88,25 +86,21 @@ def _bring_up_to_date(
         (store_path / MANIFEST).unlink(missing_ok=True)
     for folder in gone:
         shutil.rmtree(folder)
-    _refuse_warnings(records.values(), strict)
     try:
         prepare_one = partial(_prepare_case, store_path=store_path, kind=kind)
         with closing(each(prepare_one, todo, workers=workers, title="prepare")) as results:
             for folder, record in results:
                 _put_in_place(folder, case_folder(store_path, record.case_id))
-                _refuse_warnings([record], strict)
                 records[record.case_id] = record
     finally:
         _remove_temporaries(store_path)
-    checked = _compared(store_path, records.values())
-    _refuse_warnings(checked, strict)
-    return checked
+    return _compared(store_path, records.values())
 
 
 def _prepare_case(job: Job, store_path: Path, kind: StoreKind) -> tuple[Path, CaseRecord]:
     """Read a case and write it, whole, into a temporary folder of the store; the caller puts it in its place."""
     case = to_canonical(job.source.read())
-    notes = tuple(without_names(text, job, case.scan.scan_id) for text in case.warnings)
+    notes = tuple(without_names(text, job.source, case.scan.scan_id) for text in case.warnings)
     if not case.labels.any():
         if kind == "slices":
             remedy = "give a liver mask, or leave the slice out"
@@ -142,13 +136,6 @@ def _compared(store_path: Path, records: Iterable[CaseRecord]) -> tuple[CaseReco
         if twin is not record:
             ordered[i] = replace(record, warnings=(*record.warnings, f"same voxels as {twin.case_id}"))
     return tuple(ordered)
-
-
-def _refuse_warnings(records: Iterable[CaseRecord], strict: bool) -> None:
-    for record in records:
-        if strict and record.warnings:
-            remedy = "put it right, or do without `--strict`"
-            raise InputError(record.case_id, expected="no warning", got=record.warnings[0], remedy=remedy)
 
 
 def _announce(records: tuple[CaseRecord, ...]) -> None:

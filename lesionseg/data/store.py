@@ -61,11 +61,9 @@ class Store:
         Raises:
             InputError: no store, an unfinished or damaged one, or one of another format.
         """
-        path = Path(path)
-        text = _read_manifest(path)
-        store = cls(path, *_parse_manifest(path / MANIFEST, text), hashlib.sha256(text).hexdigest())
+        store = read_manifest(Path(path))
         for record in store.records:
-            problem = array_damage(case_folder(path, record.case_id), record, verify=verify)
+            problem = array_damage(case_folder(store.path, record.case_id), record, verify=verify)
             if problem is not None:
                 raise problem
         return store
@@ -90,6 +88,17 @@ class Store:
     def labels(self, case_id: str) -> np.memmap:
         """Label ids, uint8 (D, H, W), read-only and mapped."""
         return _mapped(case_folder(self.path, case_id) / LABELS)
+
+
+def read_manifest(path: Path) -> Store:
+    """A store by its manifest alone; its arrays are not looked at.
+
+    Raises:
+        InputError: no store, an unfinished one, or one of another format.
+    """
+    text = _manifest_bytes(path)
+    kind, records = _parse_manifest(path / MANIFEST, text)
+    return Store(path, kind, records, hashlib.sha256(text).hexdigest())
 
 
 def refuse_shared_voxels(first: Store, second: Store) -> None:
@@ -146,7 +155,7 @@ def _mapped(file: Path) -> np.memmap:
     return array
 
 
-def _read_manifest(path: Path) -> bytes:
+def _manifest_bytes(path: Path) -> bytes:
     try:
         return (path / MANIFEST).read_bytes()
     except OSError as error:
