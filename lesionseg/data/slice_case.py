@@ -1,0 +1,157 @@
+"""The rows of one image in `slices.csv` → `Case`: image, lesion masks and liver brought onto one grid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from lesionseg.data.table import Row
+from lesionseg.errors import InputError
+from lesionseg.formats import read_scan
+from lesionseg.formats.nifti import check_same_grid, checked_labels, read_nifti, read_nifti_labels, stem
+from lesionseg.formats.png import read_png_image, read_png_labels
+from lesionseg.labels import BACKGROUND, LESION_IDS, LIVER, is_lesion
+from lesionseg.scan import Case, Scan, canonical_axes
+
+#: The spacing of the table may differ this much from that of the image (rounding in the table).
+SPACING_TOLERANCE = 0.01
+#: Share of lesion pixels outside of the liver mask from which on the case carries a warning.
+OUTSIDE_LIVER_SHARE = 0.05
+_NIFTI = (".nii", ".nii.gz")
+
+
+class LiverPredictor(Protocol):
+    """Finds the liver in a scan whose table gives none; picklable."""
+
+    @property
+    def identity(self) -> str:
+        """What decides the result besides the scan (the hash of the weights), so that a store notices another net."""
+        ...
+
+    def __call__(self, scan: Scan) -> np.ndarray:
+        """The liver, bool (D, H, W)."""
+        ...
+
+
+def read_slice_case(
+    rows: Sequence[Row], patient_id: str, values: Mapping[str, int], predict_liver: LiverPredictor | None
+) -> Case:
+    """Read one image with its masks.
+
+    Lesion pixels outside of the liver belong to the liver; where they are more than 5 % the case carries a warning.
+
+    Args:
+        rows: one row with a label map, or rows with a lesion type and a binary mask each.
+        patient_id: the patient as the source names it.
+        values: value of each type (and of `liver`, where the map holds it) in a label map.
+        predict_liver: None where a liver mask or the label map tells the liver.
+
+    Raises:
+        InputError: an image that is no axial slice, a mask on another grid or with other values, masks of two types
+            that overlap, a spacing that contradicts the image.
+    """
+    first = rows[0]
+    scan, warnings = _read_image(first)
+    labels = _label_map(first, scan, values) if first.lesion_type is None else _merged(rows, scan)
+    lesion = is_lesion(labels)
+    liver = None
+    if first.liver_mask is not None:
+        liver = _read_mask(first.liver_mask, scan) > 0
+    elif predict_liver is not None:
+        liver = predict_liver(scan)
+    if liver is not None:
+        outside = int(np.count_nonzero(lesion & ~liver)) / max(int(np.count_nonzero(lesion)), 1)
+        if outside > OUTSIDE_LIVER_SHARE:
+            warnings += (f"{outside:.0%} of the lesion pixels lie outside of the liver; they are counted to it",)
+        labels[liver & ~lesion] = LIVER
+    masks = [row.mask for row in rows] + ([first.liver_mask] if first.liver_mask else [])
+    if any(_is_png(path) != _is_png(first.image) and _is_nifti({path, first.image}) for path in masks):
+        warnings += ("NIfTI beside PNG, which has no orientation: PNG rows are taken as the second NIfTI axis",)
+    return Case(scan, labels, patient_id, liver_predicted=predict_liver is not None, warnings=warnings)
+
+
+def _read_image(row: Row) -> tuple[Scan, tuple[str, ...]]:
+    """The slice, with the spacing of the table where the image states none."""
+    warnings: tuple[str, ...] = ()
+    if _is_png(row.image) and row.window_hu is not None:
+        scan = Scan(read_png_image(row.image, *row.window_hu), stem(row.image))
+    elif _is_nifti({row.image}):
+        scan, warnings = read_nifti(row.image)
+    else:
+        scan = read_scan(row.image)
+    if len(scan.hu) != 1 or canonical_axes(scan.affine)[0][0] != 0:
+        depth = f"{len(scan.hu)} slices" if len(scan.hu) != 1 else "a slice in another plane"
+        remedy = "extract the slice that the mask was drawn on"
+        raise InputError(row.image, expected="one axial slice", got=depth, remedy=remedy, code="not-a-slice")
+    if row.spacing_mm is None:
+        return scan, warnings
+    if scan.spacing_mm is None:
+        return replace(scan, spacing_mm=(float("nan"), *row.spacing_mm)), warnings
+    if not np.allclose(row.spacing_mm, scan.spacing_mm[1:], rtol=SPACING_TOLERANCE, atol=0):
+        raise InputError(
+            row.where,
+            expected="spacing_mm {:.4g} x {:.4g}, as the image states".format(*scan.spacing_mm[1:]),
+            got="{:.4g} x {:.4g}".format(*row.spacing_mm),
+            remedy="correct the cell or leave it empty",
+            code="spacing",
+        )
+    return scan, warnings
+
+
+def _read_mask(path: Path, scan: Scan) -> np.ndarray:
+    """Values of a mask on the grid of the scan, uint8 (1, H, W)."""
+    if _is_nifti({path}):
+        return read_nifti_labels(path, scan, range(256))
+    if not _is_png(path):
+        remedy = "save the mask as PNG or NIfTI"
+        raise InputError(path, expected="a mask as PNG or NIfTI", got=path.suffix, remedy=remedy, code="format")
+    values = read_png_labels(path)
+    check_same_grid(path, values.shape, scan.affine, scan)  # a PNG tells its shape alone
+    return checked_labels(values, path, range(256))
+
+
+def _label_map(row: Row, scan: Scan, values: Mapping[str, int]) -> np.ndarray:
+    found = checked_labels(_read_mask(row.mask, scan), row.mask, (0, *values.values()))
+    table = np.full(256, BACKGROUND, dtype=np.uint8)
+    for name, value in values.items():
+        table[value] = LIVER if name == "liver" else LESION_IDS[name]
+    return table[found]
+
+
+def _merged(rows: Sequence[Row], scan: Scan) -> np.ndarray:
+    labels = np.full(scan.hu.shape, BACKGROUND, dtype=np.uint8)
+    for row in rows:
+        values = _read_mask(row.mask, scan)
+        kinds = np.unique(values[values > 0])
+        if len(kinds) > 1:
+            raise InputError(
+                row.mask,
+                expected="a binary mask for a row with lesion_type",
+                got="values " + ", ".join(map(str, kinds[:8])),
+                remedy="give one mask a type, or a label map without lesion_type",
+                code="mask-values",
+            )
+        label = LESION_IDS[str(row.lesion_type)]
+        clash = (values > 0) & (labels != BACKGROUND) & (labels != label)
+        if clash.any():
+            raise InputError(
+                row.where,
+                expected="masks of different types that do not overlap",
+                got=f"{int(clash.sum())} pixels of {row.lesion_type} that another row of the image calls otherwise",
+                remedy="correct one of the masks",
+                code="masks-overlap",
+            )
+        labels[values > 0] = label
+    return labels
+
+
+def _is_png(path: Path) -> bool:
+    return path.suffix.lower() == ".png"
+
+
+def _is_nifti(paths: set[Path]) -> bool:
+    return any(path.name.lower().endswith(_NIFTI) for path in paths)
