@@ -21,6 +21,8 @@ FIGURES = ("dice1", "dice2", "success_rate", "accuracy_all", "accuracy_found", "
 MISSED = "missed"
 
 LEVEL, POWER = 0.95, 0.80
+#: Resamples of an interval.
+RESAMPLES = 2000
 #: Smallest true difference that a two-sided test at 5 % shows with 80 % power, in standard errors: 1.96 + 0.84.
 DETECTABLE_SE = float(norm.ppf(0.5 + LEVEL / 2) + norm.ppf(POWER))
 
@@ -103,13 +105,14 @@ def resampled(sums: PatientSums, resamples: Resamples) -> np.ndarray:
 
 
 def patient_bootstrap(
-    rows: Mapping[str, PatientSums], baseline: str | None, n: int = 2000, seed: int = 0
+    rows: Mapping[str, PatientSums], baseline: str | None, n: int = RESAMPLES, seed: int = 0
 ) -> pd.DataFrame:
     """Estimates of all rows with 95 % percentile intervals, and their paired differences to the row `baseline`.
 
     All rows must hold the same patients and seeds in the same order: they are resampled with the same weights, so a
     difference is one between rows on the same patients. Resamples in which a figure is not defined are left out of its
-    interval. With fewer than two patients there is no interval. No correction for the number of comparisons.
+    interval. Where all resamples agree (one patient; every lesion found), they say nothing of the spread: the interval
+    and the smallest detectable difference are NaN. No correction for the number of comparisons.
 
     Args:
         rows: sums of each schedule, by name.
@@ -142,15 +145,12 @@ def patient_bootstrap(
             part |= {"difference": value - base_value, **_interval("difference_", difference)}
             part["smallest_detectable"] = DETECTABLE_SE * standard_error(difference)
         table.append(pd.DataFrame({"schedule": name, "figure": FIGURES, **part}))
-    result = pd.concat(table, ignore_index=True)
-    if n_patients < 2:
-        result[["low", "high", "difference_low", "difference_high", "smallest_detectable"]] = np.nan
-    return result
+    return pd.concat(table, ignore_index=True)
 
 
 def standard_error(draws: np.ndarray) -> np.ndarray:
-    """Standard deviation of each column of bootstrap draws (n, figures), undefined ones left out."""
-    return np.array([np.std(column, ddof=1) if len(column) > 1 else np.nan for column in _defined(draws)])
+    """Standard deviation of each column of bootstrap draws (n, figures); NaN where they all agree."""
+    return np.array([np.std(column, ddof=1) if _spread(column) else np.nan for column in _defined(draws)])
 
 
 def confusion(lesions: pd.DataFrame, types: Sequence[str]) -> pd.DataFrame:
@@ -162,15 +162,21 @@ def confusion(lesions: pd.DataFrame, types: Sequence[str]) -> pd.DataFrame:
 
 
 def _interval(prefix: str, draws: np.ndarray) -> dict[str, np.ndarray]:
-    """Percentile interval of each column of draws (n, figures)."""
+    """Percentile interval of each column of draws (n, figures); NaN where they all agree."""
     tail = (1 - LEVEL) / 2
-    ends = [np.quantile(column, (tail, 1 - tail)) if len(column) else (np.nan, np.nan) for column in _defined(draws)]
+    none = (np.nan, np.nan)
+    ends = [np.quantile(column, (tail, 1 - tail)) if _spread(column) else none for column in _defined(draws)]
     low, high = np.array(ends).T
     return {f"{prefix}low": low, f"{prefix}high": high}
 
 
 def _defined(draws: np.ndarray) -> list[np.ndarray]:
     return [column[~np.isnan(column)] for column in draws.T]
+
+
+def _spread(column: np.ndarray) -> bool:
+    """Whether draws differ by more than rounding."""
+    return len(column) > 1 and float(np.ptp(column)) > 1e-9
 
 
 def _sum_by_patient(

@@ -1,0 +1,50 @@
+"""`compare`: the table of freeze schedules from finished runs, as text, CSV and figure."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from lesionseg.compare_table import BASELINE, PAPER, data_kind, in_paper_order, markdown, print_table, title
+from lesionseg.grid import Grid, read_grid
+from lesionseg.runs import write_text
+from lesionseg.schedule_figure import schedules_figure
+from lesionseg.statistics import patient_bootstrap, patient_sums
+
+
+def compare(root: Path, output: Path) -> pd.DataFrame:
+    """Compare the runs below `root`; write `table.md`, `table.csv` and `schedules.png` to `output`; print the table.
+
+    Returns:
+        The long table of `statistics.patient_bootstrap`, rows in the paper's order, others after it by name.
+
+    Raises:
+        InputError: the runs are unfinished or not comparable, see `grid.read_grid`.
+    """
+    grid = read_grid(root)
+    schedules = in_paper_order(grid.schedules)
+    sums = {name: patient_sums(*grid.tables(name), grid.patients, grid.seeds) for name in schedules}
+    table = patient_bootstrap(sums, BASELINE if BASELINE in schedules else None)
+    output.mkdir(parents=True, exist_ok=True)
+    write_text(output / "table.csv", table.to_csv(index=False, float_format="%.6f", lineterminator="\n"))
+    write_text(output / "table.md", markdown(grid, schedules, table))
+    _write_figure(output / "schedules.png", grid, schedules, table)
+    print_table(grid, schedules, table)
+    return table
+
+
+def _write_figure(path: Path, grid: Grid, schedules: Sequence[str], table: pd.DataFrame) -> None:
+    n_lesions = int(table[table.figure == "success_rate"].n.iloc[0])
+    n_seeds = "1 seed" if len(grid.seeds) == 1 else f"{len(grid.seeds)} seeds"
+    note = f"{data_kind(grid)}; {len(grid.patients)} patients, {n_lesions} lesions, {n_seeds}"
+    paper = {name: {**figures, "accuracy_all": figures["accuracy"]} for name, figures in PAPER.items()}
+    figure = schedules_figure(table, schedules, {name: title(name) for name in schedules}, paper, note)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_bytes(buffer.getvalue())
+    part.replace(path)

@@ -1,0 +1,211 @@
+"""The text of a comparison: `table.md` and the compact table on stdout, with the paper's rows below."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from lesionseg.grid import Grid
+from lesionseg.lesions import MIN_OVERLAP
+from lesionseg.results import REFERENCE
+from lesionseg.statistics import FIGURES, MISSED, RESAMPLES, confusion
+
+BASELINE = "baseline"
+#: Columns that the printed table needs to show intervals.
+_FULL_WIDTH = 160
+#: Below this many patients the table warns of its intervals .
+FEW_PATIENTS = 20
+
+#: Rows of the paper's table (arXiv 1907.13409), in its order. Its "accuracy" most likely is that of the lesions found.
+PAPER: dict[str, dict[str, float]] = {
+    "baseline": {"dice1": 0.49, "dice2": 0.44, "success_rate": 0.89, "accuracy": 0.56},
+    "no_freezing": {"dice1": 0.57, "dice2": 0.55, "success_rate": 0.94, "accuracy": 0.64},
+    "hierarchical_freezing": {"dice1": 0.65, "dice2": 0.60, "success_rate": 0.93, "accuracy": 0.68},
+    "freeze_encoder": {"dice1": 0.57, "dice2": 0.54, "success_rate": 0.94, "accuracy": 0.63},
+    "hierarchical_unfreezing": {"dice1": 0.64, "dice2": 0.60, "success_rate": 0.94, "accuracy": 0.73},
+}
+HEADINGS = {
+    "dice1": "Dice1",
+    "dice2": "Dice2",
+    "success_rate": "success rate",
+    "accuracy_all": "accuracy_all",
+    "accuracy_found": "accuracy_found",
+    "false_positives_per_slice": "FP / slice",
+}
+DEFINITIONS = f"""\
+The definitions are this package's own.
+
+- **Dice1**: Dice of lesion against everything else, types merged, on each slice that holds a lesion in the reference or
+  the prediction; mean over these slices (n).
+- **Dice2**: Dice of each lesion type that the slice holds in the reference or the prediction; mean over the types, then
+  over the slices (n).
+- **success rate**: share of the reference lesions (2-D connected components of one type, 8-neighbourhood; n) of whose
+  area the prediction covers at least {MIN_OVERLAP}, with any type.
+- **accuracy_all** (primary): share of all reference lesions (n) that are found and rightly typed, by the majority of
+  the predicted lesion pixels inside the lesion.
+- **accuracy_found**: the same among the lesions found (n). Each row finds other lesions, so it never stands alone.
+- **FP / slice**: predicted components (types merged) that hold no reference lesion pixel, per test slice (n).
+- **interval**: 95 %, percentiles of {RESAMPLES} resamples of patients; means stay those over slices and lesions.
+  None where every resample gives the same value (every lesion found, say): that is no proof of certainty.
+- **smallest**: the smallest true difference that this n could show (two-sided 5 %, power 80 %): (1.96 + 0.84) standard
+  errors of the paired difference. Nothing is corrected for the number of comparisons."""
+
+
+def in_paper_order(schedules: Iterable[str]) -> list[str]:
+    """The rows of the paper's table in its order, then all others by name."""
+    names = set(schedules)
+    return [name for name in PAPER if name in names] + sorted(names - set(PAPER))
+
+
+def title(schedule: str) -> str:
+    """A schedule's name for readers."""
+    return schedule.replace("_", " ")
+
+
+def markdown(grid: Grid, schedules: Sequence[str], table: pd.DataFrame) -> str:
+    """The whole of `table.md`."""
+    rows = {name: _rows(table, name) for name in schedules}
+    parts = [
+        f"# Freeze schedules compared ({data_kind(grid)})",
+        "\n".join(f"- {line}" for line in provenance(grid)),
+        "## Figures\n\nEstimate [95 % interval], n.",
+        _pipe_table(
+            ["schedule", "starts from", *HEADINGS.values()],
+            [[title(name), _start(grid, name), *map(_cell, rows[name])] for name in schedules],
+        ),
+        "## Difference to baseline, on the same patients",
+        _differences(schedules, rows),
+        "## Confusion of lesion types\n\n"
+        "Reference lesions of all seeds, by true type (rows) and predicted type (columns).",
+        _confusion(grid, schedules),
+        "## Definitions\n\n" + DEFINITIONS,
+        "## The paper's table: other data and other definitions\n\n"
+        "arXiv 1907.13409: 332 private slices. Anchors, not values to reach.",
+        _pipe_table(
+            ["schedule", "Dice1", "Dice2", "success rate", "accuracy"],
+            [[title(name), *(f"{value:.2f}" for value in figures.values())] for name, figures in PAPER.items()],
+        ),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def provenance(grid: Grid) -> list[str]:
+    """What the table rests on, one sentence each."""
+    infos = [run.info for run in grid.runs]
+    info = infos[0]
+    slices, lesions = grid.tables(grid.schedules[0])
+    reference = lesions[(lesions.kind == REFERENCE) & (lesions.seed == grid.seeds[0])]
+    n_slices = len(slices[["case_id", "slice"]].drop_duplicates())
+    types = ", ".join(f"{name} {(reference.type == name).sum()}" for name in grid.lesion_types)
+    seeds, folds = ", ".join(map(str, grid.seeds)), ", ".join(map(str, grid.folds))
+    commits, versions = _listed(i.commit or "unknown" for i in infos), _listed(i.version for i in infos)
+    lines = [
+        f"Data: {data_kind(grid)}; store {info.store_sha256[:12]}.",
+        f"Test: {len(grid.patients)} patients, {n_slices} slices, {len(reference)} lesions ({types}); "
+        f"folds {folds} of {info.folds}; seeds {seeds}; last weights after {info.epochs} epochs.",
+        f"Net: encoder {info.encoder}, {_encoder_weights(info.encoder_weights)}; "
+        f"configuration {info.config_sha256[:12]}.",
+        f"Code: commit {commits}, version {versions}; machine: {_listed(i.machine for i in infos)}.",
+    ]
+    if len(grid.seeds) == 1:
+        lines.append("One seed: the intervals hold given these trained models, they do not cover training anew.")
+    else:
+        lines.append(f"{len(grid.seeds)} seeds: figures are means over seeds; the intervals cover patients and seeds.")
+    if len(grid.patients) < FEW_PATIENTS:
+        lines.append(f"Only {len(grid.patients)} patients: percentile intervals of so few are too narrow.")
+    if BASELINE not in grid.schedules:
+        lines.append("No row `baseline`: there is nothing to take differences to.")
+    return lines
+
+
+def data_kind(grid: Grid) -> str:
+    """Generated or real CT, in words."""
+    return "phantom, generated CT" if any(run.info.generated for run in grid.runs) else "real CT"
+
+
+def _encoder_weights(weights: str | None) -> str:
+    return {None: "no ImageNet", "imagenet": "ImageNet", "file": "weights of a local file"}.get(weights, str(weights))
+
+
+def _start(grid: Grid, schedule: str) -> str:
+    """What a row's weights were before fine-tuning."""
+    info = next(run.info for run in grid.runs if run.info.name == schedule)
+    encoder = _encoder_weights(info.encoder_weights)
+    return encoder if info.weights_sha256 is None else f"{encoder}, pretraining {info.weights_sha256[:8]}"
+
+
+def _listed(values: Iterable[str]) -> str:
+    return ", ".join(sorted(set(values)))
+
+
+def _number(value: float, sign: str = "") -> str:
+    return "–" if math.isnan(value) else f"{round(value, 3) + 0.0:{sign}.3f}".replace("-", "−")  # + 0.0: no minus zero
+
+
+def _interval(low: float, high: float, sign: str = "") -> str:
+    return "" if math.isnan(low) else f" [{_number(low, sign)}, {_number(high, sign)}]"
+
+
+def _cell(row: pd.Series) -> str:
+    return f"{_number(row.estimate)}{_interval(row.low, row.high)}, {row.n}"
+
+
+def _rows(table: pd.DataFrame, schedule: str) -> list[pd.Series]:
+    """The rows of one schedule, in the order of `FIGURES`."""
+    rows = table[table.schedule == schedule].set_index("figure").loc[list(FIGURES)]
+    return [row for _, row in rows.iterrows()]
+
+
+def _differences(schedules: Sequence[str], rows: Mapping[str, list[pd.Series]]) -> str:
+    if BASELINE not in rows:
+        return "No row `baseline`."
+    lines = [[title(name), *map(_difference, rows[name])] for name in schedules if name != BASELINE]
+    heads = ["schedule", *HEADINGS.values()]
+    return "Difference [95 % interval]; smallest that this n could show.\n\n" + _pipe_table(heads, lines)
+
+
+def _difference(row: pd.Series) -> str:
+    interval = _interval(row.difference_low, row.difference_high, "+")
+    return f"{_number(row.difference, '+')}{interval}; {_number(row.smallest_detectable)}"
+
+
+def _confusion(grid: Grid, schedules: Sequence[str]) -> str:
+    lines = []
+    for name in schedules:
+        counts = confusion(grid.tables(name)[1], grid.lesion_types)
+        lines += [[title(name), true, *map(str, row), str(sum(row))] for true, *row in counts.itertuples()]
+    return _pipe_table(["schedule", "true type", *grid.lesion_types, MISSED, "n"], lines)
+
+
+def _pipe_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def print_table(grid: Grid, schedules: Sequence[str], table: pd.DataFrame) -> None:
+    """The compact table on stdout: ruled on a terminal, plain elsewhere; intervals where there is room for them."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=_FULL_WIDTH)
+    full = console.width >= _FULL_WIDTH
+    text = Table(
+        title=f"{data_kind(grid)}, {len(grid.patients)} patients{', 95 % intervals' if full else ''}",
+        box=box.SIMPLE if console.is_terminal else None,
+        title_justify="left",
+    )
+    text.add_column("schedule", no_wrap=True)
+    for heading in HEADINGS.values():
+        text.add_column(heading, justify="right", no_wrap=full)
+    for name in schedules:
+        text.add_row(title(name), *(_short(row, full) for row in _rows(table, name)))
+    console.print(text)
+
+
+def _short(row: pd.Series, with_interval: bool) -> str:
+    interval = f" [{row.low:.2f}, {row.high:.2f}]" if with_interval and not math.isnan(row.low) else ""
+    return ("–" if math.isnan(row.estimate) else f"{row.estimate:.3f}") + interval
