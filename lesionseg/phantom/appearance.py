@@ -1,0 +1,299 @@
+"""The look of each lesion type in portal-venous CT, as functions of place: for the phantom and for implants in real CT.
+
+Nothing here knows the phantom's anatomy. A lesion is drawn with `draw_lesion` from its type, its diameter, and the HU of liver
+and vessels of that scan; `Lesion.render` gives HU and cover at any points; `lesion_patch` samples it on the voxels of a scan,
+with partial volume and blur.
+
+| type | look | sources |
+|---|---|---|
+| cyst | 0…20 HU, homogeneous, sharp, round to oval | 1, 2 |
+| hemangioma | discontinuous peripheral nodules as dense as that scan's vessels, partial centripetal fill, well-defined; a share of those under 15 mm homogeneously bright | 3, 4, 5, 6 |
+| metastasis | 40…90 HU, ill-defined, continuous rim in most, denser centre in half of the solid ones; some necrotic | 7, 8 |
+| hcc | washed out below the liver, mosaic, thin capsule in most; LiTS-like volumes only | 9, 10 |
+
+1. K. J. Mortelé, P. R. Ros, RadioGraphics 2001;21:895 (cystic focal liver lesions). 2. K. M. Horton et al., RadioGraphics
+1999;19:431. 3. D. F. Leslie et al., AJR 1995;165:1403: nodules under 1 cm, as dense as the aorta in 62 % of hemangiomas and in
+no hypervascular metastasis. 4. D. F. Leslie et al., AJR 1995;164:625: against metastases, the density, the nodular shape and the
+discontinuity tell; single-phase CT often does not. 5. V. Vilgrain et al., RadioGraphics 2000;20:379: small ones often fill at
+once; large ones keep an unfilled centre. 6. "Contrast enhancement of hepatic hemangiomas on multiphase MDCT", AJR 2010,
+doi 10.2214/AJR.09.3324: in the portal-venous phase nodules vary about the density of the vessels. 7. "Computed tomographic
+appearance of colorectal hepatic metastases", Ann Acad Med Singap 2003;32:191 (74 lesions, portal-venous phase): rim in 73 %,
+enhancing in 84 %, denser centre in 51 %. 8. G. T. Sica et al., AJR 2000;174:691. 9. J. H. Lee et al., Br J Radiol 2012;85:e573
+(243 tumours). 10. E. Chartampilas et al., Cancers 2022;14:3997: washout, capsule in about 80 %, mosaic.
+
+Diameters are log-normal; medians and limits are of the order these series report and not fitted to any of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from scipy import ndimage
+
+from lesionseg.phantom.geometry import Points, WaveField
+
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Difficulty:
+    """Everything that was tuned, in one place; set on the row `baseline` alone and never changed for another row's sake.
+
+    Attributes:
+        diameter_scale: factor on all median diameters.
+        noise_scale: factor on the noise of every scanner.
+        blur_scale: factor on the point spread of every scanner.
+        flash_share: share of hemangiomas under 15 mm that are homogeneously bright.
+        nodule_radius: radius of a hemangioma's nodules over the lesion's radius.
+        nodule_count: least and most nodules.
+        hemangioma_core_hu: what contrast medium has not reached; overlaps the metastases.
+        metastasis_core_hu: solid part.
+        metastasis_rim_hu: how much denser the rim is than the core.
+        metastasis_edge_mm: width of the border.
+        necrotic_share: share of metastases over 15 mm with a necrotic core.
+    """
+
+    diameter_scale: float = 1.0
+    noise_scale: float = 1.0
+    blur_scale: float = 1.0
+    flash_share: float = 0.4
+    nodule_radius: Range = (0.25, 0.45)
+    nodule_count: tuple[int, int] = (3, 6)
+    hemangioma_core_hu: Range = (48.0, 80.0)
+    metastasis_core_hu: Range = (46.0, 78.0)
+    metastasis_rim_hu: Range = (6.0, 34.0)
+    metastasis_edge_mm: Range = (3.0, 6.0)
+    necrotic_share: float = 0.25
+
+
+DIFFICULTY = Difficulty()
+
+#: Median, log-sd, least and largest diameter in mm.
+DIAMETERS_MM: dict[str, tuple[float, float, float, float]] = {
+    "cyst": (15.0, 0.45, 7.0, 55.0),
+    "hemangioma": (20.0, 0.45, 8.0, 60.0),
+    "metastasis": (19.0, 0.45, 8.0, 60.0),
+    "hcc": (32.0, 0.45, 12.0, 85.0),
+}
+#: Under this diameter a hemangioma may be homogeneously bright (5).
+FLASH_BELOW_MM = 15.0
+#: Over this diameter a metastasis may be necrotic (7, 8).
+NECROSIS_ABOVE_MM = 15.0
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """HU of one scan that a lesion's look depends on."""
+
+    liver_hu: float
+    vessel_hu: float
+
+
+class Local(NamedTuple):
+    """A point of a lesion in its own terms: position over the radius (three arrays), and depth below the surface in mm."""
+
+    position: Points
+    depth_mm: np.ndarray
+
+
+Look = Callable[[Local], np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class Lesion:
+    """A lesion with its place.
+
+    Attributes:
+        kind: `cyst`, `hemangioma`, `metastasis` or `hcc`.
+        center_mm: (z, y, x).
+        diameter_mm: mean diameter.
+        axes: (3, 3) matrix that maps mm from the centre to a ball of the mean radius (volume kept).
+        surface: relative bumps of the radius, a field over unit directions.
+        edge_mm: width of the border.
+        look: HU inside.
+    """
+
+    kind: str
+    center_mm: tuple[float, float, float]
+    diameter_mm: float
+    axes: np.ndarray
+    surface: WaveField
+    edge_mm: float
+    look: Look
+
+    @property
+    def reach_mm(self) -> float:
+        """No point farther from the centre than this is touched."""
+        stretch = 1 / float(np.linalg.svd(self.axes, compute_uv=False).min())
+        bumps = 1 + 2.5 * self.surface.amplitude * np.sqrt(len(self.surface.phases) / 2)
+        return self.diameter_mm / 2 * stretch * bumps + self.edge_mm
+
+    def render(self, z: np.ndarray, y: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """HU and cover (0…1) at points in mm; the three arrays share one shape, and so do both results."""
+        offset = [np.asarray(p, np.float32) - c for p, c in zip((z, y, x), self.center_mm, strict=True)]
+        ball = [row[0] * offset[0] + row[1] * offset[1] + row[2] * offset[2] for row in self.axes.astype(np.float32)]
+        distance = np.sqrt(ball[0] ** 2 + ball[1] ** 2 + ball[2] ** 2)
+        unit = [b / np.maximum(distance, 1e-3) for b in ball]
+        radius = self.diameter_mm / 2 * (1 + self.surface.at(*unit))
+        depth = radius - distance
+        share = np.clip(0.5 + depth / self.edge_mm, 0, 1)
+        cover = share * share * (3 - 2 * share)
+        position = tuple(b / radius for b in ball)
+        return self.look(Local(position, depth)), cover  # type: ignore[arg-type]
+
+
+def draw_diameter_mm(rng: np.random.Generator, kind: str, difficulty: Difficulty = DIFFICULTY) -> float:
+    """Draw a diameter for a lesion type."""
+    median, spread, least, largest = DIAMETERS_MM[kind]
+    return float(np.clip(difficulty.diameter_scale * rng.lognormal(np.log(median), spread), least, largest))
+
+
+def draw_lesion(
+    rng: np.random.Generator,
+    kind: str,
+    *,
+    center_mm: tuple[float, float, float],
+    diameter_mm: float,
+    contrast: Contrast,
+    difficulty: Difficulty = DIFFICULTY,
+) -> Lesion:
+    """Draw a lesion of a type, a place and a size for one scan."""
+    look, edge_mm, bumps, stretch = _DRAWERS[kind](rng, diameter_mm, contrast, difficulty)
+    surface = WaveField.draw(rng, scale=0.45, sd=bumps, waves=16)
+    return Lesion(kind, center_mm, diameter_mm, _draw_axes(rng, stretch), surface, edge_mm, look)
+
+
+class Patch(NamedTuple):
+    """A lesion on voxels: HU, cover (0…1) and mask (cover of at least one half), each (D, H, W)."""
+
+    hu: np.ndarray
+    cover: np.ndarray
+    mask: np.ndarray
+
+    def implant(self, scan_hu: np.ndarray, liver_hu: float) -> np.ndarray:
+        """Add the lesion's contrast to a scan (D, H, W), float32: the noise of the scan stays."""
+        return scan_hu + self.cover * (self.hu - liver_hu)
+
+
+def lesion_patch(
+    lesion: Lesion, shape: tuple[int, int, int], spacing_mm: tuple[float, float, float], *, blur_mm: float
+) -> Patch:
+    """Sample a lesion on a grid whose first voxel's centre is the origin, with partial volume and in-plane blur.
+
+    Args:
+        lesion: with its centre in the coordinates of the grid, mm.
+        shape: (D, H, W).
+        spacing_mm: along (D, H, W).
+        blur_mm: full width at half maximum of the scanner's point spread in the plane.
+    """
+    fine = tuple(max(1, round(s / 1.5)) for s in spacing_mm)
+    axes = [((np.arange(n * f) + 0.5) / f - 0.5) * s for n, f, s in zip(shape, fine, spacing_mm, strict=True)]
+    hu, cover = lesion.render(*np.meshgrid(*axes, indexing="ij"))
+    sigma = [0.0, *(blur_mm / 2.355 * f / s for f, s in zip(fine[1:], spacing_mm[1:], strict=True))]
+    weighted, seen = ndimage.gaussian_filter(hu * cover, sigma), ndimage.gaussian_filter(cover, sigma)
+    weighted, seen, sharp = (_block_mean(a, fine) for a in (weighted, seen, cover))
+    return Patch(weighted / np.maximum(seen, 1e-6), seen, sharp >= 0.5)
+
+
+def _block_mean(array: np.ndarray, factor: tuple[int, ...]) -> np.ndarray:
+    d, h, w = (n // f for n, f in zip(array.shape, factor, strict=True))
+    return array.reshape(d, factor[0], h, factor[1], w, factor[2]).mean((1, 3, 5))
+
+
+def _draw_axes(rng: np.random.Generator, stretch: float) -> np.ndarray:
+    """A random ellipsoid as a matrix: rotation, then the semi-axes over the radius, volume kept."""
+    turn, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+    semi = np.exp(rng.uniform(-stretch, stretch, 3))
+    return (turn / (semi / np.cbrt(semi.prod()))[:, None]).astype(np.float32)
+
+
+Drawn = tuple[Look, float, float, float]
+
+
+def _draw_cyst(rng: np.random.Generator, diameter_mm: float, contrast: Contrast, difficulty: Difficulty) -> Drawn:
+    fluid = float(rng.uniform(2, 18))
+
+    def look(local: Local) -> np.ndarray:
+        return np.full(local.depth_mm.shape, fluid, np.float32)
+
+    return look, 0.8, 0.03, 0.12
+
+
+def _draw_hemangioma(rng: np.random.Generator, diameter_mm: float, contrast: Contrast, difficulty: Difficulty) -> Drawn:
+    bright = contrast.vessel_hu + float(rng.normal(0, 4))
+    core = float(rng.uniform(*difficulty.hemangioma_core_hu))
+    flash = diameter_mm < FLASH_BELOW_MM and rng.random() < difficulty.flash_share
+    count = int(rng.integers(difficulty.nodule_count[0], difficulty.nodule_count[1] + 1))
+    centers, sizes = _draw_nodules(rng, count, difficulty.nodule_radius)
+    texture = WaveField.draw(rng, scale=0.3, sd=4.0)
+
+    def look(local: Local) -> np.ndarray:
+        if flash:
+            return np.full(local.depth_mm.shape, bright, np.float32)
+        field = np.zeros(local.depth_mm.shape, np.float32)
+        for (cz, cy, cx), size in zip(centers, sizes, strict=True):
+            z, y, x = local.position
+            field += np.exp(-((z - cz) ** 2 + (y - cy) ** 2 + (x - cx) ** 2) / (size * size))
+        filled = np.clip((field - 0.2) / 0.35, 0, 1)
+        return core + texture.at(*local.position) + filled * (bright - core)
+
+    return look, 1.5, 0.07, 0.2
+
+
+def _draw_nodules(rng: np.random.Generator, count: int, radius: Range) -> tuple[np.ndarray, np.ndarray]:
+    """Centres (K, 3) just below the surface of the unit ball, kept apart so that gaps remain; radii (K,)."""
+    directions = rng.normal(size=(12 * count, 3))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    chosen = [directions[0]]
+    for direction in directions[1:]:
+        if len(chosen) < count and max(float(direction @ other) for other in chosen) < 0.55:
+            chosen.append(direction)
+    sizes = rng.uniform(*radius, len(chosen))
+    return np.array(chosen) * (1 - 0.6 * sizes[:, None]), sizes
+
+
+def _draw_metastasis(rng: np.random.Generator, diameter_mm: float, contrast: Contrast, difficulty: Difficulty) -> Drawn:
+    core = float(rng.uniform(*difficulty.metastasis_core_hu))
+    rim = min(core + float(rng.uniform(*difficulty.metastasis_rim_hu)), 100.0)
+    necrotic = diameter_mm > NECROSIS_ABOVE_MM and rng.random() < difficulty.necrotic_share
+    if necrotic:
+        core = float(rng.uniform(14, 38))
+    dense_center = 0.0 if necrotic or rng.random() > 0.5 else float(rng.uniform(6, 20))
+    rim_mm = float(rng.uniform(2.0, 4.0)) + 0.04 * diameter_mm
+    texture = WaveField.draw(rng, scale=0.25, sd=6.0)
+    uneven = WaveField.draw(rng, scale=0.6, sd=0.18)
+
+    def look(local: Local) -> np.ndarray:
+        z, y, x = local.position
+        center = np.exp(-(z * z + y * y + x * x) / 0.12)
+        # The rim is continuous: its strength varies round the lesion and never falls to the core's.
+        strength = np.clip(1 + uneven.at(z, y, x), 0.6, 1.3) * np.clip(1.4 - local.depth_mm / rim_mm, 0, 1)
+        return core + texture.at(z, y, x) + dense_center * center + np.minimum(strength, 1.2) * (rim - core)
+
+    return look, float(rng.uniform(*difficulty.metastasis_edge_mm)), 0.10, 0.25
+
+
+def _draw_hcc(rng: np.random.Generator, diameter_mm: float, contrast: Contrast, difficulty: Difficulty) -> Drawn:
+    base = contrast.liver_hu - float(rng.uniform(14, 34))
+    capsule = contrast.liver_hu + float(rng.uniform(4, 18)) if rng.random() < 0.8 else base
+    mosaic = WaveField.draw(rng, scale=0.22, sd=9.0)
+    necrosis = WaveField.draw(rng, scale=0.4, sd=1.0)
+    level = float(rng.uniform(1.0, 2.4))
+
+    def look(local: Local) -> np.ndarray:
+        hu = base + mosaic.at(*local.position)
+        hu += np.clip((necrosis.at(*local.position) - level) * 2, 0, 1) * (35 - hu)
+        return np.where(local.depth_mm < 1.8, capsule, hu).astype(np.float32)
+
+    return look, 1.8, 0.08, 0.2
+
+
+_DRAWERS: dict[str, Callable[[np.random.Generator, float, Contrast, Difficulty], Drawn]] = {
+    "cyst": _draw_cyst,
+    "hemangioma": _draw_hemangioma,
+    "metastasis": _draw_metastasis,
+    "hcc": _draw_hcc,
+}
