@@ -20,6 +20,8 @@ from lesionseg.errors import InputError
 
 #: Encoder blocks from the input side to the deepest; an encoder with fewer steps lacks the first ones.
 ENCODER_BLOCKS = ("stem", "stage1", "stage2", "stage3", "stage4")
+#: Channels after each of the five decoder steps, deepest first.
+DECODER_CHANNELS = (256, 128, 64, 32, 16)
 #: Least share of the encoder's elements that a transfer must fill; less is another encoder, not fine-tuning.
 LEAST_ENCODER_SHARE = 0.9
 #: Side of the image that the graph is drawn with: every encoder of smp and most fixed-size ones of timm take it.
@@ -29,12 +31,9 @@ _WEIGHT_FILES = (".safetensors", ".pt")
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """One block of a U-net.
+    """One block of a U-net: its parameters with their names in the net, and its modules.
 
-    Attributes:
-        name: `stem`, `stage1` … `stage4`, `decoder` or `head`.
-        parameters: name within the net, and parameter.
-        modules: every module of the block, containers included: set `training` on each, not recursively.
+    The modules include containers, which may hold modules of other blocks: set `training` on each, not recursively.
     """
 
     name: str
@@ -71,11 +70,7 @@ class TransferReport:
 
 
 def build_unet(
-    encoder: str,
-    *,
-    classes: int,
-    encoder_weights: str | None,
-    decoder_channels: Sequence[int] = (256, 128, 64, 32, 16),
+    encoder: str, *, classes: int, encoder_weights: str | None, decoder_channels: Sequence[int] = DECODER_CHANNELS
 ) -> nn.Module:
     """A U-net from (N, 3, H, W) to class scores (N, classes, H, W); H and W are multiples of 32.
 
@@ -84,7 +79,7 @@ def build_unet(
         classes: number of output channels.
         encoder_weights: `imagenet` or another name smp knows for this encoder (fetched), the path of a local
             `.safetensors` or `.pt` file with the encoder's state dict, or None for random weights.
-        decoder_channels: channels after each of the five decoder steps, deepest first.
+        decoder_channels: as in `DECODER_CHANNELS`.
 
     Raises:
         InputError: unknown encoder or weights, weights out of reach, or a file that does not fit.
@@ -95,11 +90,11 @@ def build_unet(
     try:
         net = smp.Unet(encoder, encoder_weights=fetched, decoder_channels=tuple(decoder_channels), classes=classes)
     except OSError as error:  # the network, the hub or its cache: all of huggingface_hub's errors are OSErrors
-        expected, got = f"weights '{encoder_weights}' of {encoder} within reach", str(error).splitlines()[0]
+        expected, got = f"weights '{encoder_weights}' of {encoder} within reach", _first_line(error)
         remedy = "name a local .safetensors or .pt file, or use null for random weights"
         raise InputError("encoder_weights", expected=expected, got=got, remedy=remedy) from error
     except (ValueError, RuntimeError) as error:
-        expected, got = "features at strides 2 to 32 and five decoder channels", str(error)
+        expected, got = "features at strides 2 to 32 and five decoder channels", _first_line(error)
         raise InputError(f"encoder {encoder}", expected=expected, got=got, remedy="choose another encoder") from error
     if local:
         _load_encoder(net.encoder, Path(str(encoder_weights)))
@@ -117,18 +112,16 @@ def blocks(net: nn.Module) -> dict[str, Block]:
     owner = _owners(net)
     homes = _module_owners(net, owner)
     found = {}
-    for name in dict.fromkeys(owner.values()):
-        parameters = tuple((n, p) for n, p in net.named_parameters() if owner[n] == name)
-        found[name] = Block(name, parameters, tuple(module for module, home in homes if home == name))
+    for block in dict.fromkeys(owner.values()):
+        parameters = tuple((name, p) for name, p in net.named_parameters() if owner[name] == block)
+        found[block] = Block(block, parameters, tuple(module for module, home in homes if home == block))
     return found
 
 
 def parameter_groups(net: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
     """Optimizer groups with every parameter from the start, one per block; a schedule's rate scales `base_lr`."""
     common = {"lr": lr, "base_lr": lr, "weight_decay": weight_decay}
-    return [
-        {"name": block.name, "params": [p for _, p in block.parameters], **common} for block in blocks(net).values()
-    ]
+    return [{"name": name, "params": [p for _, p in b.parameters], **common} for name, b in blocks(net).items()]
 
 
 def transfer(net: nn.Module, state_dict: Mapping[str, Tensor], *, where: str | Path = "weights") -> TransferReport:
@@ -147,12 +140,8 @@ def transfer(net: nn.Module, state_dict: Mapping[str, Tensor], *, where: str | P
     own = net.state_dict()
     report = _compare(own, state_dict)
     if report.encoder_elements < LEAST_ENCODER_SHARE:
-        raise InputError(
-            where,
-            expected=f"at least {LEAST_ENCODER_SHARE:.0%} of the encoder",
-            got=str(report).replace("\n", "; "),
-            remedy="use weights of the same encoder",
-        )
+        expected, got = f"at least {LEAST_ENCODER_SHARE:.0%} of the encoder", str(report).replace("\n", "; ")
+        raise InputError(where, expected=expected, got=got, remedy="use weights of the same encoder")
     _copy(own, state_dict, report.loaded)
     return report
 
@@ -163,12 +152,9 @@ def _check_encoder(encoder: str) -> None:
     if encoder in known or (encoder.startswith("tu-") and timm.is_model(encoder[3:])):
         return
     near = difflib.get_close_matches(encoder, [*known, *(f"tu-{name}" for name in timm.list_models())], n=5, cutoff=0.6)
-    raise InputError(
-        "encoder",
-        expected="an encoder of segmentation-models-pytorch, or `tu-` and a model of timm",
-        got=repr(encoder),
-        remedy=f"close names: {', '.join(near)}" if near else "its documentation lists them",
-    )
+    expected = "an encoder of segmentation-models-pytorch, or tu- and a model of timm"
+    remedy = f"close names: {', '.join(near)}" if near else "its documentation lists them"
+    raise InputError("encoder", expected=expected, got=repr(encoder), remedy=remedy)
 
 
 def _fetched_name(encoder: str, weights: str) -> str | bool:
@@ -176,12 +162,8 @@ def _fetched_name(encoder: str, weights: str) -> str | bool:
     timms = encoder.startswith("tu-")
     names = ["imagenet"] if timms else list(smp.encoders.encoders[encoder]["pretrained_settings"])
     if weights not in names:
-        raise InputError(
-            "encoder_weights",
-            expected=f"one of {', '.join(names)}, a {' or '.join(_WEIGHT_FILES)} file, or null",
-            got=repr(weights),
-            remedy=f"choose weights that exist for {encoder}",
-        )
+        expected = f"one of {', '.join(names)}, a {' or '.join(_WEIGHT_FILES)} file, or null"
+        raise InputError(f"encoder_weights of {encoder}", expected=expected, got=repr(weights), remedy="name one")
     return True if timms else weights
 
 
@@ -192,13 +174,9 @@ def _load_encoder(encoder: nn.Module, path: Path) -> None:
     needed = {name for name in own if not name.endswith("num_batches_tracked")}
     fits = {name for name in own if name in state and state[name].shape == own[name].shape}
     if not needed <= fits:
-        missing = _few(sorted(needed - fits))
-        raise InputError(
-            path,
-            expected="the state dict of this encoder",
-            got=f"{len(needed & fits)} of {len(needed)} tensors that fit; missing: {missing}",
-            remedy="use weights of the same encoder, named as in its state dict",
-        )
+        got = f"{len(needed & fits)} of {len(needed)} tensors that fit, not {_few(sorted(needed - fits))}"
+        remedy = "use weights of the same encoder, named as in its state dict"
+        raise InputError(path, expected="the state dict of this encoder", got=got, remedy=remedy)
     _copy(own, state, fits)
 
 
@@ -209,11 +187,10 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
-        got = (str(error) or type(error).__name__).splitlines()[0]
-        raise InputError(path, expected="a file of weights", got=got, remedy="check the path and the file") from error
+        remedy = "check the path and the file"
+        raise InputError(path, expected="a file of weights", got=_first_line(error), remedy=remedy) from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        got = type(state).__name__
-        raise InputError(path, expected="names and tensors", got=got, remedy="save the encoder's state_dict()")
+        raise InputError(path, expected="tensors by name", got="other data", remedy="save the encoder's state_dict()")
     return dict(state)
 
 
@@ -251,8 +228,7 @@ def _first_reached(encoder: nn.Module) -> list[list[str]]:
     finally:
         for module, mode in modes.items():
             module.training = mode
-    names = {id(parameter): name for name, parameter in parameters.items()}
-    seen: set[Any] = set()
+    seen, names = set[Any](), {id(parameter): name for name, parameter in parameters.items()}
     return [[names[i] for i in _leaves(feature.grad_fn, seen) if i in names] for feature in features]
 
 
@@ -314,8 +290,11 @@ def _copy(own: Mapping[str, Tensor], source: Mapping[str, Tensor], names: Iterab
             own[name].copy_(source[name])
 
 
-def _few(names: Iterable[str]) -> str:
+def _few(names: Sequence[str]) -> str:
     """A list of names, short enough for a line."""
-    names = list(names)
-    rest = f" and {len(names) - 4} more" if len(names) > 4 else ""
-    return (", ".join(names[:4]) + rest) or "none"
+    shown = ", ".join(names[:4]) or "none"
+    return f"{shown} and {len(names) - 4} more" if len(names) > 4 else shown
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -18,6 +18,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from decimal import ROUND_HALF_UP, Decimal
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -213,8 +214,8 @@ def _rate(phases: Sequence[Phase], share: float) -> float:
 
 
 def _epoch(share: float, epochs: int) -> int:
-    """The epoch before which a share of the training ends; halves up, so that it never depends on even or odd."""
-    return math.floor(share * epochs + 0.5)
+    """The epoch before which a share of the training ends: halves up, and exact for the share as it was written."""
+    return int((Decimal(repr(share)) * epochs).to_integral_value(ROUND_HALF_UP))
 
 
 def _check_epochs(shares: Sequence[float], epochs: int) -> None:
@@ -223,11 +224,21 @@ def _check_epochs(shares: Sequence[float], epochs: int) -> None:
         raise _error("a number of epochs", str(epochs), "set max_epochs")
     same = next(((a, b) for a, b in pairwise(shares) if _epoch(a, epochs) == _epoch(b, epochs)), None)
     if same:
-        # Once the shortest step is an epoch long, all are: the search ends there at the latest.
-        enough = math.ceil(1 / min(b - a for a, b in pairwise(shares)))
-        least = next(n for n in range(epochs, enough + 2) if len({_epoch(s, n) for s in shares}) == len(shares))
         got = f"{epochs} epochs, in which the shares {same[0]:g} and {same[1]:g} fall on the same one"
-        raise _error("steps of at least one epoch", got, f"train for at least {least} epochs")
+        raise _error("steps of at least one epoch", got, _enough_epochs(shares, epochs))
+
+
+def _enough_epochs(shares: Sequence[float], epochs: int) -> str:
+    """How long to train, from `epochs` on, so that no two shares fall on the same epoch."""
+    shortest = min(b - a for a, b in pairwise(shares))
+    if shortest < 0.001:
+        return "write shares that lie less than a thousandth apart alike"
+    # Once the shortest step is an epoch long, all are: from there on, every number works.
+    enough = math.ceil(1 / shortest) + 1
+    fits = [n for n in range(epochs, enough + 1) if len({_epoch(share, n) for share in shares}) == len(shares)]
+    always = next(n for place, n in enumerate(fits) if enough - n == len(fits) - 1 - place)
+    some = "" if fits[0] == always else f"{fits[0]} or "
+    return f"train for {some}at least {always} epochs"
 
 
 def _span(step: Step) -> str:

@@ -1,0 +1,232 @@
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lesionseg.errors import InputError
+from lesionseg.schedules import FreezeSchedule, refuse_duplicate_keys
+
+ENCODER = ("stem", "stage1", "stage2", "stage3", "stage4")
+BLOCKS = (*ENCODER, "decoder", "head")
+OUT = {"decoder": "always", "head": "always"}
+PRESETS = Path(__file__).parents[1] / "experiments" / "schedules"
+
+
+def resolve(trains, epochs, names=BLOCKS):
+    return FreezeSchedule.parse(trains).resolve(epochs, names)
+
+
+def preset(name):
+    text = (PRESETS / f"{name}.yaml").read_text()
+    refuse_duplicate_keys(text, name)
+    return yaml.safe_load(text)
+
+
+def marks(resolved):
+    """One line an epoch, one character a block: 1 trains, 0 frozen."""
+    rows = (resolved.state(epoch) for epoch in range(resolved.epochs))
+    return ["".join("1" if row[name] else "0" for name in BLOCKS) for row in rows]
+
+
+def test_states_by_hand():
+    trains = {
+        "stem": "never",
+        "stage1": [0.5, 1.0],
+        "stage2": [{"start": 0.75, "stop": 1, "rate": 0.1}, {"start": 0, "stop": 0.5}],
+        "encoder": "always",
+        **OUT,
+    }
+    resolved = resolve(trains, 4)
+    table = [
+        # stem stage1 stage2 stage3 stage4 decoder head
+        (0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0),
+        (0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0),
+        (0.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0),
+        (0.0, 1.0, 0.1, 1.0, 1.0, 1.0, 1.0),
+    ]
+    assert [tuple(resolved.state(epoch)[name] for name in BLOCKS) for epoch in range(4)] == table
+    assert resolved.transitions == (2, 3)
+    assert resolved.table().splitlines() == [
+        "epochs  stem  stage1  stage2  stage3  stage4  decoder  head",
+        "0–1     ○     ○       ●       ●       ●       ●        ●",
+        "2       ○     ●       ○       ●       ●       ●        ●",
+        "3       ○     ●       ● ×0.1  ●       ●       ●        ●",
+    ]
+    data = json.loads(resolved.to_json())
+    assert data["epochs"] == 4
+    assert [(step["start"], step["stop"], step["rates"]["stage2"]) for step in data["steps"]] == [
+        (0, 2, 1.0),
+        (2, 3, 0.0),
+        (3, 4, 0.1),
+    ]
+
+
+def test_phases_that_touch_at_one_rate_are_one():
+    trains = {"encoder": [{"start": 0, "stop": 0.5}, {"start": 0.5, "stop": 1}], **OUT}
+    assert resolve(trains, 2).transitions == ()
+    assert not FreezeSchedule.parse(trains).freezes_anything
+
+
+@pytest.mark.parametrize(
+    ("value", "freezes"),
+    [("always", False), ([0, 1], False), ("never", True), ([0, 0.9], True), ([0.1, 1], True),
+     ([{"start": 0, "stop": 0.4}, {"start": 0.5, "stop": 1}], True),
+     ([{"start": 0, "stop": 0.4}, {"start": 0.4, "stop": 1, "rate": 0.1}], False)],
+)  # fmt: skip
+def test_freezes_anything(value, freezes):
+    assert FreezeSchedule.parse({"encoder": value, **OUT}).freezes_anything is freezes
+
+
+@st.composite
+def schedules(draw):
+    """Phases of random blocks on a grid of hundredths, decoder and head always on."""
+    trains = dict(OUT)
+    for block in ENCODER:
+        ends = sorted(draw(st.lists(st.integers(0, 100), max_size=6, unique=True)))
+        rates = st.sampled_from([1.0, 0.5, 0.1])
+        phases = [{"start": a / 100, "stop": b / 100, "rate": draw(rates)} for a, b in pairwise(ends)]
+        trains[block] = draw(st.permutations([p for p in phases if draw(st.booleans())])) or "never"
+    return trains
+
+
+@given(schedules(), st.integers(1, 400))
+def test_each_block_follows_its_own_phases(trains, epochs):
+    """Against the rule itself, share s → before epoch round(s × epochs), block by block."""
+    if not fits(trains, epochs):
+        with pytest.raises(InputError, match="fall on the same one") as error:
+            resolve(trains, epochs)
+        numbers = [int(word) for word in error.value.remedy.split() if word.isdigit()]
+        least, always = numbers[0], numbers[-1]
+        assert [n for n in range(epochs, least + 1) if fits(trains, n)] == [least]
+        assert always == least or not fits(trains, always - 1)
+        assert all(fits(trains, n) for n in range(always, 101))
+        return
+    resolved = resolve(trains, epochs)
+    for epoch in range(epochs):
+        for block, rate in resolved.state(epoch).items():
+            phases = [] if isinstance(trains[block], str) else trains[block]
+            inside = [p["rate"] for p in phases if _at(p["start"], epochs) <= epoch < _at(p["stop"], epochs)]
+            assert rate == (1.0 if trains[block] == "always" else sum(inside))
+    changes = [e for e in range(1, epochs) if resolved.state(e) != resolved.state(e - 1)]
+    assert resolved.transitions == tuple(changes)
+    assert len(resolved.table().splitlines()) == len(changes) + 2
+    assert FreezeSchedule.parse(trains).freezes_anything == any("0" in row for row in marks(resolved))
+
+
+def fits(trains, epochs):
+    """Whether all changes of the schedule fall on different epochs."""
+    phases = [phase for value in trains.values() if not isinstance(value, str) for phase in value]
+    shares = {0, 1} | {phase[end] for phase in phases for end in ("start", "stop")}
+    return len({_at(share, epochs) for share in shares}) == len(shares)
+
+
+def _at(share, epochs):
+    """Exact in hundredths: the shares of the property test are whole ones."""
+    return (2 * round(share * 100) * epochs + 100) // 200
+
+
+@pytest.mark.parametrize("epochs", [-1, 0])
+def test_a_training_without_a_number_of_epochs_is_refused(epochs):
+    with pytest.raises(InputError, match="set max_epochs"):
+        resolve({"encoder": "always", **OUT}, epochs)
+
+
+def test_an_epoch_outside_the_training_has_no_state():
+    resolved = resolve({"encoder": "always", **OUT}, 3)
+    for epoch in (-1, 3):
+        with pytest.raises(ValueError, match=r"0…2"):
+            resolved.state(epoch)
+
+
+@pytest.mark.parametrize(
+    ("trains", "message"),
+    [
+        ({"encoder": "always", "stage5": "always", "body": "never", **OUT}, "stem, .* head.* got stage5, body;"),
+        ({"stem": "always", "stage1": "always", "head": "always"}, "got none for stage2, stage3, stage4, decoder;"),
+        ({"encoder": [0.0, 0.5], "decoder": "never", "head": [0, 0.5]}, "all frozen between the shares 0.5 and 1;"),
+        ({"encoder": [0.5, 0.52], **OUT}, "same one; train for 26 or at least 50 epochs"),
+        ({"stem": [0, 0.333333], "encoder": [0.3333333, 1], **OUT}, "write shares .* alike"),
+        ({"stem": [{"start": 0, "stop": 0.5}, {"start": 0.4, "stop": 1}], "encoder": "always", **OUT},
+         "stem: expected phases that do not overlap; got 0…0.5 and 0.4…1;"),
+        ({"stem": [0.5, 0.5]}, "stem: expected 0 ≤ start < stop ≤ 1; got 0.5…0.5"),
+        ({"stem": [0.5, 1.2]}, "got 0.5…1.2"),
+        ({"stem": [-0.1, 1]}, "got -0.1…1"),
+        ({"stem": [{"start": 0, "stop": 1, "rate": 0}]}, "a rate above 0"),
+        ({"stem": [{"start": 0, "stop": True}]}, "numbers in a phase"),
+        ({"stem": [{"start": 0, "stop": float("nan")}]}, "numbers in a phase"),
+        ({"stem": [{"start": 0, "end": 1}]}, "a phase {start, stop, rate}"),
+        ({"stem": [[0, 1]]}, "a phase {start, stop, rate}"),
+        ({"stem": [0.2]}, "a phase {start, stop, rate}"),
+        ({"stem": "sometimes"}, "stem: expected always, never, .*; got 'sometimes'"),
+        ({"stem": True}, "always, never"),
+        ({"stem": []}, "always, never"),
+        ({}, "a mapping from block"),
+        ([("stem", "always")], "a mapping from block"),
+    ],
+)  # fmt: skip
+def test_wrong_schedules_are_refused_with_the_names(trains, message):
+    with pytest.raises(InputError, match=message):
+        resolve(trains, 5)
+
+
+def test_duplicate_keys_are_refused_at_any_depth():
+    refuse_duplicate_keys("", "empty.yaml")
+    refuse_duplicate_keys("a: {x: 1}\nb: {x: 1}\n", "fine.yaml")
+    for text, line in (
+        ("a: 1\nb: 2\na: 3\n", 3),
+        ("s:\n  trains:\n    stem: [0, 1]\n    stem: never\n", 4),
+        ("- {a: 1, a: 2}", 1),
+    ):
+        with pytest.raises(InputError, match=f"same.yaml: expected each key once; got .* again in line {line};"):
+            refuse_duplicate_keys(text, "same.yaml")
+
+
+def test_presets_are_the_five_rows():
+    assert {path.stem for path in PRESETS.glob("*.yaml")} >= {
+        "baseline", "no_freezing", "freeze_encoder", "hierarchical_freezing", "hierarchical_unfreezing"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("path", sorted(PRESETS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_preset_resolves_and_trains_decoder_and_head_always(path):
+    data = preset(path.stem)
+    assert set(data) == {"name", "model", "schedule"}
+    assert data["name"] == path.stem
+    assert data["model"] == {"init_args": {"transfer": path.stem != "baseline"}}
+    for epochs in range(6, 61):
+        assert all(row.endswith("11") for row in marks(resolve(data["schedule"]["trains"], epochs)))
+
+
+def test_presets_without_stages():
+    assert set(marks(resolve(preset("baseline")["schedule"]["trains"], 3))) == {"1111111"}
+    assert set(marks(resolve(preset("no_freezing")["schedule"]["trains"], 3))) == {"1111111"}
+    assert set(marks(resolve(preset("freeze_encoder")["schedule"]["trains"], 3))) == {"0000011"}
+
+
+FREEZING = ["1111111", "0111111", "0011111", "0001111", "0000111", "0000011"]
+UNFREEZING = ["0000011", "0000111", "0001111", "0011111", "0111111", "1111111"]
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"), [("hierarchical_freezing", FREEZING), ("hierarchical_unfreezing", UNFREEZING)]
+)
+@pytest.mark.parametrize(
+    ("epochs", "lengths"),
+    [(6, [1] * 6), (12, [2] * 6), (60, [10] * 6), (300, [50] * 6),
+     (10, [2, 1, 2, 2, 1, 2]), (20, [3, 4, 3, 3, 4, 3]), (7, [1, 1, 2, 1, 1, 1])],
+)  # fmt: skip
+def test_hierarchical_presets_by_hand(name, rows, epochs, lengths):
+    resolved = resolve(preset(name)["schedule"]["trains"], epochs)
+    assert marks(resolved) == [row for row, length in zip(rows, lengths, strict=True) for _ in range(length)]
+    assert len(resolved.transitions) == 5
+
+
+@pytest.mark.parametrize("name", ["hierarchical_freezing", "hierarchical_unfreezing"])
+def test_too_few_epochs_for_a_hierarchical_preset_name_the_remedy(name):
+    for epochs in range(1, 6):
+        with pytest.raises(InputError, match="train for at least 6 epochs"):
+            resolve(preset(name)["schedule"]["trains"], epochs)
