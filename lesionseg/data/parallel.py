@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -20,6 +21,8 @@ from lesionseg.errors import InputError
 
 #: More workers than this rarely help (the disk is the limit), and each may hold two volumes.
 MOST_WORKERS = 8
+#: Work begins in this process; further ones join after this long, as they take seconds to start.
+SECONDS_ALONE = 3.0
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -43,20 +46,25 @@ def each(
     """Results as they come, in any order, with a progress bar on a terminal.
 
     Args:
-        function: picklable, as are items and results. With one worker it runs in this process.
+        function: picklable, as are items and results.
         items: what to work on.
-        workers: see `worker_count`.
+        workers: see `worker_count`; 1: no further process.
         title: stands before the bar.
 
     Raises:
         RuntimeError: a worker was killed. What `function` raises comes through, and no further item is begun.
     """
-    count = worker_count(workers, len(items))
+    count, begin = worker_count(workers, len(items)), time.monotonic()
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         bar = progress.add_task(title, total=len(items), visible=bool(items))
-        for result in map(function, items) if count == 1 else _in_processes(function, items, count):
+        for i, item in enumerate(items):
+            if count > 1 and time.monotonic() - begin >= SECONDS_ALONE:
+                for result in _in_processes(function, items[i:], count):
+                    progress.advance(bar)
+                    yield result
+                return
+            yield function(item)
             progress.advance(bar)
-            yield result
 
 
 def _in_processes(

@@ -104,7 +104,13 @@ def _prepare_case(job: Job, store_path: Path, kind: StoreKind) -> tuple[Path, Ca
     if not case.labels.any():
         if kind == "slices":
             remedy = "give a liver mask, or leave the slice out"
-            raise InputError(job.source.source_id, expected="a mask with liver", got="an empty mask", remedy=remedy)
+            raise InputError(
+                job.source.source_id,
+                expected="a mask with liver",
+                got="an empty mask",
+                remedy=remedy,
+                code="liver-empty",
+            )
         notes += ("no liver in the reference",)
     names = {"case_id": job.case_id, "patient_id": job.patient_id, "source_sha256": job.source_sha256}
     record = describe(case, warnings=notes, **names)
@@ -122,7 +128,9 @@ def _compared(store_path: Path, records: Iterable[CaseRecord]) -> tuple[CaseReco
     generated = sum(record.generated for record in ordered)
     if 0 < generated < len(ordered):
         got, remedy = f"{generated} generated among {len(ordered)}", "prepare them apart"
-        raise InputError(store_path, expected="only generated or only real cases", got=got, remedy=remedy)
+        raise InputError(
+            store_path, expected="only generated or only real cases", got=got, remedy=remedy, code="generated-mixed"
+        )
     first: dict[str, CaseRecord] = {}
     for i, record in enumerate(ordered):
         twin = first.setdefault(record.voxel_sha256, record)
@@ -132,6 +140,7 @@ def _compared(store_path: Path, records: Iterable[CaseRecord]) -> tuple[CaseReco
                 expected="each scan under one patient",
                 got=f"the same voxels in {twin.case_id} and {record.case_id} (names: {key_table_path(store_path)})",
                 remedy="join their patients by `--groups`, or leave one out by `--exclude`",
+                code="same-scan-leak",
             )
         if twin is not record:
             ordered[i] = replace(record, warnings=(*record.warnings, f"same voxels as {twin.case_id}"))
@@ -150,14 +159,18 @@ def _announce(records: tuple[CaseRecord, ...]) -> None:
 def _locked(store_path: Path) -> Iterator[None]:
     """One prepare at a time. The system holds the lock, so that a killed prepare leaves it free."""
     if store_path.exists() and not store_path.is_dir():
-        raise InputError(store_path, expected="a folder", got="a file", remedy="name another output")
+        raise InputError(
+            store_path, expected="a folder", got="a file", remedy="name another output", code="store-folder"
+        )
     store_path.mkdir(parents=True, exist_ok=True)
     lock = FileLock(store_path / _LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         remedy = "wait until it ends"
-        raise InputError(store_path, expected="one prepare at a time", got="another", remedy=remedy) from None
+        raise InputError(
+            store_path, expected="one prepare at a time", got="another", remedy=remedy, code="store-busy"
+        ) from None
     try:
         yield
     finally:
@@ -171,13 +184,17 @@ def _refuse_other_folder(store_path: Path, kind: StoreKind) -> None:
     other += [path for path in cases.iterdir() if not CASE_ID.fullmatch(path.name)] if cases.is_dir() else []
     remedy = "name another output folder"
     if other:
-        raise InputError(store_path, expected="an empty folder or a store", got=str(min(other)), remedy=remedy)
+        raise InputError(
+            store_path, expected="an empty folder or a store", got=str(min(other)), remedy=remedy, code="store-folder"
+        )
     try:
         found = json.loads((store_path / MANIFEST).read_bytes())["kind"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return  # no manifest, or a damaged one that is written anew
     if found != kind:
-        raise InputError(store_path, expected=f"a store of {kind}", got=f"one of {found}", remedy=remedy)
+        raise InputError(
+            store_path, expected=f"a store of {kind}", got=f"one of {found}", remedy=remedy, code="store-folder"
+        )
 
 
 def _is_temporary(path: Path) -> bool:

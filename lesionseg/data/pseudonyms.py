@@ -30,18 +30,21 @@ class Job:
     source_sha256: str = ""
 
 
+def pseudonyms(source: CaseSource, salt: bytes) -> tuple[str, str]:
+    """Case id and patient id: patient `p` + 10 hex digits, case the same + `-` + 6, of salted SHA-256."""
+    patient = "p" + _short_hash(salt, source.patient_id, 10)
+    return f"{patient}-{_short_hash(salt, source.source_id, 6)}", patient
+
+
 def with_pseudonyms(sources: Sequence[CaseSource], salt: bytes) -> list[Job]:
-    """Name every source: patient `p` + 10 hex digits, case the same + `-` + 6, of salted SHA-256.
+    """Name every source by `pseudonyms`.
 
     Raises:
         InputError: no source, one listed twice, or (by chance) two that get the same name.
     """
     if not sources:
         raise InputError("prepare", expected="at least one case", got="none", remedy="check the folder or table")
-    jobs = []
-    for source in sources:
-        patient = "p" + _short_hash(salt, source.patient_id, 10)
-        jobs.append(Job(source, f"{patient}-{_short_hash(salt, source.source_id, 6)}", patient))
+    jobs = [Job(source, *pseudonyms(source, salt)) for source in sources]
     patients = {job.source.patient_id: job.patient_id for job in jobs}
     _refuse_doubles("source", (job.source.source_id for job in jobs), "name each case once")
     _refuse_doubles("case pseudonym", (job.case_id for job in jobs), "choose another salt")

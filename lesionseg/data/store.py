@@ -26,7 +26,7 @@ __all__ = ["CaseRecord", "LesionRecord", "Store", "StoreKind", "refuse_shared_vo
 
 StoreKind = Literal["lits", "slices"]
 
-#: Changes with the layout of a store or with what is measured of a case; stores of another format are made again.
+#: Changes with the layout of a store, how a door reads or what is measured of a case; other stores are made again.
 STORE_FORMAT = 1
 MANIFEST, CASES = "manifest.json", "cases"
 HU, LABELS, RECORD = "hu.npy", "labels.npy", "record.json"
@@ -115,6 +115,7 @@ def refuse_shared_voxels(first: Store, second: Store) -> None:
                 expected=f"no scan of {first.path}",
                 got=f"the same voxels in {record.case_id} and {voxels[record.voxel_sha256]}",
                 remedy="leave the case out of one of them (`--exclude`) and prepare it again",
+                code="same-scan-leak",
             )
 
 
@@ -127,12 +128,16 @@ def array_damage(folder: Path, record: CaseRecord, *, verify: bool = False) -> I
             array = _mapped(file)
             size = file.stat().st_size
         except (OSError, ValueError, EOFError, SyntaxError) as error:
-            return InputError(file, expected=expected, got=f"no readable array ({error})", remedy=_REMEDY)
+            return InputError(
+                file, expected=expected, got=f"no readable array ({error})", remedy=_REMEDY, code="store-array"
+            )
         if array.shape != record.shape or array.dtype != dtype or size != array.offset + array.nbytes:
             got = f"{array.dtype} {array.shape} in {size} bytes"
-            return InputError(file, expected=expected, got=got, remedy=_REMEDY)
+            return InputError(file, expected=expected, got=got, remedy=_REMEDY, code="store-array")
         if verify and array_sha256(array) != checksum:
-            return InputError(file, expected=f"sha256 {checksum}", got="other voxels", remedy=_REMEDY)
+            return InputError(
+                file, expected=f"sha256 {checksum}", got="other voxels", remedy=_REMEDY, code="store-array"
+            )
     return None
 
 
@@ -162,7 +167,7 @@ def _manifest_bytes(path: Path) -> bytes:
         unfinished = (path / CASES).is_dir()
         got = "an unfinished store" if unfinished else f"no {MANIFEST} ({error.strerror})"
         remedy = "run the same `lesionseg prepare` again: it continues" if unfinished else "make one by prepare"
-        raise InputError(path, expected="a prepared store", got=got, remedy=remedy) from None
+        raise InputError(path, expected="a prepared store", got=got, remedy=remedy, code="store-manifest") from None
 
 
 def _parse_manifest(file: Path, text: bytes) -> tuple[StoreKind, tuple[CaseRecord, ...]]:
@@ -170,14 +175,20 @@ def _parse_manifest(file: Path, text: bytes) -> tuple[StoreKind, tuple[CaseRecor
         content: dict[str, Any] = json.loads(text)
         version, kind = content["format"], content["kind"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(file, expected="the manifest of a store", got=f"{error}", remedy=_REMEDY) from None
+        raise InputError(
+            file, expected="the manifest of a store", got=f"{error}", remedy=_REMEDY, code="store-manifest"
+        ) from None
     if version != STORE_FORMAT:
-        raise InputError(file, expected=f"format {STORE_FORMAT}", got=f"format {version}", remedy=_REMEDY)
+        raise InputError(
+            file, expected=f"format {STORE_FORMAT}", got=f"format {version}", remedy=_REMEDY, code="store-manifest"
+        )
     try:
         records = tuple(CaseRecord.from_json(case) for case in content["cases"])
         _check_records(kind, records)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise InputError(file, expected="records of cases", got=f"{error!r}", remedy=_REMEDY) from None
+        raise InputError(
+            file, expected="records of cases", got=f"{error!r}", remedy=_REMEDY, code="store-manifest"
+        ) from None
     return kind, records
 
 
