@@ -70,8 +70,8 @@ class InputSpec:
 
         Scores are brought back to the pixels of the slice before the largest is taken. Outside the box: background.
         """
-        classes = resize(scores.float(), box.side).argmax(0).to(torch.uint8)
-        return paste(classes, box, height, width)
+        classes = resize(scores.float(), box.side).max(0).indices  # many times faster than argmax(0) on the CPU
+        return paste(classes.to(torch.uint8), box, height, width)
 
 
 def neighbours(volume: np.ndarray, index: int) -> np.ndarray:

@@ -1,0 +1,114 @@
+# lesionseg: every command a user needs. `make help` lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3
+BIN := .venv/bin
+LESIONSEG := $(BIN)/lesionseg
+
+LITS ?=
+SLICES ?=
+ifeq ($(LITS)$(SLICES),)
+PROFILE ?= phantom
+NAME ?= phantom
+else
+PROFILE ?= paper
+NAME ?= $(notdir $(patsubst %/,%,$(if $(LITS),$(LITS),$(dir $(SLICES)))))
+endif
+SCHEDULES ?= baseline no_freezing hierarchical_freezing freeze_encoder hierarchical_unfreezing
+FOLDS ?= 3
+SEEDS ?= 0
+
+RUN := runs/$(NAME)
+DATA := $(RUN)/data
+FIT := $(LESIONSEG) fit
+PROFILE_FILE := experiments/profiles/$(PROFILE).yaml
+STEER = $(if $(EPOCHS),--trainer.max_epochs $(EPOCHS)) $(if $(DEVICES),--trainer.devices $(DEVICES))
+
+# Cells of the grid run side by side under `make -j N`: each on a GPU of its own, or with its share of the cores.
+JOBS = $(or $(patsubst -j%,%,$(filter -j%,$(MAKEFLAGS))),1)
+CORES := $(shell getconf _NPROCESSORS_ONLN)
+GPUS := $(shell nvidia-smi -L 2>/dev/null | wc -l)
+THREADS = $$(( $(CORES) > $(JOBS) ? $(CORES) / $(JOBS) : 1 ))
+
+.PHONY: help
+help: ## list the targets
+	@echo "make TARGET [LITS=/path/to/LiTS] [SLICES=/path/to/slices.csv] [PROFILE=phantom|paper] [NAME=...]"
+	@echo "            [SCHEDULES='a b'] [FOLDS=3] [SEEDS='0 1'] [EPOCHS=n] [DEVICES=n] [-j N]"
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 16
+
+# ---- set-up: an environment of its own, from pinned and hashed packages ----
+.PHONY: setup
+setup: .venv/.ready ## make .venv with everything (once)
+
+.venv/.ready: requirements.lock requirements-uv.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lesionseg needs Python 3.11 or newer; name one: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.lock
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock requirements-uv.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.PHONY: lock
+lock: setup ## resolve the newest versions again
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --all-extras --upgrade \
+	  --no-emit-index-url --no-header --no-annotate pyproject.toml -o requirements.lock
+
+# ---- data ----
+.PHONY: phantom data-lits data-slices
+phantom: setup
+	@$(LESIONSEG) phantom $(DATA)/source
+
+data-lits: $(if $(LITS),setup,phantom)
+	@$(LESIONSEG) prepare lits $(or $(LITS),$(DATA)/source/lits) --output $(DATA)/lits
+
+data-slices: $(if $(SLICES),setup,phantom)
+	@$(LESIONSEG) prepare slices $(or $(SLICES),$(DATA)/source/slices/slices.csv) --output $(DATA)/slices
+
+# ---- training ----
+.PHONY: pretrain pretrain-liver pretrain-lesion
+pretrain: pretrain-liver pretrain-lesion ## train the liver net and the lesion net on LiTS
+
+pretrain-liver pretrain-lesion: pretrain-%: data-lits
+	@OMP_NUM_THREADS=$(THREADS) $(FIT) --config experiments/pretrain/$*.yaml --config $(PROFILE_FILE) \
+	  --data.store $(DATA)/lits --trainer.default_root_dir $(RUN)/pretrain/$* $(STEER)
+
+CELLS :=
+# One cell of the grid: $(1) schedule, $(2) fold, $(3) seed.
+define CELL
+CELLS += $(RUN)/finetune/$(1)/fold$(2)-seed$(3)
+INDEX := $$(words $$(CELLS))
+.PHONY: $(RUN)/finetune/$(1)/fold$(2)-seed$(3)
+$(RUN)/finetune/$(1)/fold$(2)-seed$(3): CELL_INDEX := $$(INDEX)
+$(RUN)/finetune/$(1)/fold$(2)-seed$(3): grid
+	@$$(if $$(filter-out 0,$$(GPUS)),$$(if $$(filter-out 1,$$(JOBS)),CUDA_VISIBLE_DEVICES=$$$$(( $$(CELL_INDEX) % $$(GPUS) )))) \
+	OMP_NUM_THREADS=$$(THREADS) $$(FIT) --config experiments/finetune/lesion.yaml \
+	  --config experiments/schedules/$(1).yaml --config $$(PROFILE_FILE) --seed_everything $(3) \
+	  --data.store $$(DATA)/slices --data.folds $$(FOLDS) --data.fold $(2) \
+	  --model.init_args.weights $$(RUN)/pretrain/lesion --cell $$(CELL_INDEX)/$$(words $$(CELLS))@$$(JOBS) \
+	  --trainer.default_root_dir $$@ $$(STEER)
+endef
+FOLD_NUMBERS := $(shell seq 0 $$(( $(FOLDS) - 1 )))
+$(foreach s,$(SCHEDULES),$(foreach k,$(FOLD_NUMBERS),$(foreach e,$(SEEDS),$(eval $(call CELL,$(s),$(k),$(e))))))
+
+.PHONY: grid finetune compare
+grid: pretrain data-slices
+	@echo "grid: $(words $(SCHEDULES)) schedules x $(FOLDS) folds x $(words $(SEEDS)) seeds = $(words $(CELLS)) cells in $(RUN)/finetune"
+
+finetune: $(CELLS) ## pretrain where needed, fine-tune under every schedule, compare
+	@$(LESIONSEG) compare $(RUN)/finetune --output $(RUN)/compare
+
+compare: setup ## compare the finished runs again
+	@$(LESIONSEG) compare $(RUN)/finetune --output $(RUN)/compare
+
+# ---- for developers ----
+.PHONY: test lint check-real
+test: setup ## run the tests and count the covered lines
+	$(BIN)/python -m pytest -n 2 --cov=lesionseg --cov-report=term-missing:skip-covered --cov-fail-under=90
+
+lint: setup ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy

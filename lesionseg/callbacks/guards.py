@@ -1,0 +1,86 @@
+"""Callbacks that end a run in order: on a signal, and on a loss that is not a number."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from types import FrameType
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities import rank_zero_warn
+from torch import Tensor
+
+from lesionseg.data.dataset import Batch
+
+
+class Interrupted(Exception):
+    """The run was stopped by a signal after its checkpoint was written; the same command continues it."""
+
+
+class StopOnSignal(pl.Callback):
+    """After SIGINT or SIGTERM: finish the batch, save `last.ckpt`, end. A second signal ends at once.
+
+    A run that is continued from such a checkpoint gives the same weights as one that was never stopped.
+    """
+
+    def __init__(self, checkpoint: Path) -> None:
+        self.checkpoint = checkpoint
+        self._received: int | None = None
+        self._previous: dict[int, signal.Handlers | object] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take over both signals while training runs."""
+        self._previous = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object) -> None:
+        """Save and stop, on every rank, once a signal has come to any of them."""
+        stop = torch.tensor(float(self._received is not None), device=pl_module.device)
+        if trainer.world_size > 1:
+            stop = trainer.strategy.reduce(stop, reduce_op="sum")
+        if stop > 0:
+            trainer.save_checkpoint(self.checkpoint)
+            raise Interrupted
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Give the signals back."""
+        self._restore()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Give the signals back."""
+        self._restore()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._received = number
+        self._restore()
+        rank_zero_warn(f"{signal.Signals(number).name}: saving after this batch; once more to stop at once")
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+        self._previous = {}
+
+
+class FiniteLoss(pl.Callback):
+    """Stops before a loss that is not finite reaches the weights, and names the cases of its batch."""
+
+    def __init__(self) -> None:
+        self._batch: Batch | None = None
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """Remember whose batch it is."""
+        self._batch = batch
+
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
+        """Raise FloatingPointError; the last checkpoint is left as it was."""
+        if torch.isfinite(loss):
+            return
+        assert self._batch is not None
+        records = trainer.datamodule.store.records  # type: ignore[attr-defined]
+        cases = sorted({records[place.case].case_id for place in self._batch.places})
+        raise FloatingPointError(
+            f"the loss became {loss.item()} in epoch {trainer.current_epoch + 1} on cases {', '.join(cases)}; "
+            "the last checkpoint is intact; look at these cases with `lesionseg check`, or lower model.lr"
+        )

@@ -1,0 +1,174 @@
+"""The one door: `lesionseg VERB …`. What a verb needs is imported when it runs, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lesionseg import __version__
+from lesionseg.errors import InputError
+from lesionseg.labels import LESION_TYPES
+
+DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+#: Verbs of LightningCLI; their options are those of Trainer, task and data module.
+TRAINING_VERBS = {
+    "fit": "train a net, test its last weights, write the tables of the run",
+    "validate": "score a finished run on its inner validation",
+    "test": "score a finished run on its test part and write its tables again",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit status: 0 done, 1 failed, 2 wrong input, 130 interrupted."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in args
+    args = [arg for arg in args if arg != "--debug"]
+    try:
+        return _run(args)
+    except (InputError, KeyboardInterrupt, OSError, FloatingPointError) as error:
+        if debug:
+            raise
+        status, message = _explain(error)
+        print(f"lesionseg: {message}", file=sys.stderr)
+        return status
+
+
+def _explain(error: BaseException) -> tuple[int, str]:
+    if isinstance(error, InputError):
+        return WRONG_INPUT, f"wrong input: {error}"
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED, "interrupted; the same command continues"
+    return FAILED, f"failed: {error}"
+
+
+def _run(args: list[str]) -> int:
+    if args and args[0] in TRAINING_VERBS and args[1:] not in (["-h"], ["--help"]):
+        from lesionseg.training import run
+
+        return run([args[0], "--help"] if args[1:] == ["--help", "all"] else args)
+    options = _parser().parse_args(args)
+    return options.verb(options) or DONE
+
+
+def _phantom(options: argparse.Namespace) -> None:
+    from lesionseg.phantom.write import write_phantom
+
+    write_phantom(options.output, volumes=options.volumes, slices=options.slices, size=options.size, seed=options.seed)
+
+
+def _prepare_lits(options: argparse.Namespace) -> None:
+    from lesionseg.data import lits
+    from lesionseg.data.prepare import prepare
+
+    sources = lits.cases(options.root, groups=options.groups, exclude=options.exclude, strict=options.strict)
+    prepare(sources, options.output, kind="lits", salt=_salt(options.salt_file), workers=options.workers)
+
+
+def _prepare_slices(options: argparse.Namespace) -> None:
+    from lesionseg.data import slices
+    from lesionseg.data.prepare import prepare
+
+    predict = None
+    if options.liver is not None:
+        from lesionseg.cascade import LiverPredictor
+
+        predict = LiverPredictor(options.liver)
+    sources = slices.cases(
+        options.table, labels=options.labels, groups=options.groups, exclude=options.exclude, predict_liver=predict
+    )
+    prepare(sources, options.output, kind="slices", salt=_salt(options.salt_file), workers=options.workers)
+
+
+def _check(options: argparse.Namespace) -> int:
+    from lesionseg.data.check import report
+
+    sheet = options.output or Path(f"{options.target.resolve().stem}-check.png")
+    return WRONG_INPUT if report(options.target, sheet) else DONE
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from lesionseg.compare import compare
+
+    compare(options.root, options.output)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="lesionseg", description="Find and name liver lesions in CT.")
+    parser.add_argument("--version", action="version", version=f"lesionseg {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+
+    verb = verbs.add_parser("phantom", help="generate abdominal CT with lesions, in the public layouts")
+    verb.set_defaults(verb=_phantom)
+    verb.add_argument("output", type=Path, metavar="OUT", help="folder to make; holds lits/ and slices/")
+    verb.add_argument("--volumes", type=int, default=16, help="LiTS-like volumes for pretraining (%(default)s)")
+    verb.add_argument("--slices", type=int, default=240, help="single slices with named lesions (%(default)s)")
+    verb.add_argument("--size", type=int, default=128, help="pixels along the side of a slice (%(default)s)")
+    verb.add_argument("--seed", type=int, default=0, help="the same seed gives the same files (%(default)s)")
+
+    kinds = verbs.add_parser("prepare", help="make a store from LiTS or from a table of slices").add_subparsers(
+        metavar="KIND", required=True
+    )
+    verb = kinds.add_parser("lits", help="LiTS challenge folders of any nesting, or Decathlon Task03_Liver")
+    verb.set_defaults(verb=_prepare_lits)
+    verb.add_argument("root", type=Path, metavar="ROOT", help="folder that holds the files")
+    verb.add_argument("--strict", action="store_true", help="refuse an unknown orientation instead of warning")
+    _add_store_options(verb, case="volume-12")
+    verb = kinds.add_parser("slices", help="single slices with named lesions, listed in a table")
+    verb.set_defaults(verb=_prepare_slices)
+    verb.add_argument(
+        "table", type=Path, metavar="slices.csv", help="columns patient_id,image,mask and optionally lesion_type,"
+        "liver_mask,spacing_mm,window_low_hu,window_high_hu",
+    )  # fmt: skip
+    default = ",".join(f"{name}={i}" for i, name in enumerate(LESION_TYPES, 1))
+    verb.add_argument("--labels", type=_labels, metavar=default, help="value of each type in the masks (%(metavar)s)")
+    verb.add_argument("--liver", type=Path, metavar="RUN", help="liver net for a table without liver_mask")
+    _add_store_options(verb, case="an image as the table names it")
+
+    verb = verbs.add_parser("check", help="report every problem at once, and draw the masks on the images")
+    verb.set_defaults(verb=_check)
+    verb.add_argument("target", type=Path, metavar="STORE|ROOT|slices.csv")
+    verb.add_argument("-o", "--output", type=Path, metavar="PNG", help="the contact sheet (TARGET-check.png)")
+
+    verb = verbs.add_parser("compare", help="compare freeze schedules: table, intervals, figure")
+    verb.set_defaults(verb=_compare)
+    verb.add_argument("root", type=Path, metavar="RUNS", help="folder of runs, SCHEDULE/foldK-seedS")
+    verb.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="folder for table and figure")
+
+    for name, text in TRAINING_VERBS.items():
+        verbs.add_parser(
+            name, help=text, description=f"{text}. Usage: lesionseg {name} --config YAML [--config YAML …] [--KEY VALUE "
+            f"…]; lesionseg {name} --help all lists every key.",
+        )  # fmt: skip
+    return parser
+
+
+def _add_store_options(verb: argparse.ArgumentParser, case: str) -> None:
+    verb.add_argument("-o", "--output", type=Path, required=True, metavar="STORE", help="the store to make")
+    verb.add_argument("--groups", type=Path, metavar="CSV", help="table case,patient: scans of one patient")
+    verb.add_argument("--exclude", nargs="+", default=(), metavar="CASE", help=f"leave out, e.g. {case}")
+    verb.add_argument("--salt-file", type=Path, metavar="FILE", help="secret bytes mixed into the pseudonyms")
+    verb.add_argument("--workers", type=int, metavar="N", help="processes (one a core)")
+
+
+def _labels(text: str) -> dict[str, int]:
+    pairs = [pair.partition("=") for pair in text.split(",")]
+    if not all(name in LESION_TYPES and value.isdigit() for name, _, value in pairs):
+        raise InputError(
+            "--labels", expected=f"name=value for names of {', '.join(LESION_TYPES)}", got=text, remedy="e.g. cyst=1"
+        )
+    return {name: int(value) for name, _, value in pairs}
+
+
+def _salt(path: Path | None) -> bytes:
+    if path is None:
+        return b""
+    if not path.is_file() or not path.stat().st_size:
+        raise InputError(path, expected="a file of secret bytes", got="none", remedy="openssl rand -out FILE 32")
+    return path.read_bytes()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

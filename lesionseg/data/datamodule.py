@@ -1,0 +1,170 @@
+"""`LesionDataModule`: one data module for LiTS and for the slices with named lesions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import pytorch_lightning as pl
+from torch.utils.data import DataLoader
+
+from lesionseg.data.augment import Augmentation
+from lesionseg.data.dataset import Batch, EvaluationSampler, SliceDataset, SliceRef, TrainingSampler, collate
+from lesionseg.data.folds import Split, split
+from lesionseg.data.store import CaseRecord, Store
+from lesionseg.errors import InputError
+from lesionseg.inputs import InputSpec
+from lesionseg.labels import LESION_TYPES, TARGETS
+
+#: Seed of the fixed shuffle of validation slices; not the run's, so that every run validates on the same ones.
+VALIDATION_ORDER_SEED = 0
+
+
+class LesionDataModule(pl.LightningDataModule):
+    """Slices of a prepared store, split by patient, for one of the three targets.
+
+    Args:
+        store: folder made by `lesionseg prepare`.
+        target: `liver` (first net), `lesion` (pretraining, no types), `typed` (fine-tuning).
+        input: how a slice becomes the input of the net.
+        batch_size: slices per process and step.
+        folds: parts the patients are split into; 1: no test part.
+        fold: the part that is the test part, from 0.
+        inner_validation: share of the training patients set aside for decisions; 0: none.
+        split_seed: seed of the split; shared by every run that is to be compared.
+        keep_empty: share of the slices without foreground that an epoch draws anew.
+        same_neighbours: probability that the neighbours are replaced by the slice itself in training, because single
+            slices (D = 1) give three equal channels when it comes to fine-tuning.
+        augmentation: random changes of training samples; None: none.
+        num_workers: processes that read samples.
+        seed: of order and augmentation; follows the run's seed.
+
+    Raises:
+        InputError: the store is missing or damaged, holds lesions without a type for the target `typed`, or is too
+            small for the split.
+    """
+
+    def __init__(
+        self,
+        store: Path,
+        target: Literal["liver", "lesion", "typed"],
+        input: InputSpec,
+        batch_size: int = 8,
+        folds: int = 3,
+        fold: int = 0,
+        inner_validation: float = 0.2,
+        split_seed: int = 0,
+        keep_empty: float = 0.1,
+        same_neighbours: float = 0.0,
+        augmentation: Augmentation | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.path, self.target, self.input = Path(store), TARGETS[target], input
+        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+        self.folds, self.fold, self.inner_validation, self.split_seed = folds, fold, inner_validation, split_seed
+        self.keep_empty, self.same_neighbours, self.augmentation = keep_empty, same_neighbours, augmentation
+        self.store: Store | None = None
+
+    def setup(self, stage: str) -> None:
+        """Open the store and split it; every process comes to the same split."""
+        if self.store is not None:
+            return
+        self.store = Store.open(self.path)
+        self.records = {record.case_id: record for record in self.store.records}
+        if self.target.name == "typed":
+            _refuse_untyped(self.store)
+        self.split: Split = split(
+            self.store.records,
+            folds=self.folds,
+            fold=self.fold,
+            inner_validation=self.inner_validation,
+            seed=self.split_seed,
+        )
+        self.train = self._dataset(self.split.train, training=True)
+        self.validation = self._dataset(self.split.validation)
+        self.test = self._dataset(self.split.test)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Batches of the epoch the trainer stands at, less those it has seen (a run resumed in mid-epoch)."""
+        epoch, batch = 0, 0
+        rank, world_size = self._ranks()
+        if self.trainer is not None:
+            loop = self.trainer.fit_loop
+            progress = loop.epoch_loop.batch_progress
+            epoch = loop.epoch_progress.current.processed
+            batch = 0 if progress.is_last_batch else progress.current.processed
+        sampler = TrainingSampler(
+            [ref.foreground for ref in self.train.slices],
+            keep_empty=self.keep_empty,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            rank=rank,
+            world_size=world_size,
+            start_epoch=epoch,
+            start_batch=batch,
+        )
+        return self._loader(self.train, sampler)
+
+    def val_dataloader(self) -> DataLoader[Batch] | list:
+        """Inner-validation slices in a fixed shuffle; an empty list without inner validation."""
+        if not len(self.validation):
+            return []
+        return self._evaluation_loader(self.validation, seed=VALIDATION_ORDER_SEED)
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """Every slice of the test part once."""
+        if not len(self.test):
+            raise InputError(self.path, expected="a test part", got="folds = 1", remedy="set data.folds to 2 or more")
+        return self._evaluation_loader(self.test, seed=None)
+
+    def _dataset(self, case_ids: tuple[str, ...], training: bool = False) -> SliceDataset:
+        assert self.store is not None
+        slices = [ref for case_id in case_ids for ref in self._slices(self.records[case_id])]
+        return SliceDataset(
+            self.store,
+            slices,
+            self.target,
+            self.input,
+            seed=self.seed,
+            augmentation=self.augmentation if training else None,
+            same_neighbours=self.same_neighbours if training else 0.0,
+        )
+
+    def _slices(self, record: CaseRecord) -> list[SliceRef]:
+        """The slices of a case that this target is about: all for the liver, those with liver for lesions."""
+        liver, lesion = set(record.liver_slices), set(record.lesion_slices)
+        if self.target.name == "liver":
+            return [SliceRef(record.case_id, i, i in liver) for i in range(record.shape[0])]
+        return [SliceRef(record.case_id, i, i in lesion) for i in sorted(liver)]
+
+    def _evaluation_loader(self, dataset: SliceDataset, seed: int | None) -> DataLoader[Batch]:
+        rank, world_size = self._ranks()
+        sampler = EvaluationSampler(
+            len(dataset), batch_size=self.batch_size, rank=rank, world_size=world_size, seed=seed
+        )
+        return self._loader(dataset, sampler)
+
+    def _loader(self, dataset: SliceDataset, sampler: TrainingSampler | EvaluationSampler) -> DataLoader[Batch]:
+        return DataLoader(
+            dataset,
+            batch_sampler=sampler,
+            collate_fn=collate,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+        )
+
+    def _ranks(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+
+
+def _refuse_untyped(store: Store) -> None:
+    untyped = [r.case_id for r in store.records if any(lesion.type not in LESION_TYPES for lesion in r.lesions)]
+    if untyped:
+        raise InputError(
+            store.path,
+            expected=f"every lesion named ({', '.join(LESION_TYPES)})",
+            got=f"lesions without a type in {len(untyped)} cases ({', '.join(untyped[:3])}…)",
+            remedy="use a store made by `lesionseg prepare slices`, or the target `lesion`",
+        )

@@ -1,0 +1,189 @@
+"""`SliceDataset`: slices of a store as samples, and the samplers that make order a function of (seed, epoch)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from lesionseg.data.augment import Augmentation
+from lesionseg.data.store import Store
+from lesionseg.inputs import Box, InputSpec, neighbours
+from lesionseg.labels import Target
+
+
+class SliceRef(NamedTuple):
+    """One slice of a store: the case, the slice number, and whether it holds what the net is to find."""
+
+    case_id: str
+    slice: int
+    foreground: bool
+
+
+class Draw(NamedTuple):
+    """A slice drawn for training: its place in the dataset, and the epoch, which decides its augmentation."""
+
+    position: int
+    epoch: int
+
+
+class Place(NamedTuple):
+    """Where a sample comes from: position in the dataset (unique per slice), case (index in the store), slice number."""
+
+    position: int
+    case: int
+    slice: int
+
+
+class Sample(NamedTuple):
+    """What a task sees of one slice.
+
+    Attributes:
+        image: (3, S, S) float32, the slice between its neighbours.
+        target: (S, S) int64, class indices.
+        reference: (H, W) uint8, class indices on the whole slice; empty in training.
+        box: where the image was cut from the slice.
+        place: where the slice comes from.
+    """
+
+    image: Tensor
+    target: Tensor
+    reference: Tensor
+    box: Box
+    place: Place
+
+
+class Batch(NamedTuple):
+    """Samples side by side: images (N, 3, S, S), targets (N, S, S); references differ in size and stay a list."""
+
+    images: Tensor
+    targets: Tensor
+    references: list[Tensor]
+    boxes: list[Box]
+    places: list[Place]
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Stack samples into a batch."""
+    images, targets, references, boxes, places = zip(*samples, strict=True)
+    return Batch(torch.stack(images), torch.stack(targets), list(references), list(boxes), list(places))
+
+
+class SliceDataset(Dataset[Sample]):
+    """Slices of a store, cut and normalised by an `InputSpec`; indexed by `Draw` in training, by place otherwise."""
+
+    def __init__(
+        self,
+        store: Store,
+        slices: Sequence[SliceRef],
+        target: Target,
+        spec: InputSpec,
+        *,
+        seed: int = 0,
+        augmentation: Augmentation | None = None,
+        same_neighbours: float = 0.0,
+    ) -> None:
+        self.store, self.slices, self.target, self.spec = store, slices, target, spec
+        self.seed, self.augmentation, self.same_neighbours = seed, augmentation, same_neighbours
+        self._boxes = {record.case_id: record.liver_box for record in store.records}
+        self._cases = {record.case_id: i for i, record in enumerate(store.records)}
+
+    def __len__(self) -> int:
+        return len(self.slices)
+
+    def __getitem__(self, item: int | Draw) -> Sample:
+        draw = item if isinstance(item, Draw) else None
+        position = draw.position if draw else int(item)  # type: ignore[arg-type]
+        case_id, index, _ = self.slices[position]
+        hu, labels = self.store.hu(case_id), self.store.labels(case_id)[index]
+        reference, place = self.target.apply(labels), Place(position, self._cases[case_id], index)
+        box = self.spec.box(self._boxes[case_id], *reference.shape)
+        seeds = np.random.SeedSequence([self.seed, draw.epoch if draw else 0, position]).generate_state(2)
+        alone = draw is not None and seeds[0] < self.same_neighbours * 2**32
+        slices = np.stack([hu[index]] * 3) if alone else neighbours(hu, index)
+        image, target = self.spec.encode(slices, box), self.spec.encode_labels(reference, box)
+        if draw is None:
+            return Sample(image, target, torch.from_numpy(reference), box, place)
+        if self.augmentation is not None:
+            image, target = self.augmentation(image, target, int(seeds[1]))
+        return Sample(image, target, torch.empty(0, dtype=torch.uint8), box, place)
+
+
+class TrainingSampler(Sampler[list[Draw]]):
+    """Batches of one epoch: every foreground slice, and a fresh share of the others, shuffled by (seed, epoch).
+
+    Every rank draws the same global order and takes its part of each global batch, so that any number of ranks sees the
+    same batches. An incomplete last batch is left out (batch norm), unless it is the only one.
+
+    Args:
+        foreground: for each slice of the dataset, whether it holds what the net is to find.
+        keep_empty: share of the other slices drawn each epoch.
+        batch_size: slices per rank and batch.
+        seed: of the run.
+        rank: this process.
+        world_size: number of processes.
+        start_epoch: first epoch to be iterated (where a run resumes).
+        start_batch: batches of that first epoch already seen.
+    """
+
+    def __init__(
+        self,
+        foreground: Sequence[bool],
+        *,
+        keep_empty: float,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        start_epoch: int = 0,
+        start_batch: int = 0,
+    ) -> None:
+        mask = np.asarray(foreground, dtype=bool)
+        self.found, self.empty = np.flatnonzero(mask), np.flatnonzero(~mask)
+        self.kept = round(keep_empty * len(self.empty))
+        self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
+        self.epoch, self.start = start_epoch, (start_epoch, start_batch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch to be iterated next (the trainer calls this)."""
+        self.epoch = epoch
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Places in the dataset in the order of an epoch, all ranks together."""
+        rng = np.random.default_rng([self.seed, epoch])
+        kept = rng.choice(self.empty, self.kept, replace=False)
+        return rng.permutation(np.concatenate([self.found, kept]))
+
+    def __len__(self) -> int:
+        n, per_batch = len(self.found) + self.kept, self.batch_size * self.world_size
+        return max(n // per_batch, 1) if n >= self.world_size else 0
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        epoch = self.epoch
+        skip = self.start[1] if epoch == self.start[0] else 0
+        order, per_batch = self.order(epoch), self.batch_size * self.world_size
+        for batch in range(skip, len(self)):
+            part = order[batch * per_batch : (batch + 1) * per_batch][self.rank :: self.world_size]
+            yield [Draw(int(position), epoch) for position in part]
+
+
+class EvaluationSampler(Sampler[list[int]]):
+    """Batches over every slice once, split over ranks; ranks that run short repeat a slice, which metrics drop by key.
+
+    With `seed`, the order is a fixed shuffle, so that a limited number of batches is a fair sample.
+    """
+
+    def __init__(self, n: int, *, batch_size: int, rank: int = 0, world_size: int = 1, seed: int | None = None) -> None:
+        order = np.arange(n) if seed is None else np.random.default_rng(seed).permutation(n)
+        part = np.resize(order, -(-n // world_size) * world_size)[rank::world_size] if n else order
+        self.batches = [part[i : i + batch_size].tolist() for i in range(0, len(part), batch_size)]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)

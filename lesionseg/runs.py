@@ -1,0 +1,144 @@
+"""What a run folder knows of itself: `run.json`, its fingerprint, its weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lesionseg import __version__
+from lesionseg.errors import InputError
+
+RUN_FILE = "run.json"
+LAST_CHECKPOINT = Path("checkpoints", "last.ckpt")
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """Contents of `run.json`.
+
+    Attributes:
+        name: what the run is called in tables (the schedule, for a fine-tuning).
+        state: `running` until the tables are written, then `finished`.
+        fingerprint: hash of resolved config, store manifest and weights; equal fingerprints, equal runs.
+        config_sha256: hash of what must be equal between rows of one comparison (all but schedule, fold, seed).
+        store_sha256: hash of the store's manifest.
+        weights_sha256: hash of the checkpoint the net started from; None: none.
+        generated: trained on, or started from, generated CT.
+        target: key of `labels.TARGETS`.
+        fold: which fold was the test part.
+        folds: number of folds.
+        seed: of the run.
+        epochs: length of the training.
+        encoder: name of the encoder.
+        encoder_weights: `imagenet`, `file`, or None.
+        commit: of the package's source, with `-dirty` where files differed; None outside a checkout.
+        version: of the package.
+        machine: kind of machine, without its name.
+    """
+
+    name: str
+    state: str
+    fingerprint: str
+    config_sha256: str
+    store_sha256: str
+    weights_sha256: str | None
+    generated: bool
+    target: str
+    fold: int
+    folds: int
+    seed: int
+    epochs: int
+    encoder: str
+    encoder_weights: str | None
+    commit: str | None
+    version: str
+    machine: str
+
+    def write(self, folder: Path) -> None:
+        """Write `run.json`, whole or not at all."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / RUN_FILE, json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> RunInfo:
+        """Read `run.json`; `InputError` where it is missing or not one."""
+        path = folder / RUN_FILE
+        try:
+            return cls(**json.loads(path.read_text()))
+        except FileNotFoundError:
+            got = "no run.json" if folder.is_dir() else "no such folder"
+        except (json.JSONDecodeError, TypeError) as error:
+            got = f"a run.json that cannot be read ({error})"
+        raise InputError(folder, expected="a run folder", got=got, remedy="name a folder made by `lesionseg fit`")
+
+
+def finished_run(folder: Path) -> RunInfo:
+    """The `run.json` of a run that has ended; `InputError` for one that has not."""
+    run = RunInfo.read(folder)
+    if run.state != "finished":
+        raise InputError(folder, expected="a finished run", got="one that is not", remedy="let it finish: fit again")
+    return run
+
+
+def read_net(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The net of a finished run: how it is built and fed (plain data), and its tensors by name."""
+    finished_run(folder)
+    path = folder / LAST_CHECKPOINT
+    if not path.exists():
+        raise InputError(path, expected="the last checkpoint", got="no such file", remedy="train the run again")
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    state = checkpoint["state_dict"]
+    tensors = {name.removeprefix("net."): tensor for name, tensor in state.items() if name.startswith("net.")}
+    return checkpoint["lesionseg"], tensors
+
+
+def weights_sha256(folder: Path) -> str:
+    """Hash of the tensors of a run's net, independent of how the checkpoint file was written."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(read_net(folder)[1].items()):
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def sha256_of(value: Mapping[str, Any]) -> str:
+    """Hash of plain data, independent of the order of keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def provenance() -> dict[str, str | None]:
+    """Commit, version and kind of machine; nothing that names the machine or its user."""
+    return {"commit": _commit(), "version": __version__, "machine": _machine()}
+
+
+def _commit() -> str | None:
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit.stdout.strip() + ("-dirty" if changed.stdout.strip() else "")
+
+
+def _machine() -> str:
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
+    return f"CPU only, {os.cpu_count()} cores ({platform.machine()})"

@@ -1,0 +1,62 @@
+"""`LesionTask`: the second net of the cascade; lesions of LiTS (no types) or named ones, in the liver box."""
+
+from __future__ import annotations
+
+import torch
+from monai.losses import DiceCELoss, TverskyLoss
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from lesionseg.data.dataset import Place
+from lesionseg.errors import InputError
+from lesionseg.metrics import LesionFigures
+from lesionseg.tasks.base import SegmentationTask
+
+#: Class weights of the reference code: background, liver, then 1 for every lesion class.
+REFERENCE_WEIGHTS = (0.0005, 0.05)
+
+
+class LesionTask(SegmentationTask):
+    """Background, liver and lesions (target `lesion`) or lesion types (target `typed`) of a liver box."""
+
+    monitor = "val/dice1"
+
+    def configure_loss(self, name: str) -> nn.Module:
+        """`weighted_ce`: cross-entropy with the reference's weights; `dice_ce`: Dice plus plain cross-entropy."""
+        classes = len(self.target.classes)
+        losses = {
+            "weighted_ce": lambda: WeightedCrossEntropy(classes),
+            "dice_ce": lambda: DiceCELoss(to_onehot_y=True, softmax=True, include_background=False, batch=True),
+            "tversky": lambda: TverskyLoss(
+                to_onehot_y=True, softmax=True, include_background=False, alpha=0.3, beta=0.7, batch=True
+            ),
+        }
+        if name not in losses:
+            raise InputError("model.loss", expected=" or ".join(losses), got=name, remedy="name one of these")
+        return losses[name]()
+
+    def configure_metric(self) -> Metric:
+        """Dice1, Dice2 and the lesion-wise figures."""
+        return LesionFigures(self.target.lesion_types)
+
+    def update_metric(self, metric: Metric, predicted: Tensor, reference: Tensor, place: Place) -> None:
+        """Slices are told apart by their position in the dataset."""
+        metric.update(predicted, reference, place.position)
+
+    def figures(self, metric: Metric) -> dict[str, float]:
+        """The figures of `lesionseg.metrics.LesionFigures`."""
+        return {name: float(value) for name, value in metric.compute().items()}
+
+
+class WeightedCrossEntropy(nn.Module):
+    """Cross-entropy with the class weights of the reference code (0.0005, 0.05, then 1 for each lesion class)."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        weights = torch.ones(classes)
+        weights[:2] = torch.tensor(REFERENCE_WEIGHTS)
+        self.loss = nn.CrossEntropyLoss(weight=weights)
+
+    def forward(self, scores: Tensor, targets: Tensor) -> Tensor:
+        """Scores (N, K, S, S), class indices (N, 1, S, S) → scalar."""
+        return self.loss(scores, targets[:, 0])

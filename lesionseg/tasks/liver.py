@@ -1,0 +1,53 @@
+"""`LiverTask`: the first net of the cascade; the liver in the whole slice."""
+
+from __future__ import annotations
+
+from monai.losses import DiceCELoss
+from segmentation_models_pytorch.losses import TverskyLoss
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from lesionseg.data.dataset import Place
+from lesionseg.errors import InputError
+from lesionseg.metrics import LiverDice
+from lesionseg.tasks.base import SegmentationTask
+
+
+class LiverTask(SegmentationTask):
+    """Background and liver of a whole slice."""
+
+    monitor = "val/liver_dice"
+
+    def configure_loss(self, name: str) -> nn.Module:
+        """`dice_ce`: Dice plus cross-entropy; `focal_tversky`: the reference's (0.7 on false negatives, gamma 0.75)."""
+        losses = {
+            "dice_ce": lambda: DiceCELoss(to_onehot_y=True, softmax=True, batch=True),
+            "focal_tversky": lambda: FocalTversky(),
+        }
+        if name not in losses:
+            raise InputError("model.loss", expected=" or ".join(losses), got=name, remedy="name one of these")
+        return losses[name]()
+
+    def configure_metric(self) -> Metric:
+        """Dice of the liver per case."""
+        return LiverDice()
+
+    def update_metric(self, metric: Metric, predicted: Tensor, reference: Tensor, place: Place) -> None:
+        """Slices of one case are put together before its Dice is taken."""
+        metric.update(predicted, reference, place.case, place.slice)
+
+    def figures(self, metric: Metric) -> dict[str, float]:
+        """`liver_dice`: mean of the Dice of each case."""
+        return {name: float(value) for name, value in metric.compute().items()}
+
+
+class FocalTversky(nn.Module):
+    """Focal Tversky loss of segmentation-models-pytorch with the reference's settings, on the liver class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loss = TverskyLoss(mode="multiclass", classes=[1], alpha=0.3, beta=0.7, gamma=0.75)
+
+    def forward(self, scores: Tensor, targets: Tensor) -> Tensor:
+        """Scores (N, 2, S, S), class indices (N, 1, S, S) → scalar."""
+        return self.loss(scores, targets[:, 0])
