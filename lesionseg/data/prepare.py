@@ -65,8 +65,8 @@ def prepare(
     """
     store_path = Path(store_path)
     jobs = with_pseudonyms(sources, salt)
+    _refuse_other_folder(store_path, kind)
     with _locked(store_path):
-        _refuse_other_folder(store_path, kind)
         _remove_temporaries(store_path)
         records = _bring_up_to_date(store_path, with_checksums(jobs), kind, workers)
         _replace_text(key_table_path(store_path), key_table(jobs), mode=0o600)
@@ -158,10 +158,6 @@ def _announce(records: tuple[CaseRecord, ...]) -> None:
 @contextmanager
 def _locked(store_path: Path) -> Iterator[None]:
     """One prepare at a time. The system holds the lock, so that a killed prepare leaves it free."""
-    if store_path.exists() and not store_path.is_dir():
-        raise InputError(
-            store_path, expected="a folder", got="a file", remedy="name another output", code="store-folder"
-        )
     store_path.mkdir(parents=True, exist_ok=True)
     lock = FileLock(store_path / _LOCK)
     try:
@@ -179,10 +175,14 @@ def _locked(store_path: Path) -> Iterator[None]:
 
 def _refuse_other_folder(store_path: Path, kind: StoreKind) -> None:
     """Nothing that `prepare` did not make is ever removed: a folder with other things in it is refused."""
+    remedy = "name another output folder"
+    if not store_path.exists():
+        return
+    if not store_path.is_dir():
+        raise InputError(store_path, expected="a folder", got="a file", remedy=remedy, code="store-folder")
     known, cases = {MANIFEST, CASES, _LOCK}, store_path / CASES
     other = [path for path in store_path.iterdir() if path.name not in known and not _is_temporary(path)]
     other += [path for path in cases.iterdir() if not CASE_ID.fullmatch(path.name)] if cases.is_dir() else []
-    remedy = "name another output folder"
     if other:
         raise InputError(
             store_path, expected="an empty folder or a store", got=str(min(other)), remedy=remedy, code="store-folder"

@@ -1,0 +1,93 @@
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from made_cases import AFFINE, made
+
+from lesionseg.data.records import CaseRecord, array_sha256, describe, lesions_of, longest_diameter
+from lesionseg.inputs import Box
+from lesionseg.scan import Case, Scan
+
+IDS = {"case_id": "p0123456789-abcdef", "patient_id": "p0123456789", "source_sha256": "0" * 64}
+
+
+def test_a_hand_made_case_is_measured():
+    case = made(0, lesion=3)
+    record = describe(Case(Scan(case.hu, "x", case.spacing_mm, AFFINE), case.labels, "y"), **IDS)
+    assert record.liver_box == Box(5, 4, 22)  # 20 pixels and one more on every side
+    assert record.liver_slices == (0, 1, 2, 3)
+    assert record.lesion_slices == (0, 1)
+    assert record.lesion_types == ("hemangioma",)
+    (lesion,) = record.lesions
+    assert (lesion.type, lesion.voxels, lesion.slices) == ("hemangioma", 24, (0, 1))
+    assert lesion.volume_ml == pytest.approx(24 * 5 * 0.8 * 0.8 / 1000)
+    assert lesion.area_mm2 == pytest.approx(12 * 0.64)
+    # 4 wide and 3 high: from the middle of the left edge of one corner pixel to that of the right edge of the other.
+    assert lesion.diameter_mm == pytest.approx(0.8 * math.hypot(4, 2))
+
+
+def test_lesions_are_components_of_one_type():
+    labels = np.ones((3, 12, 12), np.uint8)
+    labels[0, 2, 2] = labels[1, 3, 3] = 2  # one lesion: they touch over a corner
+    labels[1, 4, 4] = 3  # touches, but is of another type
+    labels[2, 9:11, 9:11] = 2
+    found = [(lesion.type, lesion.voxels, lesion.slices) for lesion in lesions_of(labels, None)]
+    assert found == [("cyst", 2, (0, 1)), ("cyst", 4, (2, 2)), ("hemangioma", 1, (1, 1))]
+    assert lesions_of(np.ones((1, 4, 4), np.uint8), None) == ()
+
+
+def test_unknown_spacing_leaves_millimetres_out():
+    labels = made(0, shape=(1, 32, 32)).labels
+    (unknown,) = lesions_of(labels, None)
+    assert (unknown.volume_ml, unknown.area_mm2, unknown.diameter_mm) == (None, None, None)
+    (slice_only,) = lesions_of(labels, (math.nan, 0.5, 0.5))
+    assert slice_only.volume_ml is None
+    assert slice_only.area_mm2 == 3.0
+
+
+@given(hnp.arrays(bool, st.tuples(st.integers(1, 8), st.integers(1, 8))), st.sampled_from([(1.0, 1.0), (0.5, 2.0)]))
+@settings(max_examples=100, deadline=None)
+def test_longest_diameter_is_that_of_all_pairs(mask, spacing_mm):
+    points = [
+        ((h + dh) * spacing_mm[0], (w + dw) * spacing_mm[1])
+        for h, w in np.argwhere(mask)
+        for dh, dw in ((0.5, 0), (-0.5, 0), (0, 0.5), (0, -0.5))
+    ]
+    longest = max((math.dist(a, b) for a in points for b in points), default=0.0)
+    assert longest_diameter(mask, spacing_mm) == pytest.approx(longest)
+
+
+def test_checksum_tells_shape_and_values_apart():
+    array = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
+    assert array_sha256(array) == array_sha256(np.asfortranarray(array)) == array_sha256(array.astype(">i2"))
+    assert array_sha256(array) != array_sha256(array.reshape(3, 2, 4))
+    changed = array.copy()
+    changed[1, 2, 3] += 1
+    assert array_sha256(array) != array_sha256(changed)
+
+
+@pytest.mark.parametrize("spacing_mm", [None, (math.nan, 0.8, 0.8), (5.0, 0.8, 0.8)])
+def test_record_survives_json(spacing_mm):
+    case = made(1)
+    scan = Scan(case.hu, "x", spacing_mm, None if spacing_mm is None else AFFINE)
+    record = describe(Case(scan, case.labels, "y"), warnings=("odd",), **IDS)
+    again = CaseRecord.from_json(json.loads(json.dumps(record.to_json(), allow_nan=False)))
+    assert repr(again) == repr(record)  # NaN is not equal to itself
+
+
+def test_records_with_other_fields_are_refused():
+    case = made(1)
+    data = describe(Case(Scan(case.hu, "x"), case.labels, "y"), **IDS).to_json()
+    for broken in (
+        {**data, "name": "x"},
+        {key: value for key, value in data.items() if key != "shape"},
+        {**data, "shape": [1, 2]},
+        {**data, "case_id": 3},
+        {**data, "lesions": [{"type": "cyst"}]},
+    ):
+        with pytest.raises((ValueError, KeyError, TypeError)):
+            CaseRecord.from_json(broken)

@@ -1,0 +1,125 @@
+import json
+import math
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+from made_cases import cohort, made, source
+
+from lesionseg.data.prepare import prepare
+from lesionseg.data.store import Store, refuse_shared_voxels
+from lesionseg.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("store")
+    return prepare(cohort(folder / "in", n=3), folder / "store", kind="slices", workers=1).path
+
+
+@pytest.fixture
+def path(pristine, tmp_path):
+    return shutil.copytree(pristine, tmp_path / "store")
+
+
+def test_store_gives_back_what_was_put_in(path):
+    store = Store.open(path, verify=True)
+    assert store.kind == "slices"
+    assert not store.generated
+    assert [record.case_id for record in store.records] == sorted(record.case_id for record in store.records)
+    kept = {made_case.hu.tobytes(): made_case for made_case in (made(i, lesion=2 + i % 3) for i in range(3))}
+    for record in store.records:
+        hu, labels = store.hu(record.case_id), store.labels(record.case_id)
+        assert isinstance(hu, np.memmap)
+        assert not hu.flags.writeable
+        assert hu.dtype == np.int16
+        np.testing.assert_array_equal(labels, kept[hu.tobytes()].labels)
+        assert store.record(record.case_id) is record
+    again = pickle.loads(pickle.dumps(store))  # goes to the workers of a DataLoader
+    assert again == store
+
+
+def test_unknown_thickness_stays_unknown(tmp_path):
+    case = made(0, shape=(1, 32, 32))
+    case.spacing_mm = (math.nan, 0.7, 0.7)
+    prepare([source(tmp_path / "in", "a", "b", case)], tmp_path / "store", kind="slices", workers=1)
+    assert "NaN" not in (tmp_path / "store" / "manifest.json").read_text()
+    (record,) = Store.open(tmp_path / "store").records
+    assert math.isnan(record.spacing_mm[0])
+    assert record.spacing_mm[1:] == (0.7, 0.7)
+
+
+def edit(path, change):
+    manifest = path / "manifest.json"
+    content = json.loads(manifest.read_text())
+    change(content)
+    manifest.write_text(json.dumps(content))
+
+
+def first_case(path):
+    return min((path / "cases").iterdir())
+
+
+def truncate(file):
+    file.write_bytes(file.read_bytes()[:-7])
+
+
+FAULTS = {
+    "no store": (shutil.rmtree, "no manifest.json"),
+    "unfinished": (lambda path: (path / "manifest.json").unlink(), "unfinished"),
+    "empty manifest": (lambda path: (path / "manifest.json").write_text(""), "manifest"),
+    "not JSON": (lambda path: (path / "manifest.json").write_bytes(b"\xff\x00{"), "manifest"),
+    "deep JSON": (lambda path: (path / "manifest.json").write_text("[" * 100_000), "manifest"),
+    "a list": (lambda path: (path / "manifest.json").write_text("[1]"), "manifest"),
+    "other format": (lambda path: edit(path, lambda c: c.update(format=99)), "format 99"),
+    "other kind": (lambda path: edit(path, lambda c: c.update(kind="x")), "unknown kind"),
+    "no cases": (lambda path: edit(path, lambda c: c.update(cases=[])), "no cases"),
+    "cases are text": (lambda path: edit(path, lambda c: c.update(cases=["a"])), "records"),
+    "cases are a number": (lambda path: edit(path, lambda c: c.update(cases=1)), "records"),
+    "doubled case": (lambda path: edit(path, lambda c: c["cases"].append(c["cases"][0])), "doubled"),
+    "way out": (lambda path: edit(path, lambda c: c["cases"][0].update(case_id="../../x")), "no case id"),
+    "infinite shape": (lambda path: edit(path, lambda c: c["cases"][0].update(shape=[1e999, 1, 1])), "records"),
+    "other shape": (lambda path: edit(path, lambda c: c["cases"][0].update(shape=[1, 32, 32])), "shape"),
+    "case gone": (lambda path: shutil.rmtree(first_case(path)), "hu.npy"),
+    "labels gone": (lambda path: (first_case(path) / "labels.npy").unlink(), "labels.npy"),
+    "short array": (lambda path: truncate(first_case(path) / "hu.npy"), "hu.npy"),
+    "empty array": (lambda path: (first_case(path) / "hu.npy").write_bytes(b""), "hu.npy"),
+    "long array": (lambda path: (first_case(path) / "hu.npy").open("ab").write(b"0000"), "bytes"),
+    "other type": (lambda path: np.save(first_case(path) / "hu.npy", np.zeros((4, 32, 32))), "float64"),
+    "pickle": (
+        lambda path: np.save(first_case(path) / "hu.npy", np.array([{}], object), allow_pickle=True),
+        "no readable array",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_faulty_store_is_refused(path, fault):
+    damage, says = FAULTS[fault]
+    damage(path)
+    with pytest.raises(InputError, match=says) as caught:
+        Store.open(path)
+    assert "\n" not in str(caught.value)
+    assert caught.value.code in ("store-manifest", "store-array")
+
+
+@pytest.mark.parametrize("name", ["hu.npy", "labels.npy"])
+def test_a_changed_voxel_is_found_by_its_checksum(path, name):
+    file = first_case(path) / name
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    Store.open(path)
+    with pytest.raises(InputError, match="sha256"):
+        Store.open(path, verify=True)
+
+
+def test_a_scan_in_two_stores_is_refused(tmp_path):
+    sources = cohort(tmp_path / "in", n=4)
+    first = prepare(sources[:2], tmp_path / "a", kind="slices", workers=1)
+    other = prepare(sources[2:], tmp_path / "b", kind="slices", workers=1)
+    shared = prepare(sources[1:], tmp_path / "c", kind="slices", workers=1, salt=b"other")
+    refuse_shared_voxels(first, other)
+    with pytest.raises(InputError, match="same voxels"):
+        refuse_shared_voxels(first, shared)
