@@ -1,27 +1,35 @@
 """The look of each lesion type in portal-venous CT, as functions of place: for the phantom and for implants in real CT.
 
-Nothing here knows the phantom's anatomy. A lesion is drawn with `draw_lesion` from its type, its diameter, and the HU of liver
-and vessels of that scan; `Lesion.render` gives HU and cover at any points; `lesion_patch` samples it on the voxels of a scan,
-with partial volume and blur.
+Nothing here knows the phantom's anatomy. A lesion is drawn with `draw_lesion` from its type, its diameter and the HU of
+liver and vessels in that scan; `Lesion.render` gives HU and cover at any points; `lesion_patch` samples it on the
+voxels of a scan, with partial volume and blur.
 
-| type | look | sources |
-|---|---|---|
-| cyst | 0…20 HU, homogeneous, sharp, round to oval | 1, 2 |
-| hemangioma | discontinuous peripheral nodules as dense as that scan's vessels, partial centripetal fill, well-defined; a share of those under 15 mm homogeneously bright | 3, 4, 5, 6 |
-| metastasis | 40…90 HU, ill-defined, continuous rim in most, denser centre in half of the solid ones; some necrotic | 7, 8 |
-| hcc | washed out below the liver, mosaic, thin capsule in most; LiTS-like volumes only | 9, 10 |
+- **cyst**: 0…20 HU, homogeneous, sharp, round to oval [1, 2].
+- **hemangioma**: discontinuous nodules at the border, as dense as that scan's vessels, with partial centripetal fill;
+  well-defined; a share of those under 15 mm is homogeneously bright [3, 4, 5, 6].
+- **metastasis**: 40…90 HU, ill-defined, a continuous rim, a denser centre in half of the solid ones; some are necrotic
+  (then as dark as a cyst can be) [7, 8].
+- **hcc** (hepatocellular carcinoma; LiTS-like volumes only): washed out below the liver, mosaic, a thin capsule in most
+  [9, 10].
 
-1. K. J. Mortelé, P. R. Ros, RadioGraphics 2001;21:895 (cystic focal liver lesions). 2. K. M. Horton et al., RadioGraphics
-1999;19:431. 3. D. F. Leslie et al., AJR 1995;165:1403: nodules under 1 cm, as dense as the aorta in 62 % of hemangiomas and in
-no hypervascular metastasis. 4. D. F. Leslie et al., AJR 1995;164:625: against metastases, the density, the nodular shape and the
-discontinuity tell; single-phase CT often does not. 5. V. Vilgrain et al., RadioGraphics 2000;20:379: small ones often fill at
-once; large ones keep an unfilled centre. 6. "Contrast enhancement of hepatic hemangiomas on multiphase MDCT", AJR 2010,
-doi 10.2214/AJR.09.3324: in the portal-venous phase nodules vary about the density of the vessels. 7. "Computed tomographic
-appearance of colorectal hepatic metastases", Ann Acad Med Singap 2003;32:191 (74 lesions, portal-venous phase): rim in 73 %,
-enhancing in 84 %, denser centre in 51 %. 8. G. T. Sica et al., AJR 2000;174:691. 9. J. H. Lee et al., Br J Radiol 2012;85:e573
-(243 tumours). 10. E. Chartampilas et al., Cancers 2022;14:3997: washout, capsule in about 80 %, mosaic.
+Sources:
+1. K. J. Mortelé, P. R. Ros, Cystic focal liver lesions in the adult, RadioGraphics 2001;21:895.
+2. K. M. Horton et al., CT and MR imaging of benign hepatic and biliary tumors, RadioGraphics 1999;19:431.
+3. D. F. Leslie et al., AJR 1995;165:1403: nodules under 1 cm, as dense as the aorta in 62 % of hemangiomas and in no
+   hypervascular metastasis.
+4. D. F. Leslie et al., AJR 1995;164:625: density, nodular shape and discontinuity tell hemangiomas from metastases on
+   single-phase CT, "a significant and frequently encountered diagnostic challenge": here too the hardest pair.
+5. V. Vilgrain et al., RadioGraphics 2000;20:379: small ones may fill rapidly; large ones are heterogeneous.
+6. Contrast enhancement of hepatic hemangiomas on multiphase MDCT, AJR 2010, doi 10.2214/AJR.09.3324: portal-venous
+   nodules vary about the density of the vessels.
+7. Computed tomographic appearance of colorectal hepatic metastases, Ann Acad Med Singap 2003;32:191 (74 lesions,
+   portal-venous phase): rim in 73 %, enhancing in 84 %, denser centre in 51 %.
+8. G. T. Sica et al., CT and MR imaging of hepatic metastases, AJR 2000;174:691.
+9. J. H. Lee et al., Br J Radiol 2012;85:e573 (243 hepatocellular carcinomas).
+10. E. Chartampilas et al., Cancers 2022;14:3997: washout, capsule appearance in about 80 %, mosaic architecture.
 
-Diameters are log-normal; medians and limits are of the order these series report and not fitted to any of them.
+Diameters are log-normal. Their medians, spreads and limits, like the widths of borders, are chosen to be plausible and
+are fitted to no series.
 """
 
 from __future__ import annotations
@@ -40,7 +48,7 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True)
 class Difficulty:
-    """Everything that was tuned, in one place; set on the row `baseline` alone and never changed for another row's sake.
+    """Everything that was tuned, in one place; set on the row `baseline` alone, never changed for another row's sake.
 
     Attributes:
         diameter_scale: factor on all median diameters.
@@ -93,7 +101,7 @@ class Contrast:
 
 
 class Local(NamedTuple):
-    """A point of a lesion in its own terms: position over the radius (three arrays), and depth below the surface in mm."""
+    """Points of a lesion in its own terms: position over the radius (three arrays), depth below the surface in mm."""
 
     position: Points
     depth_mm: np.ndarray
@@ -141,8 +149,8 @@ class Lesion:
         depth = radius - distance
         share = np.clip(0.5 + depth / self.edge_mm, 0, 1)
         cover = share * share * (3 - 2 * share)
-        position = tuple(b / radius for b in ball)
-        return self.look(Local(position, depth)), cover  # type: ignore[arg-type]
+        position = (ball[0] / radius, ball[1] / radius, ball[2] / radius)
+        return self.look(Local(position, depth)), cover
 
 
 def draw_diameter_mm(rng: np.random.Generator, kind: str, difficulty: Difficulty = DIFFICULTY) -> float:
@@ -228,6 +236,7 @@ def _draw_hemangioma(rng: np.random.Generator, diameter_mm: float, contrast: Con
     flash = diameter_mm < FLASH_BELOW_MM and rng.random() < difficulty.flash_share
     count = int(rng.integers(difficulty.nodule_count[0], difficulty.nodule_count[1] + 1))
     centers, sizes = _draw_nodules(rng, count, difficulty.nodule_radius)
+    sizes = sizes * rng.uniform(1.0, 1.4)  # how far the filling has gone
     texture = WaveField.draw(rng, scale=0.3, sd=4.0)
 
     def look(local: Local) -> np.ndarray:
@@ -263,15 +272,15 @@ def _draw_metastasis(rng: np.random.Generator, diameter_mm: float, contrast: Con
         core = float(rng.uniform(14, 38))
     dense_center = 0.0 if necrotic or rng.random() > 0.5 else float(rng.uniform(6, 20))
     rim_mm = float(rng.uniform(2.0, 4.0)) + 0.04 * diameter_mm
-    texture = WaveField.draw(rng, scale=0.25, sd=6.0)
+    texture = WaveField.draw(rng, scale=0.2, sd=4.0)
     uneven = WaveField.draw(rng, scale=0.6, sd=0.18)
 
     def look(local: Local) -> np.ndarray:
         z, y, x = local.position
         center = np.exp(-(z * z + y * y + x * x) / 0.12)
         # The rim is continuous: its strength varies round the lesion and never falls to the core's.
-        strength = np.clip(1 + uneven.at(z, y, x), 0.6, 1.3) * np.clip(1.4 - local.depth_mm / rim_mm, 0, 1)
-        return core + texture.at(z, y, x) + dense_center * center + np.minimum(strength, 1.2) * (rim - core)
+        strength = np.clip(1 + uneven.at(z, y, x), 0.6, 1.2) * np.clip(2.2 - 2 * local.depth_mm / rim_mm, 0, 1)
+        return core + texture.at(z, y, x) + dense_center * center + strength * (rim - core)
 
     return look, float(rng.uniform(*difficulty.metastasis_edge_mm)), 0.10, 0.25
 
@@ -279,14 +288,14 @@ def _draw_metastasis(rng: np.random.Generator, diameter_mm: float, contrast: Con
 def _draw_hcc(rng: np.random.Generator, diameter_mm: float, contrast: Contrast, difficulty: Difficulty) -> Drawn:
     base = contrast.liver_hu - float(rng.uniform(14, 34))
     capsule = contrast.liver_hu + float(rng.uniform(4, 18)) if rng.random() < 0.8 else base
-    mosaic = WaveField.draw(rng, scale=0.22, sd=9.0)
+    mosaic = WaveField.draw(rng, scale=0.13, sd=9.0, waves=32)
     necrosis = WaveField.draw(rng, scale=0.4, sd=1.0)
     level = float(rng.uniform(1.0, 2.4))
 
     def look(local: Local) -> np.ndarray:
         hu = base + mosaic.at(*local.position)
         hu += np.clip((necrosis.at(*local.position) - level) * 2, 0, 1) * (35 - hu)
-        return np.where(local.depth_mm < 1.8, capsule, hu).astype(np.float32)
+        return np.where(local.depth_mm < 2.4, capsule, hu).astype(np.float32)
 
     return look, 1.8, 0.08, 0.2
 

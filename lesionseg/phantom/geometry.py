@@ -1,4 +1,4 @@
-"""Shapes of the phantom: smooth random fields, signed distances of ellipsoids and tubes, and the plane they are painted on.
+"""Shapes of the phantom: smooth random fields, signed distances of ellipsoids and tubes, and a plane to paint on.
 
 Points are (z, y, x) in mm: z to the head, y to the back, x to the patient's left. Distances are in mm, negative inside.
 """
@@ -13,6 +13,8 @@ import numpy as np
 
 Window = tuple[slice, slice]
 Points = tuple[np.ndarray, np.ndarray, np.ndarray]
+Point = tuple[float, float, float]
+Bounds = tuple[Point, Point]
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,8 +58,8 @@ class WaveField:
 class Ellipsoid(NamedTuple):
     """Centre and semi-axes along (z, y, x) in mm; turned by `turn` radians in the axial plane."""
 
-    center: tuple[float, float, float]
-    semi: tuple[float, float, float]
+    center: Point
+    semi: Point
     turn: float = 0.0
 
     def distance(self, z: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -73,19 +75,19 @@ class Ellipsoid(NamedTuple):
         slope = np.sqrt(zz * (a * a) + yy * (b * b) + xx * (c_ * c_))
         return level * (level - 1) / np.maximum(slope, 1e-6)
 
-    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+    def bounds(self) -> Bounds:
         """Lowest and highest (z, y, x), any turn."""
-        semi = np.array(self.semi)
+        (cz, cy, cx), (sz, sy, sx) = self.center, self.semi
         if self.turn:
-            semi[1:] = semi[1:].max()
-        return np.array(self.center) - semi, np.array(self.center) + semi
+            sy = sx = max(sy, sx)
+        return (cz - sz, cy - sy, cx - sx), (cz + sz, cy + sy, cx + sx)
 
 
 class Tube(NamedTuple):
     """A tapered tube from `start` to `end`, (z, y, x) in mm, with round ends."""
 
-    start: tuple[float, float, float]
-    end: tuple[float, float, float]
+    start: Point
+    end: Point
     radius_start: float
     radius_end: float
 
@@ -99,19 +101,18 @@ class Tube(NamedTuple):
         radius = self.radius_start + share * (self.radius_end - self.radius_start)
         return np.sqrt(dz * dz + dy * dy + dx * dx) - radius
 
-    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+    def bounds(self) -> Bounds:
         """Lowest and highest (z, y, x)."""
-        ends = np.array([self.start, self.end])
-        radii = np.array([[self.radius_start], [self.radius_end]])
-        return (ends - radii).min(0), (ends + radii).max(0)
+        (z0, y0, x0), (z1, y1, x1), r = self.start, self.end, max(self.radius_start, self.radius_end)
+        return (min(z0, z1) - r, min(y0, y1) - r, min(x0, x1) - r), (max(z0, z1) + r, max(y0, y1) + r, max(x0, x1) + r)
 
 
 Shape = Ellipsoid | Tube
 
 
-def chain(points: Sequence[tuple[float, float, float]], radii: Sequence[float]) -> list[Tube]:
+def chain(points: Sequence[Point], radii: Sequence[float]) -> list[Tube]:
     """Tubes through a row of points."""
-    return [Tube(*points[i : i + 2], *radii[i : i + 2]) for i in range(len(points) - 1)]
+    return [Tube(points[i], points[i + 1], radii[i], radii[i + 1]) for i in range(len(points) - 1)]
 
 
 def smooth_union(a: np.ndarray, b: np.ndarray, width_mm: float) -> np.ndarray:
@@ -136,35 +137,50 @@ class Plane:
     Attributes:
         y: (H,), rows in mm of the patient.
         x: (W,), columns in mm of the patient.
-        edge_mm: width of the partial volume at a border.
+        height: of the plane in the body model, without its warp.
+        rows: (H,), likewise.
+        columns: (W,), likewise.
         points: the samples in the coordinates of the body model, bent by its warp: three arrays (H, W).
+        cavity: signed distance to the inside of the trunk wall, (H, W).
+        diaphragm: signed distance to the diaphragm, negative below it, (H, W).
+        edge_mm: width of the partial volume at a border.
         hu: (H, W) float32.
         organ: (H, W) uint8.
         liver: (H, W) float32, share of liver.
     """
 
     def __init__(
-        self, y: np.ndarray, x: np.ndarray, axes: tuple[float, np.ndarray, np.ndarray], points: Points
+        self,
+        y: np.ndarray,
+        x: np.ndarray,
+        height: float,
+        rows: np.ndarray,
+        columns: np.ndarray,
+        points: Points,
+        cavity: np.ndarray,
+        diaphragm: np.ndarray,
     ) -> None:
-        self.y, self.x, self.points = y, x, points
+        self.y, self.x = y, x
+        self.height, self.rows, self.columns = height, rows, columns
+        self.points, self.cavity, self.diaphragm = points, cavity, diaphragm
         self.edge_mm = float(x[1] - x[0])
         self.hu = np.full((len(y), len(x)), -1000, np.float32)
         self.organ = np.zeros((len(y), len(x)), np.uint8)
         self.liver = np.zeros((len(y), len(x)), np.float32)
-        self._axes = axes
-        straight = (axes[0], axes[1][:, None], axes[2][None])
+        straight = (height, rows[:, None], columns[None])
         self._reach = [float(np.abs(bent - flat).max()) + 2 for bent, flat in zip(points, straight, strict=True)]
 
-    def window(self, bounds: tuple[np.ndarray, np.ndarray]) -> Window | None:
+    def window(self, bounds: Bounds) -> Window | None:
         """Rows and columns that may touch a box of the body model; None where the plane misses it."""
-        low, high = bounds[0] - self._reach, bounds[1] + self._reach
-        if not low[0] < self._axes[0] < high[0]:
+        low, high = bounds
+        reach_z, reach_y, reach_x = self._reach
+        if not low[0] - reach_z < self.height < high[0] + reach_z:
             return None
-        top, bottom = np.searchsorted(self._axes[1], (low[1], high[1]))
-        left, right = np.searchsorted(self._axes[2], (low[2], high[2]))
+        top, bottom = np.searchsorted(self.rows, (low[1] - reach_y, high[1] + reach_y)).tolist()
+        left, right = np.searchsorted(self.columns, (low[2] - reach_x, high[2] + reach_x)).tolist()
         if top >= bottom or left >= right:
             return None
-        return slice(int(top), int(bottom)), slice(int(left), int(right))
+        return slice(top, bottom), slice(left, right)
 
     def at(self, where: Window) -> Points:
         """Model coordinates inside a window."""

@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 #: Says in every file that no scanner made it: NIfTI `descrip`, DICOM Manufacturer.
 MARK = "lesionseg phantom"
@@ -17,7 +17,7 @@ STORED_OFFSET = 1024
 
 
 def write_nifti(path: Path, array: np.ndarray, spacing_mm: tuple[float, float, float], first_mm: float) -> None:
-    """Write an int16 volume (D, H, W) as LiTS does: array (W, H, D), i to the left, j to the back, k to the head (RAS affine).
+    """Write an int16 volume (D, H, W) as LiTS does: array (W, H, D), i to the left, j to the back, k to the head.
 
     Args:
         path: ends in `.nii.gz`.
@@ -61,7 +61,7 @@ def write_dicom(
         seed: of the phantom; with patient and number it decides every UID.
     """
 
-    def uid(*parts: object) -> str:
+    def uid(*parts: object) -> UID:
         return generate_uid(entropy_srcs=[MARK, str(seed), patient_id, *map(str, parts)])
 
     rows, columns = hu.shape

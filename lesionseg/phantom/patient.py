@@ -13,8 +13,8 @@ from lesionseg.phantom.geometry import Plane
 from lesionseg.phantom.scanner import Scanner
 from lesionseg.phantom.trunk import Organ
 
-#: Ideal planes are painted at most this far apart within a slice, in mm.
-PLANE_DISTANCE_MM = 2.0
+#: Distance of the ideal planes painted within a slice, in mm; at least two make a slice.
+PLANE_DISTANCE_MM = 2.5
 #: Pixels wider than this are painted with two samples a side.
 FINE_PIXEL_MM = 1.5
 #: Least gap between two lesions, mm.
@@ -68,7 +68,7 @@ def image(patient: Patient, scanner: Scanner, heights_mm: np.ndarray, size: int,
     fov = scanner.fov_mm(patient.body.width_mm)
     factor = 2 if fov / size > FINE_PIXEL_MM else 1
     across = ((np.arange(size * factor) + 0.5) / (size * factor) - 0.5) * fov
-    count = max(1, round(scanner.thickness_mm / PLANE_DISTANCE_MM))
+    count = max(2, round(scanner.thickness_mm / PLANE_DISTANCE_MM))
     steps = ((np.arange(count) + 0.5) / count - 0.5) * scanner.thickness_mm
     slices = [_paint_slice(patient, float(height) + steps, across, factor) for height in heights_mm]
     ideal, liver, lesion, organ = (np.stack(part) for part in zip(*slices, strict=True))
@@ -132,9 +132,7 @@ def _find_place(
     rng: np.random.Generator, body: Body, diameter_mm: float, others: list[Lesion]
 ) -> tuple[float, float, float] | None:
     """A centre within the liver, clear of other lesions; some near the capsule. None after many tries."""
-    low, high = body.liver_range_mm
-    box = np.array([[low, -105 * body.scale[1], -135 * body.scale[2]], [high, 95 * body.scale[1], 95 * body.scale[2]]])
-    points = rng.uniform(box[0], box[1], (1500, 3)).astype(np.float32)
+    points = rng.uniform(*body.liver_box_mm, (1500, 3)).astype(np.float32)
     depth = -body.liver_distance_mm(points[:, 0], points[:, 1], points[:, 2])
     radius = diameter_mm / 2
     shallow, deep = (0.35 * radius, 0.95 * radius) if rng.random() < SUBCAPSULAR_SHARE else (1.15 * radius + 1, np.inf)
@@ -151,6 +149,6 @@ def _find_place(
 def liver_span_mm(body: Body) -> tuple[float, float]:
     """Lowest and highest z of the liver, found on planes 2 mm apart with samples every 4 mm."""
     across = np.arange(-170, 170, 4.0)
-    low, high = body.liver_range_mm
-    inside = [z for z in np.arange(low, high, 2.0) if body.cuts_liver(body.plane(float(z), across, across))]
+    low, high = body.liver_box_mm
+    inside = [z for z in np.arange(low[0], high[0], 2.0) if body.cuts_liver(body.plane(float(z), across, across))]
     return float(inside[0]), float(inside[-1])

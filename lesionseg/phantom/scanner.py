@@ -1,9 +1,9 @@
 """Scanners of the phantom: what turns an ideal image into CT numbers (blur, sampling, correlated noise, calibration).
 
-Noise of filtered back-projection is not white: its power rises with frequency as the ramp filter does and falls where the
-kernel cuts off (S. J. Riederer, N. J. Pelc, D. A. Chesler, Phys Med Biol 1978;23:446; M. F. Kijewski, P. F. Judy, Phys Med Biol
-1987;32:565). Its standard deviation goes with one over the square root of the slice thickness. At the coarse pixels of the
-default phantom the kernel's cut-off lies beyond what the pixels can show, so the peak is held below their Nyquist frequency.
+Noise of filtered back-projection is not white: its power rises with frequency as the ramp filter does and falls where
+the kernel cuts off (S. J. Riederer, N. J. Pelc, D. A. Chesler, Phys Med Biol 1978;23:446; M. F. Kijewski, P. F. Judy,
+Phys Med Biol 1987;32:565). The coarse pixels of the default phantom cannot show a kernel's whole band, so the peak is
+held below their Nyquist frequency.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Scanner:
 
 
 def noise_level(hu: np.ndarray) -> np.ndarray:
-    """How noise varies over a slice (D, H, W): least in air, most where the rays pass most tissue (about 1 at the centre)."""
+    """How noise varies over a slice (D, H, W): least in air, about 1 where the rays pass most tissue."""
     tissue = ndimage.uniform_filter((hu > -300).astype(np.float32), (0, hu.shape[1] // 3, hu.shape[2] // 3))
     return np.clip(0.35 + 0.75 * tissue, 0.35, 1.1)
 

@@ -1,4 +1,4 @@
-"""The trunk of the phantom: table, skin, fat, muscle, ribs, spine, lungs and heart, painted from the back to the front."""
+"""The trunk of the phantom: table, skin, fat, muscle, ribs, spine, lungs and heart, painted from back to front."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Organ(IntEnum):
 
 #: HU of what takes up no contrast medium. Bone 300…1000: cancellous to cortical.
 AIR_HU, LUNG_HU, FAT_HU, MUSCLE_HU, SKIN_HU, CARTILAGE_HU = -1000.0, -860.0, -102.0, 60.0, 30.0, 120.0
-CORTEX_HU, CANCELLOUS_HU, DISC_HU, CORD_HU, TABLE_HU = 720.0, 310.0, 85.0, 35.0, -120.0
+CORTEX_HU, CANCELLOUS_HU, DISC_HU, CORD_HU, TABLE_HU = 720.0, 310.0, 85.0, 35.0, 20.0
 
 #: Inner border of the trunk wall and its outer border without subcutaneous fat, as ellipses (y, x): centre, semi-axes.
 CAVITY, WALL = ((-6.0, 0.0), (94.0, 131.0)), ((-3.0, 0.0), (107.0, 143.0))
@@ -93,31 +93,41 @@ class Trunk:
 
     def diaphragm_distance(self, z: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
         """Signed distance to the diaphragm, negative below it; two domes, low at the back and the sides."""
-        deep_right, deep_left = np.where(y > -8, 66.0, 118.0), np.where(y > -2, 70.0, 118.0)
-        right = self.dome_mm[0] - 50 * (((x + 66) / 84) ** 2 + ((y + 8) / deep_right) ** 2)
-        left = self.dome_mm[1] - 50 * (((x - 62) / 80) ** 2 + ((y + 2) / deep_left) ** 2)
-        top = -smooth_union(-right, -left, 8.0)
-        return 0.75 * (z - top)
+        right_y, left_y = np.where(y > -8, 66.0, 124.0), np.where(y > -2, 78.0, 124.0)
+        right_x, left_x = np.where(x > -66, 116.0, 84.0), np.where(x < 62, 104.0, 88.0)
+        right = self.dome_mm[0] - 50 * (((x + 66) / right_x) ** 2 + ((y + 8) / right_y) ** 2)
+        left = self.dome_mm[1] - 50 * (((x - 62) / left_x) ** 2 + ((y + 2) / left_y) ** 2)
+        return 0.75 * (z + smooth_union(-right, -left, 12.0))
 
-    def paint_wall(self, plane: Plane, z: np.ndarray, y: np.ndarray, x: np.ndarray) -> None:
+    def paint_wall(self, plane: Plane) -> None:
         """Table, skin, fat, muscles and ribs."""
+        _, y, x = plane.points
         self._paint_table(plane)
         skin = _oval(y, x, (WALL[0][0] - 0.1 * self.fat_mm, 0.0), (self.half_depth_mm, self.half_width_mm), 2.3)
-        wall = _oval(y, x, *WALL, 2.3)
-        strands = self.strands.grid(float(z.flat[0]), plane.y, plane.x)
+        strands = self.strands.grid(plane.height, plane.rows, plane.columns)
         fat = FAT_HU + 5 * strands + 55 * np.clip(strands - 2.1, 0, 1)
         plane.paint(WHOLE, skin, SKIN_HU, Organ.FAT)
         plane.paint(WHOLE, skin + 1.8, fat, Organ.FAT)
-        # Planes of fat between the muscles lie where the field is near zero, deeper than the ribs' muscles.
-        between = np.clip(1 - np.abs(strands + 0.2) / 0.16, 0, 1) * np.clip((y - 40) / 30, 0.15, 1)
-        plane.paint(WHOLE, wall, MUSCLE_HU + 3 * strands - 70 * between, Organ.MUSCLE)
-        cavity = self.cavity_distance(y, x)
-        plane.paint(WHOLE, cavity, fat - 2, Organ.FAT)
-        self._paint_ribs(plane, cavity, z, y, x)
+        course = np.arctan2(np.abs(x), y + 6) / np.pi  # 0 at the back, 1 at the front
+        # Fat between the muscles: clefts at the back, a plane between the layers at the side.
+        clefts = np.clip(1 - np.abs(strands + 0.2) / 0.16, 0, 1) * np.clip((y - 40) / 30, 0.1, 1)
+        layers = np.clip(1.3 - np.abs(plane.cavity - 10.5 - strands), 0, 1) * (strands > -0.6) * (course > 0.25)
+        muscle = MUSCLE_HU + 3 * strands - 75 * np.maximum(clefts, 0.8 * layers)
+        plane.paint(WHOLE, self._muscle_distance(course, y, x), muscle, Organ.MUSCLE)
+        plane.paint(WHOLE, plane.cavity, fat - 2, Organ.FAT)
+        self._paint_ribs(plane, course)
+
+    @staticmethod
+    def _muscle_distance(course: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+        """Outer border of the muscles: thin in the front's middle line and beside the recti, thick behind the side."""
+        wall = _oval(y, x, *WALL, 2.3)
+        front = np.clip(-y / 60, 0, 1)
+        thin = 6.0 * np.exp(-((x / 7) ** 2)) + 4.5 * np.exp(-(((np.abs(x) - 74) / 9) ** 2))
+        return wall + front * thin - 5.5 * np.exp(-(((course - 0.34) / 0.1) ** 2))
 
     def paint_spine(self, plane: Plane) -> None:
         """Vertebrae with cortex, discs, canal, laminae, transverse and spinous processes."""
-        where = plane.window((np.array([-1e4, 24.0, -52.0]), np.array([1e4, 106.0, 52.0])))
+        where = plane.window(((-1e4, 24.0, -52.0), (1e4, 106.0, 52.0)))
         if where is None:
             return
         z, y, x = plane.at(where)
@@ -137,20 +147,18 @@ class Trunk:
         plane.paint(where, canal, FAT_HU + 40, Organ.FAT)
         plane.paint(where, canal + 2, CORD_HU, Organ.MUSCLE)
 
-    def paint_chest(self, plane: Plane, z: np.ndarray, y: np.ndarray, x: np.ndarray, blood_hu: float) -> None:
-        """Lungs above the diaphragm, and the heart in its fat between them."""
-        middle = Ellipsoid((92, -34, 10), (66, 62, 52)).distance(z, y, x)
-        cavity = self.cavity_distance(y, x)
-        above = -self.diaphragm_distance(z, y, x)
-        lung = np.maximum(np.maximum(cavity + 1.5, above + 2.0), -middle)
-        # Where the pleura ends, a thin recess of lung would look like free air.
-        strands = self.strands.grid(float(z.flat[0]) * 1.7, plane.y * 1.7, plane.x * 1.7)
+    def paint_chest(self, plane: Plane, blood_hu: float) -> None:
+        """Lungs above the diaphragm, the heart in its fat between them, the gullet."""
+        z, y, x = plane.points
+        middle = Ellipsoid((92, -34, 10), (68, 64, 66)).distance(z, y, x)
+        chest = np.maximum(np.maximum(plane.cavity + 1.5, -plane.diaphragm), -middle)
+        strands = self.strands.grid(1.7 * plane.height, 1.7 * plane.rows, 1.7 * plane.columns)
         tissue = LUNG_HU + 30 * strands + 500 * np.clip(strands - 1.9, 0, 1)
-        plane.paint(WHOLE, np.maximum(np.maximum(cavity + 1.5, above), -middle), MUSCLE_HU, Organ.MUSCLE)
-        plane.paint(WHOLE, lung, tissue, Organ.LUNG)
-        plane.paint_shape(Ellipsoid((96, -36, 16), (44, 44, 46), 0.5), 115.0, Organ.HEART)
-        plane.paint_shape(Ellipsoid((96, -30, 34), (32, 22, 20), 0.5), blood_hu, Organ.HEART)
-        plane.paint_shape(Ellipsoid((94, -46, -4), (32, 24, 24), 0.4), blood_hu, Organ.HEART)
+        plane.paint(WHOLE, chest - 0.6, MUSCLE_HU, Organ.MUSCLE)
+        plane.paint(WHOLE, chest + 0.6, tissue, Organ.LUNG)
+        plane.paint_shape(Ellipsoid((98, -34, 18), (52, 50, 56), 0.5), 115.0, Organ.HEART)
+        plane.paint_shape(Ellipsoid((98, -28, 38), (42, 24, 24), 0.5), blood_hu, Organ.HEART)
+        plane.paint_shape(Ellipsoid((96, -46, -6), (40, 26, 28), 0.4), blood_hu, Organ.HEART)
         plane.paint_shape(Tube((130, 8, 16), (34, 4, 22), 8.0, 8.0), 50.0, Organ.STOMACH)
 
     def _paint_table(self, plane: Plane) -> None:
@@ -158,12 +166,12 @@ class Trunk:
         depth = self.half_depth_mm + WALL[0][0] + self.table_mm + 6
         y, x = plane.y[:, None], plane.x[None]
         for offset, radius in ((0.0, 620.0), (22.0, 700.0)):
-            arc = np.abs(np.sqrt((y - depth - offset + radius) ** 2 + x**2) - radius) - 1.3
+            arc = np.abs(np.sqrt((y - depth - offset + radius) ** 2 + x**2) - radius) - 1.2
             plane.paint(WHOLE, np.maximum(arc, np.abs(x) - 195.0), TABLE_HU, Organ.AIR)
 
-    def _paint_ribs(self, plane: Plane, cavity: np.ndarray, z: np.ndarray, y: np.ndarray, x: np.ndarray) -> None:
+    def _paint_ribs(self, plane: Plane, course: np.ndarray) -> None:
         """Ribs fall from the spine to the front; the lowest two are short, the others end in cartilage."""
-        course = np.arctan2(np.abs(x), y + 6) / np.pi  # 0 at the back, 1 at the front
+        z, cavity = plane.points[0], plane.cavity
         height = (z - self.rib_shift_mm + RIB_FALL_MM * course) / RIB_PITCH_MM
         number = np.round(height)
         offset = (height - number) * RIB_PITCH_MM
@@ -182,7 +190,7 @@ class Trunk:
         lamina = np.abs(np.hypot(y - 71, side) - 14) - 3.5
         lamina = np.maximum(lamina, np.abs(level) - 11)
         transverse = Tube((2, 68, 12), (-2, 78, 42), 5.0, 3.5).distance(level, y, side)
-        spinous = np.maximum(np.maximum(side - 3.2, np.abs(y - 88) - 12), np.abs(level + 0.4 * (y - 80)) - 10)
+        spinous = np.maximum(np.maximum(side - 2.6, np.abs(y - 90) - 12), np.abs(level + 0.4 * (y - 84)) - 11)
         return np.minimum(np.minimum(lamina, transverse), spinous)
 
 

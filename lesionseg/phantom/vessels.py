@@ -1,7 +1,7 @@
 """Vessels of the phantom as tapered tubes: portal and hepatic veins branching in the liver, and the great vessels.
 
-Points are (z, y, x) in mm of the body model. Courses follow the usual anatomy: the portal vein divides at the hilum into a
-right (anterior and posterior) and a left branch; three hepatic veins meet at the vena cava below the diaphragm
+Points are (z, y, x) in mm of the body model. Courses follow the usual anatomy: the portal vein divides at the hilum
+into a right (anterior and posterior) and a left branch; three hepatic veins meet at the vena cava below the diaphragm
 (C. Couinaud, Le foie, Masson 1957).
 """
 
@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from lesionseg.phantom.geometry import Tube, chain
+from lesionseg.phantom.geometry import Point, Tube, chain
 
-Point = tuple[float, float, float]
+#: Where the portal vein divides, and where the hepatic veins meet the vena cava.
 HILUM: Point = (-8, -8, -22)
+HEPATIC_ROOT: Point = (43, 4, -22)
 
 #: Main branches: points and radii in mm; each bears random side branches.
 PORTAL_BRANCHES: tuple[tuple[tuple[Point, ...], tuple[float, ...]], ...] = (
@@ -76,7 +77,7 @@ CAVA = chain(
     [10, 10.5, 11, 11.5, 12.5, 13],
 )
 PORTAL_TRUNK = chain([(-34, -10, 0), (-22, -9, -10), HILUM], [6.2, 6.8, 6.6])
-SPLENIC_VEIN = chain([(-34, -10, 0), (-24, -6, 30), (-6, 10, 62), (6, 24, 86)], [4.6, 4.4, 4.0, 3.4])
+SPLENIC_VEIN = chain([(-34, -10, 0), (-26, -4, 30), (-14, 22, 62), (0, 30, 88)], [4.6, 4.4, 4.0, 3.4])
 MESENTERIC = chain([(-34, -10, 0), (-70, -22, -2), (-150, -30, -6)], [5.4, 5.0, 4.2]) + chain(
     [(-26, 8, 12), (-42, -10, 14), (-150, -26, 10)], [3.4, 3.6, 3.0]
 )

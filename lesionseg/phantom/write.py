@@ -1,16 +1,18 @@
 """Write the phantom: LiTS-like volumes for pretraining and single typed slices for fine-tuning, in the public layouts.
 
-The two sets differ as LiTS and a hospital's own slices do:
+The two sets differ, as LiTS and a hospital's own slices do:
 
 | | `lits/` (pretraining) | `slices/` (fine-tuning) |
 |---|---|---|
-| what | volumes, 5 or 4 mm slices | 2 to 4 single slices a patient, 2.5, 3 or 5 mm |
+| what | volumes of 5 or 4 mm slices | 2 to 4 single slices a patient, 2.5, 3 or 5 mm |
 | scanners | Phantom L1, L2 | Phantom S1, S2, S3: other blur, field of view, calibration |
-| noise at the centre | 11 and 13 HU | 18, 16 and 13 HU |
-| patients | hepatocellular carcinoma (1–3) or metastases (2–8); cysts (1–3) in a third | cysts, hemangiomas or metastases in turn; a second type in a sixth |
-| labels | liver, lesion; **cysts are left unlabelled**, as in LiTS | liver; cyst, hemangioma, metastasis |
+| noise | 11 and 13 HU | 18, 16 and 13 HU |
+| lesions | 1–3 hepatocellular carcinomas or 2–8 metastases | 1–3 cysts, 1–3 hemangiomas or 1–6 metastases |
+| beside them | 1–3 cysts in a third | one lesion of another type in a sixth |
+| labels | liver, lesion; **cysts are left unlabelled**, as LiTS does | liver; cyst, hemangioma, metastasis |
 
-Everything follows from the seed: one generator a patient, so that neither the number of processes nor the other set matters.
+Everything follows from the seed, with one generator a patient: neither the number of processes nor the size of the
+other set matters.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -53,7 +56,7 @@ _LITS, _SLICES = 0, 1  # which set a patient's generator belongs to
 
 @dataclass(frozen=True)
 class Written:
-    """What one patient added: lines of slices.csv (none for a volume), and its lesions (type, diameter in mm, labelled)."""
+    """What one patient added: lines of slices.csv (a volume: none), and lesions as (type, diameter in mm, labelled)."""
 
     rows: tuple[dict[str, str], ...]
     lesions: tuple[tuple[str, float, bool], ...]
@@ -161,7 +164,7 @@ def slices_per_patient(slices: int, seed: int) -> list[int]:
 def choose_heights(
     rng: np.random.Generator, lesions: tuple[Lesion, ...], count: int, thickness_mm: float
 ) -> np.ndarray:
-    """Heights of `count` slices through lesions, at least a slice apart: the largest cut first, some lesions cut repeatedly."""
+    """Heights of `count` slices through lesions, at least a slice apart: largest lesion first, some cut repeatedly."""
     heights: list[float] = []
     ranked = sorted(lesions, key=lambda lesion: -lesion.diameter_mm)
     for attempt in range(200):
@@ -229,7 +232,7 @@ def _write_table(path: Path, written: list[Written]) -> None:
 
 def _summarize(lits: list[Written], own: list[Written]) -> dict[str, Any]:
     """Lesions that show, by set, type and size class."""
-    names = [f"under {SIZE_CLASSES_MM[0]} mm", *(f"{a}-{b} mm" for a, b in zip(SIZE_CLASSES_MM, SIZE_CLASSES_MM[1:]))]
+    names = [f"under {SIZE_CLASSES_MM[0]} mm", *(f"{a}-{b} mm" for a, b in pairwise(SIZE_CLASSES_MM))]
     names.append(f"over {SIZE_CLASSES_MM[-1]} mm")
     summary: dict[str, Any] = {}
     for key, patients in (("lits", lits), ("slices", own)):
