@@ -6,9 +6,11 @@ files, positions and attributes, and never what an attribute says of the patient
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import highdicom as hd
@@ -16,7 +18,17 @@ import numpy as np
 import pydicom
 from pydicom import config as pydicom_config
 from pydicom.dataset import Dataset
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import (
+    JPEG2000,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+)
 
 from lesionseg.errors import InputError
 from lesionseg.formats.dicom_checks import ENHANCED, Slice, check_enhanced, check_series, choose_series, positions_mm
@@ -30,6 +42,15 @@ PADDING_HU = -1024
 #: Slices are checked one by one against the regular stack (`dicom_checks`); highdicom compares neighbouring distances,
 #: which may then differ by twice as much.
 _SPACING_TOLERANCE = 0.2
+#: pydicom's first choice for these, gdcm, ends the process on some malformed streams; the others raise.
+_DECODERS = {
+    JPEGLSLossless: "pyjpegls",
+    JPEGLSNearLossless: "pyjpegls",
+    JPEG2000Lossless: "pylibjpeg",
+    JPEG2000: "pylibjpeg",
+    JPEGBaseline8Bit: "pillow",
+    JPEGExtended12Bit: "pillow",
+}
 #: Names that mean to be DICOM: such a file is not skipped when it cannot be read.
 _SUFFIXES = (".dcm", ".dicom", ".ima")
 
@@ -58,13 +79,11 @@ def read_dicom_series(folder: Path, series: str | None = None) -> Scan:
             studies, sizes or orientations; originals and derived images mixed; pixels that are not Hounsfield units
             (rescale missing, MONOCHROME1, colour); gantry tilt, gaps, doubles, uneven distances; undecodable pixels.
     """
-    headers = _read_headers(folder)
-    with _refused(folder, "the headers of a CT series"):
-        chosen = choose_series(folder, headers, series)
-    if chosen[0].dataset.get("SOPClassUID") in ENHANCED and len(chosen) == 1:
-        return read_dicom_file(chosen[0].path)
-    slices = [Slice(item.path, _read(item.path)) for item in chosen]
-    return _stack(folder, slices)
+    with _refused(folder, "a readable CT series"):
+        chosen = choose_series(folder, _read_headers(folder), series)
+        if chosen[0].dataset.SOPClassUID in ENHANCED and len(chosen) == 1:
+            return read_dicom_file(chosen[0].path)
+        return _stack(folder, [Slice(item.path, _read(item.path)) for item in chosen])
 
 
 def read_dicom_file(path: Path) -> Scan:
@@ -73,10 +92,11 @@ def read_dicom_file(path: Path) -> Scan:
     The slice thickness stands for the first spacing of a single slice (NaN where the file states none; its affine then
     steps 1 mm).
     """
-    dataset = _read(path)
-    if dataset.get("SOPClassUID") in ENHANCED:
-        return _read_enhanced(path, dataset)
-    return _stack(path, [Slice(path, dataset)])
+    with _refused(path, "a readable DICOM file"):
+        dataset = _read(path)
+        if dataset.SOPClassUID in ENHANCED:
+            return _read_enhanced(path, dataset)
+        return _stack(path, [Slice(path, dataset)])
 
 
 def read_dicom_slice(path: Path) -> Scan:
@@ -94,15 +114,14 @@ def read_dicom_slice(path: Path) -> Scan:
 
 
 def _stack(where: Path, slices: Sequence[Slice]) -> Scan:
-    with _refused(where, "a regular CT series"):
-        check_series(where, slices)
-        along = positions_mm(slices)[:, 0]
-        slices = [slices[i] for i in np.argsort(along)]
-        datasets = [item.dataset for item in slices]
-        for dataset in datasets:  # equal by the checks above, but to highdicom "equal" is to the last digit
-            dataset.ImageOrientationPatient = datasets[0].ImageOrientationPatient
-            dataset.FrameOfReferenceUID = datasets[0].get("FrameOfReferenceUID") or datasets[0].SeriesInstanceUID
+    check_series(where, slices)
+    datasets = [slices[i].dataset for i in np.argsort(positions_mm(slices)[:, 0])]
+    for dataset in datasets:  # equal by the checks above, but to highdicom "equal" is to the last digit
+        dataset.ImageOrientationPatient = datasets[0].ImageOrientationPatient
+        dataset.FrameOfReferenceUID = datasets[0].get("FrameOfReferenceUID") or datasets[0].SeriesInstanceUID
     with _refused(where, "CT slices whose pixels can be decoded", with_message=True):
+        for dataset in datasets:
+            _decompress(dataset)
         volume = hd.get_volume_from_series(
             datasets,
             dtype=np.float32,
@@ -111,21 +130,22 @@ def _stack(where: Path, slices: Sequence[Slice]) -> Scan:
             apply_presentation_lut=False,
             rtol=_SPACING_TOLERANCE,
         )
-    with _refused(where, "a regular CT series"):
-        if not np.allclose(volume.position, datasets[0].ImagePositionPatient):
-            datasets.reverse()
-        hu = np.stack([_fill_padding(hu, dataset) for hu, dataset in zip(volume.array, datasets, strict=True)])
-        affine = np.array(volume.affine, dtype=np.float64)
-        thickness_mm = float(datasets[0].get("SliceThickness") or "nan")
-        if len(datasets) == 1:
-            affine[:, 0] *= (1.0 if np.isnan(thickness_mm) else thickness_mm) / np.linalg.norm(affine[:, 0])
-        return _scan(where, hu, affine, datasets[0], thickness_mm if len(datasets) == 1 else None)
+    if not np.allclose(volume.position, datasets[0].ImagePositionPatient):
+        datasets.reverse()  # highdicom stacked them downwards along the normal
+    hu = np.stack([_fill_padding(hu, dataset) for hu, dataset in zip(volume.array, datasets, strict=True)])
+    affine = np.array(volume.affine, dtype=np.float64)
+    if len(datasets) > 1:
+        return _scan(where, hu, affine, datasets[0])
+    thickness_mm = float(datasets[0].get("SliceThickness") or "nan")
+    affine[:, 0] *= (1.0 if np.isnan(thickness_mm) else thickness_mm) / np.linalg.norm(affine[:, 0])
+    scan = _scan(where, hu, affine, datasets[0])
+    return replace(scan, spacing_mm=(thickness_mm, *spacing_of(affine)[1:]))
 
 
 def _read_enhanced(path: Path, dataset: Dataset) -> Scan:
-    with _refused(path, "an enhanced CT with the geometry of its frames"):
-        check_enhanced(path, dataset)
+    check_enhanced(path, dataset)
     with _refused(path, "an enhanced CT whose frames form one volume", with_message=True):
+        _decompress(dataset)
         volume = hd.Image.from_dataset(dataset, copy=False).get_volume(
             dtype=np.float32,
             apply_real_world_transform=False,
@@ -133,21 +153,19 @@ def _read_enhanced(path: Path, dataset: Dataset) -> Scan:
             apply_presentation_lut=False,
             rtol=_SPACING_TOLERANCE,
         )
-    with _refused(path, "an enhanced CT with the geometry of its frames"):
-        return _scan(path, volume.array, np.array(volume.affine, dtype=np.float64), dataset, None)
+    return _scan(path, volume.array, np.array(volume.affine, dtype=np.float64), dataset)
 
 
-def _scan(where: Path, hu: np.ndarray, affine: np.ndarray, dataset: Dataset, thickness_mm: float | None) -> Scan:
-    """The scan; `thickness_mm`, where given, stands for the distance of slices that a single slice does not have."""
+def _scan(where: Path, hu: np.ndarray, affine: np.ndarray, dataset: Dataset) -> Scan:
     check_affine(affine, where)
-    spacing = spacing_of(affine)
-    return Scan(
-        to_int16(hu, where),
-        where.name if where.is_dir() else stem(where),
-        spacing if thickness_mm is None else (thickness_mm, *spacing[1:]),
-        affine,
-        dataset.get("Manufacturer") == PHANTOM_MARK,
-    )
+    name = where.name if where.is_dir() else stem(where)
+    return Scan(to_int16(hu, where), name, spacing_of(affine), affine, dataset.get("Manufacturer") == PHANTOM_MARK)
+
+
+def _decompress(dataset: Dataset) -> None:
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if syntax.is_encapsulated:
+        dataset.decompress(decoding_plugin=_DECODERS.get(syntax, ""), generate_instance_uid=False)
 
 
 def _fill_padding(hu: np.ndarray, dataset: Dataset) -> np.ndarray:
@@ -190,7 +208,7 @@ def _read(path: Path, *, stop_before_pixels: bool = False) -> Dataset:
             syntax = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
             dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else syntax
         if "SOPClassUID" not in dataset:
-            raise ValueError("no SOPClassUID")
+            raise ValueError("no SOPClassUID")  # becomes the InputError of this block
         return dataset
 
 
@@ -198,12 +216,15 @@ def _read(path: Path, *, stop_before_pixels: bool = False) -> Dataset:
 def _refused(where: Path, expected: str, *, with_message: bool = False) -> Iterator[None]:
     """Turn whatever pydicom, highdicom and the decoders raise into `InputError`, and keep their warnings quiet.
 
-    The text of an exception is passed on only where it speaks of pixels and positions (`with_message`): elsewhere it
-    may quote an attribute, and so the patient's name.
+    A warning of theirs, or the text of an exception, may quote an attribute, and so the patient's name. The text is
+    passed on only where it speaks of pixels and positions (`with_message`). Blocks may be nested; the inner one tells.
     """
+    logger = logging.getLogger("pydicom")
+    level = logger.level
     try:
         with warnings.catch_warnings(), pydicom_config.disable_value_validation():
             warnings.simplefilter("ignore")
+            logger.setLevel(logging.CRITICAL)
             yield
     except InputError:
         raise
@@ -215,3 +236,5 @@ def _refused(where: Path, expected: str, *, with_message: bool = False) -> Itera
             remedy="export the series again, uncompressed if it was compressed",
             code="unreadable",
         ) from error
+    finally:
+        logger.setLevel(level)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
@@ -35,7 +36,7 @@ def choose_series(folder: Path, files: Sequence[Slice], series: str | None) -> l
         groups[str(item.dataset.get("SeriesInstanceUID", ""))].append(item)
     ct = {uid: group for uid, group in groups.items() if any(_is_ct(item.dataset) for item in group)}
     if not ct:
-        modalities = sorted({str(item.dataset.get("Modality", "unknown")) for item in files})
+        modalities = sorted({_word(item.dataset.get("Modality")) for item in files})
         raise InputError(
             folder,
             expected="a CT series",
@@ -46,7 +47,7 @@ def choose_series(folder: Path, files: Sequence[Slice], series: str | None) -> l
     chosen = [uid for uid in ct if series is None or uid.endswith(series)]
     if len(chosen) != 1:
         tail = next(n for n in range(8, 65) if len({uid[-n:] for uid in ct}) == len(ct))
-        listed = "; ".join(f"…{uid[-tail:]} {_describe(group)}" for uid, group in ct.items())
+        listed = "; ".join(f"{_word('…' + uid[-tail:])} {_describe(group)}" for uid, group in ct.items())
         raise InputError(
             folder,
             expected="one CT series" if series is None else f"one CT series whose UID ends in {series}",
@@ -106,7 +107,13 @@ def _describe(group: Sequence[Slice]) -> str:
     spacing = " x ".join(f"{float(mm):.4g}" for mm in dataset.get("PixelSpacing") or ())
     thickness = dataset.get("SliceThickness")
     size = (f", {spacing} mm in plane" if spacing else "") + (f", {float(thickness):.4g} mm thick" if thickness else "")
-    return f"({dataset.get('Modality')}, {len(group)} file{'s' if len(group) > 1 else ''}{size})"
+    return f"({_word(dataset.get('Modality'))}, {len(group)} file{'s' if len(group) > 1 else ''}{size})"
+
+
+def _word(value: object) -> str:
+    """A code as a message may quote it. A broken length makes any value swallow those after it, the name among them."""
+    text = str(value)
+    return text if re.fullmatch(r"…?[A-Za-z0-9_.]{1,64}", text) else "malformed"
 
 
 def _image_type(dataset: Dataset) -> tuple[str, ...]:
@@ -118,19 +125,23 @@ def _check_image(path: Path, dataset: Dataset) -> None:
     """A CT image with pixels of one channel."""
     modality = dataset.get("Modality")
     if not _is_ct(dataset) or modality != "CT":
-        kind = getattr(dataset.get("SOPClassUID"), "name", "unknown")
-        raise _fault(path, "a CT image", f"modality {modality}, {kind}", "take the file out of the series", "not-ct")
+        got = f"modality {_word(modality)}, class {_word(dataset.get('SOPClassUID'))}"
+        raise _fault(path, f"a CT image (class {CTImageStorage})", got, "take the file out of the series", "not-ct")
     if "LOCALIZER" in _image_type(dataset):
         raise _fault(path, "an axial image", "a localizer", "take the file out of the series", "localizer")
     if not any(tag in dataset for tag in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
         raise _fault(path, "an image with pixels", "none", "export the series again", "no-pixels")
     sides = (dataset.get("Rows"), dataset.get("Columns"))
     if not all(isinstance(side, int) and 0 < side <= MAX_SIDE_PX for side in sides):
-        raise _fault(path, f"1 to {MAX_SIDE_PX} rows and columns", f"{sides}", "export the series again", "size")
+        got = " and ".join(_word(side) for side in sides)
+        raise _fault(path, f"1 to {MAX_SIDE_PX} rows and columns", got, "export the series again", "size")
     photometric, samples = dataset.get("PhotometricInterpretation"), dataset.get("SamplesPerPixel")
     if photometric != "MONOCHROME2" or samples != 1:
-        got = f"{photometric} with {samples} samples per pixel"
+        got = f"{_word(photometric)} with {_word(samples)} samples per pixel"
         raise _fault(path, "MONOCHROME2 (more is brighter)", got, "export the original CT image", "photometric")
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if syntax.name == syntax or not syntax.is_transfer_syntax:
+        raise _fault(path, "a transfer syntax of the standard", "another", "export the series again", "transfer-syntax")
 
 
 def _check_hounsfield(path: Path, dataset: Dataset, transform: Dataset) -> None:
@@ -144,7 +155,7 @@ def _check_hounsfield(path: Path, dataset: Dataset, transform: Dataset) -> None:
     elif float(transform.RescaleSlope) <= 0:
         got = f"a RescaleSlope of {float(transform.RescaleSlope):g}"
     elif kind != "HU":
-        got = f"RescaleType {kind}"
+        got = f"RescaleType {_word(kind)}"
     else:
         return
     expected = "pixels that rescale to Hounsfield units (RescaleSlope, RescaleIntercept)"
@@ -156,7 +167,7 @@ def _check_plane(path: Path, dataset: Dataset) -> None:
     wanted = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}
     for name, length in wanted.items():
         value = np.array(dataset.get(name) or (), dtype=float)
-        if value.shape != (length,) or not np.isfinite(value).all():
+        if value.shape != (length,) or not np.isfinite(value).all() or (length == 2 and value.min() <= 0):
             got = "a broken one" if value.size else "none"
             raise _fault(path, f"{name} with {length} numbers", got, "export the original CT", "geometry")
     rows, columns = np.array(dataset.ImageOrientationPatient, dtype=float).reshape(2, 3)
@@ -218,7 +229,8 @@ def _check_positions(where: Path, slices: Sequence[Slice]) -> None:
         angle = np.degrees(np.arctan2(drift, abs(span[0])))
         faults.append(f"slices that shift sideways by {drift:.4g} mm ({angle:.3g}° from the normal: gantry tilt)")
     if doubled := [place for place, d in zip(positions[1:, 0], steps, strict=True) if d < 1e-3]:
-        faults.append(f"{len(doubled)} slices at a position already taken ({_list_mm(doubled)})")
+        several = "s" if len(doubled) > 1 else ""
+        faults.append(f"{len(doubled)} slice{several} at a position already taken ({_list_mm(doubled)})")
     elif np.abs(positions[:, 0] - regular).max() > GEOMETRY_TOLERANCE_VOXELS * max(step, 1e-6):
         worst = np.argsort(-np.abs(steps - step), kind="stable")[:4]
         uneven = ", ".join(f"{steps[i]:.4g} mm after {positions[i, 0]:.4g}" for i in sorted(worst))
