@@ -18,8 +18,9 @@ from lesionseg.statistics import FIGURES, MISSED, RESAMPLES, confusion
 BASELINE = "baseline"
 #: Columns that the printed table needs to show intervals.
 _FULL_WIDTH = 160
-#: Below this many patients the table warns of its intervals .
-FEW_PATIENTS = 20
+#: Below this many patients the table warns of its intervals. In 1,000 simulated studies (the one of
+#: `tests/test_statistics.py`) a 95 % interval held the truth in 82, 89, 91 and 94 % at 5, 10, 20 and 40 patients.
+FEW_PATIENTS = 30
 
 #: Rows of the paper's table (arXiv 1907.13409), in its order. Its "accuracy" most likely is that of the lesions found.
 PAPER: dict[str, dict[str, float]] = {
@@ -117,7 +118,10 @@ def provenance(grid: Grid) -> list[str]:
     else:
         lines.append(f"{len(grid.seeds)} seeds: figures are means over seeds; the intervals cover patients and seeds.")
     if len(grid.patients) < FEW_PATIENTS:
-        lines.append(f"Only {len(grid.patients)} patients: percentile intervals of so few are too narrow.")
+        lines.append(
+            f"Only {len(grid.patients)} patients: the intervals are too narrow (simulated, a 95 % interval held the "
+            "truth in 82, 89, 91 and 94 % of studies of 5, 10, 20 and 40 patients)."
+        )
     if BASELINE not in grid.schedules:
         lines.append("No row `baseline`: there is nothing to take differences to.")
     return lines
