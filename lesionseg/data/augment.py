@@ -1,4 +1,4 @@
-"""Augmentation of one training sample, a pure function of its seed; transforms by MONAI, ranges of the reference code."""
+"""Augmentation of a training sample, a pure function of its seed; moved by MONAI, in the ranges of the reference code."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ class Augmentation:
         ).set_random_state(seed=seed % 2**32)
         moved = affine(image, mode="bilinear")
         labels = affine(target[None].float(), mode="nearest", randomize=False)
-        return torch.as_tensor(moved), torch.as_tensor(labels)[0].to(target.dtype)
+        # MONAI's own tensors carry their history into the net, at a cost in every layer.
+        return moved.as_subclass(Tensor), labels.as_subclass(Tensor)[0].to(target.dtype)
 
     def _salt_and_pepper(self, image: Tensor, rng: np.random.Generator) -> Tensor:
         share = rng.uniform(0, self.salt_pepper)

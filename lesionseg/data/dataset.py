@@ -32,7 +32,7 @@ class Draw(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a sample comes from: position in the dataset (unique per slice), case (index in the store), slice number."""
+    """Where a sample comes from: position in the dataset (unique per slice), case (index in the store), slice."""
 
     position: int
     case: int
@@ -147,6 +147,11 @@ class TrainingSampler(Sampler[list[Draw]]):
         self.kept = round(keep_empty * len(self.empty))
         self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
         self.epoch, self.start = start_epoch, (start_epoch, start_batch)
+
+    @property
+    def sampler(self) -> TrainingSampler:
+        """Itself: Lightning sets the epoch of `batch_sampler.sampler`, never of the batch sampler."""
+        return self
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch to be iterated next (the trainer calls this)."""
