@@ -236,7 +236,7 @@ def _draw_hemangioma(rng: np.random.Generator, diameter_mm: float, contrast: Con
     flash = diameter_mm < FLASH_BELOW_MM and rng.random() < difficulty.flash_share
     count = int(rng.integers(difficulty.nodule_count[0], difficulty.nodule_count[1] + 1))
     centers, sizes = _draw_nodules(rng, count, difficulty.nodule_radius)
-    sizes = sizes * rng.uniform(1.0, 1.4)  # how far the filling has gone
+    sizes = sizes * rng.uniform(1.0, 1.3)  # how far the filling has gone
     texture = WaveField.draw(rng, scale=0.3, sd=4.0)
 
     def look(local: Local) -> np.ndarray:
