@@ -91,9 +91,9 @@ def contact_sheet(panels: Sequence[Panel], *, title: str = "", columns: int | No
 
 
 def _draw(axes: Axes, panel: Panel) -> None:
-    box = liver_box(is_liver(panel.labels[None]))
     hu, labels = panel.hu, panel.labels
-    if box is not None:
+    box = liver_box(is_liver(labels[None]))
+    if box is not None and (labels == LIVER).any():  # lesions alone do not tell how far the liver reaches
         margin = math.ceil(MARGIN * box.side)
         box = Box(box.top - margin, box.left - margin, box.side + 2 * margin)
         hu, labels = crop(hu, box, fill=_AIR_HU), crop(labels, box, fill=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from lesionseg.data.records import CaseRecord, describe
 from lesionseg.data.store import CASES, MANIFEST, Store, StoreKind, array_damage, case_folder, read_manifest
 from lesionseg.errors import InputError
 from lesionseg.figures import Panel, contact_sheet
-from lesionseg.labels import is_lesion, is_liver
+from lesionseg.labels import BACKGROUND, LIVER, is_lesion, is_liver
 from lesionseg.scan import CaseSource, Scan, to_canonical
 
 #: Folds of the default comparison; a cohort that cannot fill them is reported.
@@ -43,13 +43,16 @@ class Findings:
 
 
 @dataclass(frozen=True)
-class _NoLiver:
-    """Stands for the liver net that `prepare` will be given, so that a table without liver masks can be looked at."""
+class _AnyLiver:
+    """Stands for the liver net that `prepare` will be given, so that a table without liver masks can be looked at.
+
+    It calls everything liver, so that the door finds no lesion outside; `_look_at_source` takes that back.
+    """
 
     identity: str = "none"
 
     def __call__(self, scan: Scan) -> np.ndarray:
-        return np.zeros(scan.hu.shape, dtype=bool)
+        return np.ones(scan.hu.shape, dtype=bool)
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ def check(
         return _check_store(target, folds, workers)
     kind: StoreKind = "slices" if target.is_file() else "lits"
     if kind == "slices":
-        found = slices.find(target, labels=labels, groups=groups, exclude=exclude, predict_liver=_NoLiver())
+        found = slices.find(target, labels=labels, groups=groups, exclude=exclude, predict_liver=_AnyLiver())
     else:
         found = lits.find(target, groups=groups, exclude=exclude)
     sources, faults = found
@@ -203,6 +206,9 @@ def _look_at_source(source: CaseSource, kind: StoreKind) -> _Looked:
         return _Looked(source.source_id, (unreadable(error),))
     case_id, patient_id = pseudonyms(source, b"")
     record = describe(case, case_id=case_id, patient_id=patient_id, source_sha256="", warnings=case.warnings)
+    if case.liver_predicted:  # by `_AnyLiver`: not known yet
+        case.labels[case.labels == LIVER] = BACKGROUND
+        record = replace(record, liver_slices=(), liver_box=None)
     where = f"{source.source_id} ({case_id})"
     return _looked(record, case.scan.hu, case.labels, where, kind)
 
@@ -234,6 +240,6 @@ def _notes(record: CaseRecord, index: int, problems: Iterable[Problem]) -> Itera
         largest = max(here, key=lambda lesion: lesion.voxels)
         yield f"{largest.voxels} voxels" if largest.diameter_mm is None else f"{largest.diameter_mm:.0f} mm"
     if record.liver_predicted:
-        yield "liver predicted"
+        yield "liver predicted" if record.liver_slices else "no liver mask"
     count = Counter(problem.severity for problem in problems)
     yield from (f"{n} {severity}{'' if n == 1 else 's'}" for severity, n in sorted(count.items()))

@@ -1,0 +1,157 @@
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lesionseg.data.folds import Split, imbalance, split, strata
+from lesionseg.data.records import CaseRecord, LesionRecord
+from lesionseg.errors import InputError
+
+TYPES = ("cyst", "hemangioma", "metastasis", "lesion")
+
+
+def record(patient: int, case: int, types: tuple[str, ...]) -> CaseRecord:
+    lesions = tuple(LesionRecord(name, 9, (0, 0), None, None, None) for name in types)
+    known = tuple(name for name in TYPES if name in types)
+    return CaseRecord(
+        case_id=f"p{patient:010x}-{case:06x}",
+        patient_id=f"p{patient:010x}",
+        shape=(1, 8, 8),
+        spacing_mm=None,
+        affine=None,
+        liver_box=None,
+        liver_slices=(0,),
+        lesion_slices=(0,) if types else (),
+        lesion_types=known,
+        lesions=lesions,
+        liver_predicted=False,
+        generated=False,
+        warnings=(),
+        source_sha256="",
+        voxel_sha256="",
+        labels_sha256="",
+    )
+
+
+@st.composite
+def cohorts(draw):
+    """2 to 20 patients with 1 to 4 cases each, in any order; types as rare or as common as may be."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    share = draw(st.lists(st.floats(0, 1), min_size=4, max_size=4))
+    records = []
+    for patient in range(draw(st.integers(2, 20))):
+        for case in range(rng.integers(1, 5)):
+            types = tuple(name for name, p in zip(TYPES, share, strict=True) if rng.random() < p)
+            records.append(record(patient, case, types))
+    rng.shuffle(records)
+    return records
+
+
+def patients_of(records, case_ids):
+    return {r.patient_id for r in records if r.case_id in set(case_ids)}
+
+
+@given(cohorts(), st.integers(1, 5), st.sampled_from([0.0, 0.05, 0.2, 0.34, 0.5, 0.9]), st.integers(0, 5))
+@settings(max_examples=200, deadline=None)
+def test_no_patient_in_two_parts_and_every_case_tested_once(records, folds, share, seed):
+    patients = len({r.patient_id for r in records})
+    if folds > patients:
+        with pytest.raises(InputError):
+            split(records, folds=folds, fold=0)
+        return
+    tested = []
+    for fold in range(folds):
+        without = split(records, folds=folds, fold=fold, inner_validation=0, seed=seed)
+        tested += without.test
+        if share and len(patients_of(records, without.train)) < 2:
+            with pytest.raises(InputError):
+                split(records, folds=folds, fold=fold, inner_validation=share, seed=seed)
+            continue
+        parts = split(records, folds=folds, fold=fold, inner_validation=share, seed=seed)
+        assert parts.test == without.test
+        groups = [patients_of(records, part) for part in (parts.train, parts.validation, parts.test)]
+        assert sum(map(len, groups)) == len(set.union(*groups)) == patients
+        assert sorted(parts.train + parts.validation + parts.test) == sorted(r.case_id for r in records)
+        assert [bool(group) for group in groups] == [True, share > 0, folds > 1]
+        assert split(records[::-1], folds=folds, fold=fold, inner_validation=share, seed=seed) == parts
+    assert folds == 1 or sorted(tested) == sorted(r.case_id for r in records)
+
+
+def test_every_type_reaches_every_part_where_it_can():
+    records = [record(p, 0, (TYPES[p % 3],)) for p in range(45)]
+    for fold in range(3):
+        table = imbalance(records, split(records, folds=3, fold=fold, inner_validation=0.2))
+        assert list(table.loc["test"]) == [15, 15, 5, 5, 5]
+        assert list(table.loc["validation"]) == [6, 6, 2, 2, 2]
+        assert list(table.loc["train"]) == [24, 24, 8, 8, 8]
+        assert list(table.columns) == ["patients", "cases", "cyst", "hemangioma", "metastasis"]
+
+
+def test_a_scarce_type_is_spread_though_it_never_comes_alone():
+    types = [("cyst", "metastasis")] * 3 + [("metastasis",)] * 27
+    records = [record(p, 0, t) for p, t in enumerate(types)]
+    for fold in range(3):
+        table = imbalance(records, split(records, folds=3, fold=fold, inner_validation=0))
+        assert table.loc["test", "cyst"] == 1
+
+
+def test_the_stratum_of_a_case_is_its_scarcest_type_by_patients():
+    records = [record(0, i, ("cyst",)) for i in range(9)]  # many cysts, but of one patient
+    records += [record(p, 0, ("metastasis",)) for p in (1, 2)]
+    records += [record(3, 0, ("cyst", "metastasis")), record(4, 0, ()), record(5, 0, ("hemangioma", "lesion"))]
+    assert strata(records)[-3:] == ["cyst", "none", "hemangioma"]
+
+
+@pytest.mark.parametrize(("share", "patients"), [(0.1, 2), (0.2, 4), (0.3, 6), (0.5, 10), (0.75, 15)])
+def test_inner_validation_is_the_stated_share(share, patients):
+    records = [record(p, 0, ("cyst",)) for p in range(20)]
+    parts = split(records, folds=1, fold=0, inner_validation=share)
+    assert len(parts.validation) == patients
+    assert parts.test == ()
+
+
+def test_seeds_give_other_folds_of_the_same_make():
+    records = [record(p, 0, (TYPES[p % 3],)) for p in range(30)]
+    one, two = (split(records, folds=3, fold=0, seed=seed) for seed in (0, 1))
+    assert one != two
+    assert split(records, folds=3, fold=0) == one
+
+
+def test_four_patients_of_one_kind_can_be_left_out_one_by_one():
+    records = [record(p, c, ("lesion",)) for p, n in enumerate((2, 1, 1, 2)) for c in range(n)]
+    tests = []
+    for fold in range(4):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            parts = split(records, folds=4, fold=fold)
+        assert [len(patients_of(records, p)) for p in (parts.train, parts.validation, parts.test)] == [2, 1, 1]
+        tests.append(patients_of(records, parts.test).pop())
+    assert len(set(tests)) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"folds": 6, "fold": 0}, "1 to 5 folds for 5 patients"),
+        ({"folds": 0, "fold": 0}, "1 to 5 folds"),
+        ({"folds": 3, "fold": 3}, "0 to 2"),
+        ({"folds": 3, "fold": -1}, "0 to 2"),
+        ({"folds": 3, "fold": 0, "inner_validation": 1.0}, "share"),
+        ({"folds": 3, "fold": 0, "inner_validation": -0.1}, "share"),
+    ],
+)
+def test_impossible_splits_are_refused(options, says):
+    records = [record(p, 0, ("cyst",)) for p in range(5)]
+    with pytest.raises(InputError, match=says):
+        split(records, **options)
+
+
+def test_too_few_patients_for_an_inner_validation():
+    records = [record(p, 0, ("cyst",)) for p in range(2)]
+    with pytest.raises(InputError, match="at least 2 patients outside the test part; got 1"):
+        split(records, folds=2, fold=0)
+    ids = [r.case_id for r in records]
+    parts = split(records, folds=2, fold=0, inner_validation=0)
+    assert parts in (Split((ids[0],), (), (ids[1],)), Split((ids[1],), (), (ids[0],)))
