@@ -1,4 +1,4 @@
-"""Augmentation of a training sample, a pure function of its seed; moved by MONAI, in the ranges of the reference code."""
+"""Augmentation of a training sample, a pure function of its seed; MONAI moves, in the ranges of the reference code."""
 
 from __future__ import annotations
 
