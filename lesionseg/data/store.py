@@ -15,6 +15,7 @@ import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, Literal
 
 import numpy as np
@@ -127,7 +128,7 @@ def array_damage(folder: Path, record: CaseRecord, *, verify: bool = False) -> I
         try:
             array = _mapped(file)
             size = file.stat().st_size
-        except (OSError, ValueError, EOFError, SyntaxError) as error:
+        except (OSError, ValueError, EOFError, SyntaxError, TokenError) as error:  # what a garbled header leads to
             return InputError(
                 file, expected=expected, got=f"no readable array ({error})", remedy=_REMEDY, code="store-array"
             )

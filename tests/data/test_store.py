@@ -115,6 +115,26 @@ def test_a_changed_voxel_is_found_by_its_checksum(path, name):
         Store.open(path, verify=True)
 
 
+def test_garbled_bytes_are_an_input_error_or_harmless(path):
+    """Random changes of the manifest and of an array's header: `InputError` or a store, never another exception."""
+    rng = np.random.default_rng(0)
+    refused = 0
+    for file, length in ((path / "manifest.json", None), (first_case(path) / "hu.npy", 128)):
+        whole = file.read_bytes()
+        for _ in range(300):
+            garbled = bytearray(whole)
+            for place in rng.integers(0, length or len(whole), size=rng.integers(1, 5)):
+                garbled[place] = rng.integers(256)
+            file.write_bytes(garbled if rng.random() < 0.7 else garbled[: rng.integers(len(garbled))])
+            try:
+                Store.open(path)
+            except InputError:
+                refused += 1
+        file.write_bytes(whole)
+    assert refused > 400
+    Store.open(path, verify=True)
+
+
 def test_a_scan_in_two_stores_is_refused(tmp_path):
     sources = cohort(tmp_path / "in", n=4)
     first = prepare(sources[:2], tmp_path / "a", kind="slices", workers=1)
