@@ -18,20 +18,11 @@ import numpy as np
 import pydicom
 from pydicom import config as pydicom_config
 from pydicom.dataset import Dataset
-from pydicom.uid import (
-    JPEG2000,
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-    JPEG2000Lossless,
-    JPEGBaseline8Bit,
-    JPEGExtended12Bit,
-    JPEGLSLossless,
-    JPEGLSNearLossless,
-)
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from lesionseg.errors import InputError
 from lesionseg.formats.dicom_checks import ENHANCED, Slice, check_enhanced, check_series, choose_series, positions_mm
+from lesionseg.formats.dicom_decode import decompress
 from lesionseg.formats.nifti import check_affine, stem, to_int16
 from lesionseg.scan import Scan, spacing_of
 
@@ -42,15 +33,6 @@ PADDING_HU = -1024
 #: Slices are checked one by one against the regular stack (`dicom_checks`); highdicom compares neighbouring distances,
 #: which may then differ by twice as much.
 _SPACING_TOLERANCE = 0.2
-#: pydicom's first choice for these, gdcm, ends the process on some malformed streams; the others raise.
-_DECODERS = {
-    JPEGLSLossless: "pyjpegls",
-    JPEGLSNearLossless: "pyjpegls",
-    JPEG2000Lossless: "pylibjpeg",
-    JPEG2000: "pylibjpeg",
-    JPEGBaseline8Bit: "pillow",
-    JPEGExtended12Bit: "pillow",
-}
 #: Names that mean to be DICOM: such a file is not skipped when it cannot be read.
 _SUFFIXES = (".dcm", ".dicom", ".ima")
 
@@ -120,8 +102,7 @@ def _stack(where: Path, slices: Sequence[Slice]) -> Scan:
         dataset.ImageOrientationPatient = datasets[0].ImageOrientationPatient
         dataset.FrameOfReferenceUID = datasets[0].get("FrameOfReferenceUID") or datasets[0].SeriesInstanceUID
     with _refused(where, "CT slices whose pixels can be decoded", with_message=True):
-        for dataset in datasets:
-            _decompress(dataset)
+        decompress(slices)
         volume = hd.get_volume_from_series(
             datasets,
             dtype=np.float32,
@@ -145,7 +126,7 @@ def _stack(where: Path, slices: Sequence[Slice]) -> Scan:
 def _read_enhanced(path: Path, dataset: Dataset) -> Scan:
     check_enhanced(path, dataset)
     with _refused(path, "an enhanced CT whose frames form one volume", with_message=True):
-        _decompress(dataset)
+        decompress([Slice(path, dataset)])
         volume = hd.Image.from_dataset(dataset, copy=False).get_volume(
             dtype=np.float32,
             apply_real_world_transform=False,
@@ -160,12 +141,6 @@ def _scan(where: Path, hu: np.ndarray, affine: np.ndarray, dataset: Dataset) -> 
     check_affine(affine, where)
     name = where.name if where.is_dir() else stem(where)
     return Scan(to_int16(hu, where), name, spacing_of(affine), affine, dataset.get("Manufacturer") == PHANTOM_MARK)
-
-
-def _decompress(dataset: Dataset) -> None:
-    syntax = dataset.file_meta.TransferSyntaxUID
-    if syntax.is_encapsulated:
-        dataset.decompress(decoding_plugin=_DECODERS.get(syntax, ""), generate_instance_uid=False)
 
 
 def _fill_padding(hu: np.ndarray, dataset: Dataset) -> np.ndarray:
