@@ -8,11 +8,23 @@ bone 300…1000, lung −860. Fatty livers, which would be darker, are not drawn
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from lesionseg.phantom.geometry import Bounds, Ellipsoid, Plane, Points, Tube, WaveField, smooth_cut, smooth_union
+from lesionseg.phantom.geometry import (
+    Bounds,
+    Ellipsoid,
+    Plane,
+    Points,
+    Shape,
+    Tube,
+    WaveField,
+    smooth_cut,
+    smooth_union,
+)
 from lesionseg.phantom.organs import (
     Organs,
     TissueHU,
@@ -96,6 +108,11 @@ class Body:
         scale = np.array(self.scale)
         return np.array(low) * scale, np.array(high) * scale
 
+    def frame_mm(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Lowest and highest y and x that the body may reach, patient mm."""
+        (top, bottom), (left, right) = self.trunk.frame
+        return (top * self.scale[1], bottom * self.scale[1]), (left * self.scale[2], right * self.scale[2])
+
     def plane(self, z: float, y: np.ndarray, x: np.ndarray) -> Plane:
         """An empty plane at height `z` over rows `y` and columns `x`, patient mm."""
         height = z / self.scale[0]
@@ -159,15 +176,35 @@ class Body:
         lobe = self.organs.right_lobe.distance(z, y - 0.12 * low, x + 0.36 * low)
         distance = smooth_union(lobe, self.organs.left_lobe.distance(z, y, x), 14.0)
         distance = np.maximum(smooth_cut(distance, -(cavity + 2.5), 6.0), diaphragm + 0.6)
-        distance = smooth_cut(distance, stomach_distance(self.organs, z, y, x) - 2.5, 5.0)
-        for kidney in self.organs.kidneys:  # open to the back and the middle, where fat surrounds the kidney
+        near = _Near(float(z.min()), float(z.max()))
+        if near.any_of(self.organs.stomach):
+            distance = smooth_cut(distance, stomach_distance(self.organs, z, y, x) - 2.5, 5.0)
+        kidney = self.organs.kidneys[1]
+        if near.any_of([kidney]):  # open to the back and the middle, where fat surrounds the kidney
             _, cy, cx = kidney.center
             along = np.maximum((y - cy) + (x - cx), 0) / 2
-            notch = kidney.distance(z, y - along, x - along)
-            distance = smooth_cut(distance, notch - 4.0, 5.0)
+            distance = smooth_cut(distance, kidney.distance(z, y - along, x - along) - 4.0, 5.0)
         for hollow in (*self.organs.gallbladder, PORTA, HOLLOW):  # open downwards
-            below = hollow.distance(np.maximum(z, hollow.center[0]), y, x)
-            distance = smooth_cut(distance, below, 3.0)
+            if near.below(hollow):
+                distance = smooth_cut(distance, hollow.distance(np.maximum(z, hollow.center[0]), y, x), 3.0)
         for fissure in FISSURE:
-            distance = smooth_cut(distance, fissure.distance(z, y, x), 2.0)
+            if near.any_of([fissure]):
+                distance = smooth_cut(distance, fissure.distance(z, y, x), 2.0)
         return distance
+
+
+class _Near(NamedTuple):
+    """Heights of the points in hand: what lies far above or below them cannot dent the liver there."""
+
+    low: float
+    high: float
+    reach_mm: float = 8.0
+
+    def any_of(self, shapes: Sequence[Shape]) -> bool:
+        """Whether one of the shapes reaches the points' heights."""
+        spans = [shape.bounds() for shape in shapes]
+        return any(low[0] - self.reach_mm < self.high and self.low < high[0] + self.reach_mm for low, high in spans)
+
+    def below(self, shape: Shape) -> bool:
+        """The same for a shape that is open downwards."""
+        return self.low < shape.bounds()[1][0] + self.reach_mm

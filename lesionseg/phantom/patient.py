@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from lesionseg.phantom.anatomy import Body
-from lesionseg.phantom.appearance import Contrast, Lesion, draw_diameter_mm, draw_lesion
+from lesionseg.phantom.appearance import Contrast, draw_diameter_mm, draw_lesion
 from lesionseg.phantom.geometry import Plane
+from lesionseg.phantom.lesion import Lesion
 from lesionseg.phantom.scanner import Scanner
 from lesionseg.phantom.trunk import Organ
 
@@ -39,7 +40,7 @@ class Imaged:
         hu: int16 (D, H, W).
         liver: bool (D, H, W), lesions included.
         lesion: uint8 (D, H, W); 1 + index of the lesion in `Patient.lesions`, 0 elsewhere.
-        organ: uint8 (D, H, W), ids of `Organ`, at the middle of each slice.
+        organ: uint8 (D, H, W), ids of `Organ`, in the last plane of each slice.
         spacing_mm: along (D, H, W).
     """
 
@@ -70,36 +71,37 @@ def image(patient: Patient, scanner: Scanner, heights_mm: np.ndarray, size: int,
     across = ((np.arange(size * factor) + 0.5) / (size * factor) - 0.5) * fov
     count = max(2, round(scanner.thickness_mm / PLANE_DISTANCE_MM))
     steps = ((np.arange(count) + 0.5) / count - 0.5) * scanner.thickness_mm
-    slices = [_paint_slice(patient, float(height) + steps, across, factor) for height in heights_mm]
+    background = patient.body.trunk.table(across, across)
+    slices = [_paint_slice(patient, float(height) + steps, across, factor, background) for height in heights_mm]
     ideal, liver, lesion, organ = (np.stack(part) for part in zip(*slices, strict=True))
     hu = scanner.acquire(ideal, factor, fov, rng)
     return Imaged(hu, liver, lesion, organ, (scanner.thickness_mm, fov / size, fov / size))
 
 
 def _paint_slice(
-    patient: Patient, heights_mm: np.ndarray, across: np.ndarray, factor: int
+    patient: Patient, heights_mm: np.ndarray, across: np.ndarray, factor: int, background: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """The mean of the planes of one slice: ideal HU on samples; liver, lesion and organ on pixels."""
-    size = len(across) // factor
-    hu = np.zeros((len(across),) * 2, np.float32)
-    liver = np.zeros((size, size), np.float32)
-    lesions = {i: np.zeros((size, size), np.float32) for i, lesion in enumerate(patient.lesions)}
-    organ = np.zeros((size, size), np.uint8)
-    for i, height in enumerate(heights_mm):
-        plane = patient.body.plane(float(height), across, across)
-        patient.body.paint(plane)
+    body = patient.body
+    rows, columns = (slice(*np.searchsorted(across, span)) for span in body.frame_mm())
+    hu, liver = background * len(heights_mm), np.zeros_like(background)
+    lesions = [np.zeros_like(background) for _ in patient.lesions]
+    organ = np.zeros(background.shape, np.uint8)
+    for height in heights_mm:
+        plane = body.plane(float(height), across[rows], across[columns])
+        plane.hu[:] = background[rows, columns]
+        body.paint(plane)
         for index, cover in _paint_lesions(patient.lesions, plane, float(height)):
-            lesions[index] += _pixels(cover, factor)
-        hu += plane.hu
-        liver += _pixels(plane.liver, factor)
-        if i == len(heights_mm) // 2:
-            organ = plane.organ[factor // 2 :: factor, factor // 2 :: factor]
-    n = len(heights_mm)
-    label = np.zeros((size, size), np.uint8)
-    for index, cover in lesions.items():
-        label[cover / n >= 0.5] = index + 1
-    inside = liver / n >= 0.5
-    return hu / n, inside, label * inside, organ
+            lesions[index][rows, columns] += cover
+        hu[rows, columns] += plane.hu - background[rows, columns]
+        liver[rows, columns] += plane.liver
+        organ[rows, columns] = plane.organ
+    half = len(heights_mm) / 2
+    inside = _pixels(liver, factor) >= half
+    label = np.zeros(inside.shape, np.uint8)
+    for index, cover in enumerate(lesions):
+        label[_pixels(cover, factor) >= half] = index + 1
+    return hu / len(heights_mm), inside, label * inside, organ[factor // 2 :: factor, factor // 2 :: factor]
 
 
 def _paint_lesions(lesions: tuple[Lesion, ...], plane: Plane, height: float) -> list[tuple[int, np.ndarray]]:

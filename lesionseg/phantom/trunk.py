@@ -7,7 +7,7 @@ from enum import IntEnum
 
 import numpy as np
 
-from lesionseg.phantom.geometry import Ellipsoid, Plane, Tube, WaveField, smooth_union
+from lesionseg.phantom.geometry import Ellipsoid, Plane, Tube, WaveField, coverage, smooth_union
 
 
 class Organ(IntEnum):
@@ -85,6 +85,13 @@ class Trunk:
         """Half the depth of the body, in model mm."""
         return WALL[1][0] + 0.75 * self.fat_mm
 
+    @property
+    def frame(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Lowest and highest y and x of the body with room for the warp, model mm."""
+        middle, room = WALL[0][0] - 0.1 * self.fat_mm, 14.0
+        y, x = self.half_depth_mm + room, self.half_width_mm + room
+        return (middle - y, middle + y), (-x, x)
+
     def cavity_distance(self, y: np.ndarray, x: np.ndarray) -> np.ndarray:
         """Signed distance to the inside of the trunk wall; the spine bulges into it."""
         inside = _oval(y, x, *CAVITY, 2.3)
@@ -99,10 +106,20 @@ class Trunk:
         left = self.dome_mm[1] - 50 * (((x - 62) / left_x) ** 2 + ((y + 2) / left_y) ** 2)
         return 0.75 * (z + smooth_union(-right, -left, 12.0))
 
+    def table(self, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+        """HU round the patient, rows `y` (H,) and columns `x` (W,) in mm: air, and the two shells of the table."""
+        hu = np.full((len(y), len(x)), AIR_HU, np.float32)
+        depth = self.half_depth_mm + WALL[0][0] + self.table_mm + 6
+        down, across = y[:, None], x[None]
+        for offset, radius in ((0.0, 620.0), (22.0, 700.0)):
+            shell = np.abs(np.hypot(down - depth - offset + radius, across) - radius) - 1.2
+            share = coverage(np.maximum(shell, np.abs(across) - 195.0), float(x[1] - x[0]))
+            hu += share * (TABLE_HU - hu)
+        return hu
+
     def paint_wall(self, plane: Plane) -> None:
-        """Table, skin, fat, muscles and ribs."""
+        """Skin, fat, muscles and ribs."""
         _, y, x = plane.points
-        self._paint_table(plane)
         skin = _oval(y, x, (WALL[0][0] - 0.1 * self.fat_mm, 0.0), (self.half_depth_mm, self.half_width_mm), 2.3)
         strands = self.strands.grid(plane.height, plane.rows, plane.columns)
         fat = FAT_HU + 5 * strands + 55 * np.clip(strands - 2.1, 0, 1)
@@ -149,6 +166,8 @@ class Trunk:
 
     def paint_chest(self, plane: Plane, blood_hu: float) -> None:
         """Lungs above the diaphragm, the heart in its fat between them, the gullet."""
+        if not ((plane.diaphragm > -2) & (plane.cavity < 0)).any():
+            return
         z, y, x = plane.points
         middle = Ellipsoid((92, -34, 10), (68, 64, 66)).distance(z, y, x)
         chest = np.maximum(np.maximum(plane.cavity + 1.5, -plane.diaphragm), -middle)
@@ -160,14 +179,6 @@ class Trunk:
         plane.paint_shape(Ellipsoid((98, -28, 38), (42, 24, 24), 0.5), blood_hu, Organ.HEART)
         plane.paint_shape(Ellipsoid((96, -46, -6), (40, 26, 28), 0.4), blood_hu, Organ.HEART)
         plane.paint_shape(Tube((130, 8, 16), (34, 4, 22), 8.0, 8.0), 50.0, Organ.STOMACH)
-
-    def _paint_table(self, plane: Plane) -> None:
-        """Two thin arcs below the back; they do not follow the body's warp."""
-        depth = self.half_depth_mm + WALL[0][0] + self.table_mm + 6
-        y, x = plane.y[:, None], plane.x[None]
-        for offset, radius in ((0.0, 620.0), (22.0, 700.0)):
-            arc = np.abs(np.sqrt((y - depth - offset + radius) ** 2 + x**2) - radius) - 1.2
-            plane.paint(WHOLE, np.maximum(arc, np.abs(x) - 195.0), TABLE_HU, Organ.AIR)
 
     def _paint_ribs(self, plane: Plane, course: np.ndarray) -> None:
         """Ribs fall from the spine to the front; the lowest two are short, the others end in cartilage."""

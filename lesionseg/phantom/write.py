@@ -37,11 +37,14 @@ from threadpoolctl import threadpool_limits
 
 from lesionseg.errors import InputError
 from lesionseg.labels import LESION_TYPES
-from lesionseg.phantom.appearance import DIFFICULTY, Lesion
+from lesionseg.phantom.appearance import DIFFICULTY
 from lesionseg.phantom.layouts import write_dicom, write_nifti, write_png
+from lesionseg.phantom.lesion import Lesion
 from lesionseg.phantom.patient import Imaged, draw_patient, image, liver_span_mm
 from lesionseg.phantom.scanner import LITS_SCANNERS, SLICE_SCANNERS
 
+#: A slice passes at most this share of a lesion's diameter from its centre.
+LEVEL_SHARE = 0.25
 #: Raised with every change that alters a generated voxel.
 PHANTOM_VERSION = 1
 #: Ids of the types in the PNG masks; `prepare slices` takes them by default.
@@ -122,7 +125,7 @@ def write_slices(folder: Path, number: int, count: int, size: int, seed: int) ->
     """Write `count` slices of one generated patient: DICOM, mask of types, mask of the liver."""
     rng = np.random.default_rng([seed, _SLICES, number])
     patient_id = f"phantom-{number:04d}"
-    patient = draw_patient(rng, _typed_kinds(rng, number))
+    patient = draw_patient(rng, _typed_kinds(rng, number, count))
     scanner = SLICE_SCANNERS[int(rng.integers(len(SLICE_SCANNERS)))]
     heights = choose_heights(rng, patient.lesions, count, scanner.thickness_mm)
     imaged = image(patient, scanner, heights, size, rng)
@@ -164,18 +167,20 @@ def slices_per_patient(slices: int, seed: int) -> list[int]:
 def choose_heights(
     rng: np.random.Generator, lesions: tuple[Lesion, ...], count: int, thickness_mm: float
 ) -> np.ndarray:
-    """Heights of `count` slices through lesions, at least a slice apart: largest lesion first, some cut repeatedly."""
+    """Heights of `count` slices that each cut a lesion: the largest first, then the others, then again at other levels.
+
+    Slices lie a thickness apart, or a fifth of the lesion where it is too small for that.
+    """
     heights: list[float] = []
     ranked = sorted(lesions, key=lambda lesion: -lesion.diameter_mm)
-    for attempt in range(200):
-        lesion = ranked[len(heights) % len(ranked)] if attempt < 50 else ranked[int(rng.integers(len(ranked)))]
-        height = lesion.center_mm[0] + rng.uniform(-0.3, 0.3) * lesion.diameter_mm
-        if all(abs(height - other) >= thickness_mm for other in heights):
+    for attempt in range(50 * count):
+        lesion = ranked[(len(heights) + attempt // 10) % len(ranked)]
+        height = lesion.center_mm[0] + rng.uniform(-LEVEL_SHARE, LEVEL_SHARE) * lesion.diameter_mm
+        gap = min(thickness_mm, 0.2 * lesion.diameter_mm)
+        if len(heights) < count and all(abs(height - other) >= gap for other in heights):
             heights.append(height)
-        if len(heights) == count:
-            break
-    while len(heights) < count:  # one small lesion only: slices beside it
-        heights.append(max(heights) + thickness_mm)
+    while len(heights) < count:  # no room left in one small lesion
+        heights.append(ranked[0].center_mm[0] + float(rng.uniform(-LEVEL_SHARE, LEVEL_SHARE)) * ranked[0].diameter_mm)
     return np.sort(heights)
 
 
@@ -184,11 +189,14 @@ def _lits_kinds(rng: np.random.Generator) -> list[str]:
     return kinds + ["cyst"] * (int(rng.integers(1, 4)) if rng.random() < 0.35 else 0)
 
 
-def _typed_kinds(rng: np.random.Generator, number: int) -> list[str]:
-    """Types of a fine-tuning patient; the main type goes round, so that small sets are balanced."""
+def _typed_kinds(rng: np.random.Generator, number: int, slices: int) -> list[str]:
+    """Types of a fine-tuning patient; the main type goes round, so that small sets are balanced.
+
+    At least half as many lesions as slices, so that every slice can cut one.
+    """
     main = list(MASK_IDS)[number % len(MASK_IDS)]
     most = {"cyst": 3, "hemangioma": 3, "metastasis": 6}[main]
-    kinds = [main] * int(rng.integers(1, most + 1))
+    kinds = [main] * int(rng.integers((slices + 1) // 2, most + 1))
     if rng.random() < 1 / 6:
         kinds.append(str(rng.choice([kind for kind in MASK_IDS if kind != main])))
     return kinds

@@ -9,11 +9,10 @@ from lesionseg.phantom.appearance import (
     FLASH_BELOW_MM,
     NECROSIS_ABOVE_MM,
     Contrast,
-    Lesion,
     draw_diameter_mm,
     draw_lesion,
-    lesion_patch,
 )
+from lesionseg.phantom.lesion import Lesion, lesion_patch
 
 CONTRAST = Contrast(liver_hu=110.0, vessel_hu=165.0)
 TYPES = ("cyst", "hemangioma", "metastasis")

@@ -14,7 +14,15 @@ from pydicom.uid import CTImageStorage
 
 from lesionseg.errors import InputError
 from lesionseg.phantom import write
-from lesionseg.phantom.write import MASK_IDS, slices_per_patient, write_phantom, write_slices
+from lesionseg.phantom.patient import draw_patient
+from lesionseg.phantom.write import (
+    LEVEL_SHARE,
+    MASK_IDS,
+    choose_heights,
+    slices_per_patient,
+    write_phantom,
+    write_slices,
+)
 
 SIZE = 64
 
@@ -121,17 +129,20 @@ def test_masks_hold_types_inside_the_liver(phantom, rows):
     assert MASK_IDS == {"cyst": 1, "hemangioma": 2, "metastasis": 3}
 
 
-def test_mean_hu_of_cysts_is_below_that_of_the_other_types(tmp_path):
+def test_every_slice_has_a_lesion_and_cysts_are_darkest(tmp_path):
     values: dict[int, list[float]] = {1: [], 2: [], 3: []}
     for folder in ("images", "masks", "livers"):
         (tmp_path / folder).mkdir()
+    empty = 0
     for number in range(9):
         for row in write_slices(tmp_path, number, 2, 128, 0).rows:
             file = pydicom.dcmread(tmp_path / row["image"])
             mask = np.asarray(Image.open(tmp_path / row["mask"]))
+            empty += not mask.any()
             for value in np.unique(mask[mask > 0]).tolist():
                 values[value].append(float(file.pixel_array[mask == value].mean() - 1024))
     cyst, hemangioma, metastasis = (np.mean(values[i]) for i in (1, 2, 3))
+    assert empty == 0  # every slice cuts a lesion
     assert cyst < 60 < metastasis < 105
     assert cyst < metastasis - 15
     assert hemangioma > cyst + 25
@@ -174,9 +185,9 @@ def test_same_seed_same_bytes_and_another_seed_another_patient(phantom, tmp_path
 
 def test_processes_change_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(write.os, "cpu_count", lambda: 2)
-    write_phantom(tmp_path / "many", volumes=0, slices=22, size=32, seed=1)
+    write_phantom(tmp_path / "many", volumes=0, slices=20, size=32, seed=1)
     monkeypatch.setattr(write.os, "cpu_count", lambda: 1)
-    write_phantom(tmp_path / "one", volumes=0, slices=22, size=32, seed=1)
+    write_phantom(tmp_path / "one", volumes=0, slices=20, size=32, seed=1)
     assert digest(tmp_path / "many") == digest(tmp_path / "one")
 
 
@@ -186,6 +197,18 @@ def test_slices_per_patient():
     assert set(counts[:-1]) == {2, 3, 4}
     assert 70 <= len(counts) <= 90
     assert slices_per_patient(0, 0) == []
+
+
+def test_heights_cut_lesions_and_keep_apart():
+    rng = np.random.default_rng(0)
+    for seed in range(6):
+        patient = draw_patient(np.random.default_rng(seed), ["metastasis"] * (1 + seed % 3))
+        heights = choose_heights(rng, patient.lesions, 4, 3.0)
+        assert len(heights) == 4
+        for height in heights:
+            assert any(abs(height - e.center_mm[0]) <= LEVEL_SHARE * e.diameter_mm for e in patient.lesions)
+        if max(e.diameter_mm for e in patient.lesions) > 25:
+            assert np.diff(heights).min() > 1.5
 
 
 def test_an_earlier_phantom_is_replaced_and_nothing_else(phantom, tmp_path):
