@@ -58,6 +58,8 @@ def _read(path: Path, *, palette_is_label: bool) -> tuple[np.ndarray, int]:
     """Grey values (1, H, W) and the value of white."""
     try:
         with Image.open(path, formats=["PNG"]) as file:
+            file.verify()  # checksums and end of the file, which reading the pixels leaves unchecked
+        with Image.open(path, formats=["PNG"]) as file:
             is_palette = file.mode == "P"
             seen_through = "transparency" in file.info and not (palette_is_label and is_palette)
             image = file.convert("RGB") if is_palette and not palette_is_label else file
