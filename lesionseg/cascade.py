@@ -14,7 +14,7 @@ from torch import nn
 from lesionseg.errors import InputError
 from lesionseg.inputs import InputSpec, neighbours, slice_box
 from lesionseg.networks import build_unet
-from lesionseg.runs import finished_run, read_net
+from lesionseg.runs import finished_run, read_net, weights_sha256
 from lesionseg.scan import Scan, canonical_axes
 
 #: Diameter of the disc that closes gaps of the liver on a slice, in pixels (reference code of arXiv 1907.13409).
@@ -53,6 +53,11 @@ class LiverPredictor:
             raise InputError(self.run, expected="a run of the liver net", got=f"target {info.target}",
                              remedy="name the run that `make pretrain` left in pretrain/liver")  # fmt: skip
         self.generated = info.generated
+
+    @property
+    def identity(self) -> str:
+        """Hash of the weights."""
+        return weights_sha256(self.run)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_loaded": None}

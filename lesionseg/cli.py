@@ -45,6 +45,11 @@ def _explain(error: BaseException) -> tuple[int, str]:
 
 def _run(args: list[str]) -> int:
     if args and args[0] in TRAINING_VERBS and args[1:] not in (["-h"], ["--help"]):
+        from lesionseg.request import is_done
+
+        if args[0] == "fit" and is_done(args):
+            print("this run is done already")
+            return DONE
         from lesionseg.training import run
 
         return run([args[0], "--help"] if args[1:] == ["--help", "all"] else args)
@@ -85,7 +90,16 @@ def _check(options: argparse.Namespace) -> int:
     from lesionseg.data.check import report
 
     sheet = options.output or Path(f"{options.target.resolve().stem}-check.png")
-    return WRONG_INPUT if report(options.target, sheet) else DONE
+    wrong = report(
+        options.target,
+        sheet,
+        labels=options.labels,
+        groups=options.groups,
+        exclude=options.exclude,
+        folds=options.folds,
+        workers=options.workers,
+    )
+    return WRONG_INPUT if wrong else DONE
 
 
 def _compare(options: argparse.Namespace) -> None:
@@ -115,22 +129,28 @@ def _parser() -> argparse.ArgumentParser:
     verb.set_defaults(verb=_prepare_lits)
     verb.add_argument("root", type=Path, metavar="ROOT", help="folder that holds the files")
     verb.add_argument("--strict", action="store_true", help="refuse an unknown orientation instead of warning")
-    _add_store_options(verb, case="volume-12")
+    verb.add_argument("-o", "--output", type=Path, required=True, metavar="STORE", help="the store to make")
+    verb.add_argument("--salt-file", type=Path, metavar="FILE", help="secret bytes mixed into the pseudonyms")
+    _add_case_options(verb)
     verb = kinds.add_parser("slices", help="single slices with named lesions, listed in a table")
     verb.set_defaults(verb=_prepare_slices)
     verb.add_argument(
         "table", type=Path, metavar="slices.csv", help="columns patient_id,image,mask and optionally lesion_type,"
         "liver_mask,spacing_mm,window_low_hu,window_high_hu",
     )  # fmt: skip
-    default = ",".join(f"{name}={i}" for i, name in enumerate(LESION_TYPES, 1))
-    verb.add_argument("--labels", type=_labels, metavar=default, help="value of each type in the masks (%(metavar)s)")
+    verb.add_argument("-o", "--output", type=Path, required=True, metavar="STORE", help="the store to make")
     verb.add_argument("--liver", type=Path, metavar="RUN", help="liver net for a table without liver_mask")
-    _add_store_options(verb, case="an image as the table names it")
+    verb.add_argument("--salt-file", type=Path, metavar="FILE", help="secret bytes mixed into the pseudonyms")
+    _add_labels(verb)
+    _add_case_options(verb)
 
     verb = verbs.add_parser("check", help="report every problem at once, and draw the masks on the images")
     verb.set_defaults(verb=_check)
     verb.add_argument("target", type=Path, metavar="STORE|ROOT|slices.csv")
     verb.add_argument("-o", "--output", type=Path, metavar="PNG", help="the contact sheet (TARGET-check.png)")
+    verb.add_argument("--folds", type=int, default=3, help="folds that the patients must suffice for (%(default)s)")
+    _add_labels(verb)
+    _add_case_options(verb)
 
     verb = verbs.add_parser("compare", help="compare freeze schedules: table, intervals, figure")
     verb.set_defaults(verb=_compare)
@@ -145,11 +165,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_store_options(verb: argparse.ArgumentParser, case: str) -> None:
-    verb.add_argument("-o", "--output", type=Path, required=True, metavar="STORE", help="the store to make")
+def _add_labels(verb: argparse.ArgumentParser) -> None:
+    default = ",".join(f"{name}={i}" for i, name in enumerate(LESION_TYPES, 1))
+    verb.add_argument("--labels", type=_labels, metavar=default, help="value of each type in the masks (%(metavar)s)")
+
+
+def _add_case_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--groups", type=Path, metavar="CSV", help="table case,patient: scans of one patient")
-    verb.add_argument("--exclude", nargs="+", default=(), metavar="CASE", help=f"leave out, e.g. {case}")
-    verb.add_argument("--salt-file", type=Path, metavar="FILE", help="secret bytes mixed into the pseudonyms")
+    verb.add_argument("--exclude", nargs="+", default=(), metavar="CASE", help="cases to leave out")
     verb.add_argument("--workers", type=int, metavar="N", help="processes (one a core)")
 
 

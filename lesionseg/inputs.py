@@ -75,7 +75,7 @@ class InputSpec:
 
 
 def neighbours(volume: np.ndarray, index: int) -> np.ndarray:
-    """Slice `index` of a volume (D, H, W) with the one before and the one after, (3, H, W); an edge slice is repeated."""
+    """Slice `index` of a volume (D, H, W) with the ones before and after, (3, H, W); edge slices are repeated."""
     last = len(volume) - 1
     return np.stack([volume[max(index - 1, 0)], volume[index], volume[min(index + 1, last)]])
 

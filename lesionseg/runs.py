@@ -30,9 +30,12 @@ class RunInfo:
         name: what the run is called in tables (the schedule, for a fine-tuning).
         state: `running` until the tables are written, then `finished`.
         fingerprint: hash of resolved config, store manifest and weights; equal fingerprints, equal runs.
+        request_sha256: hash of the command line with all it names; see `lesionseg.request`.
         config_sha256: hash of what must be equal between rows of one comparison (all but schedule, fold, seed).
         store_sha256: hash of the store's manifest.
         weights_sha256: hash of the checkpoint the net started from; None: none.
+        trained_on: voxel hashes of every case this net has seen in training, that of its start included; what is to
+            be tested must not be among them.
         generated: trained on, or started from, generated CT.
         target: key of `labels.TARGETS`.
         fold: which fold was the test part.
@@ -49,9 +52,11 @@ class RunInfo:
     name: str
     state: str
     fingerprint: str
+    request_sha256: str
     config_sha256: str
     store_sha256: str
     weights_sha256: str | None
+    trained_on: tuple[str, ...]
     generated: bool
     target: str
     fold: int
@@ -74,10 +79,11 @@ class RunInfo:
         """Read `run.json`; `InputError` where it is missing or not one."""
         path = folder / RUN_FILE
         try:
-            return cls(**json.loads(path.read_text()))
+            held = json.loads(path.read_text())
+            return cls(**{**held, "trained_on": tuple(held["trained_on"])})
         except FileNotFoundError:
             got = "no run.json" if folder.is_dir() else "no such folder"
-        except (json.JSONDecodeError, TypeError) as error:
+        except (json.JSONDecodeError, TypeError, KeyError) as error:
             got = f"a run.json that cannot be read ({error})"
         raise InputError(folder, expected="a run folder", got=got, remedy="name a folder made by `lesionseg fit`")
 

@@ -87,7 +87,7 @@ def spacing_of(affine: np.ndarray) -> tuple[float, float, float]:
 
 
 def canonical_axes(affine: np.ndarray | None) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
-    """How to turn an array so that D runs to the head, H to the back and W to the patient's left (the radiologist's view).
+    """How to turn an array so that D runs to the head, H to the back, W to the patient's left (radiological view).
 
     Returns:
         order and flip: `np.flip(array.transpose(order), axes where flip)`. Identity where the orientation is unknown.
@@ -114,7 +114,8 @@ def to_canonical(case: Case) -> Case:
         turn[axis, 3] = scan.hu.shape[axis] - 1 if flipped else 0
     axes = tuple(i for i in range(3) if flip[i])
     affine = scan.affine @ turn
-    spacing = None if scan.spacing_mm is None else tuple(scan.spacing_mm[axis] for axis in order)
+    old = scan.spacing_mm
+    spacing = None if old is None else (old[order[0]], old[order[1]], old[order[2]])
     hu = np.ascontiguousarray(np.flip(scan.hu.transpose(order), axes))
     labels = np.ascontiguousarray(np.flip(case.labels.transpose(order), axes))
     return replace(case, scan=replace(scan, hu=hu, affine=affine, spacing_mm=spacing), labels=labels)

@@ -6,10 +6,12 @@ import logging
 import shutil
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 import yaml
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
@@ -23,6 +25,7 @@ from lesionseg.callbacks.results import Results
 from lesionseg.data.datamodule import LesionDataModule
 from lesionseg.data.store import Store
 from lesionseg.errors import InputError
+from lesionseg.request import request_sha256
 from lesionseg.runs import LAST_CHECKPOINT, RunInfo, finished_run, provenance, sha256_of, weights_sha256, write_text
 from lesionseg.tasks.base import SegmentationTask
 
@@ -34,7 +37,7 @@ _TRAINER_SETTINGS_THAT_COUNT = ("max_epochs", "limit_train_batches", "precision"
                                 "accumulate_grad_batches", "max_steps")  # fmt: skip
 
 
-class AlreadyDone(Exception):
+class RunIsDone(Exception):  # noqa: N818 (nothing went wrong)
     """The run folder holds the finished run that was asked for."""
 
 
@@ -96,7 +99,7 @@ class RunCLI(LightningCLI):
         held = RunInfo.read(self.run_dir) if (self.run_dir / "run.json").exists() else None
         if held is not None and held.fingerprint == self.run.fingerprint:
             if held.state == "finished":
-                raise AlreadyDone(self.run_dir)
+                raise RunIsDone(self.run_dir)
             last = self.run_dir / LAST_CHECKPOINT
             self.checkpoint = last if last.exists() else None
         else:
@@ -124,7 +127,9 @@ class RunCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:
-        """Leave the config and the description of the run in its folder."""
+        """Refuse test cases that the net has seen; leave config and description of the run in its folder."""
+        self.datamodule.setup("fit")
+        self.run = self._with_training_cases()
         self._announce()
 
     def after_fit(self) -> None:
@@ -167,9 +172,11 @@ class RunCLI(LightningCLI):
             name=plain["name"],
             state="running",
             fingerprint=sha256_of({"config": relevant, "store": store.manifest_sha256, "weights": weights}),
+            request_sha256=request_sha256(sys.argv[1:]),
             config_sha256=sha256_of(shared),
             store_sha256=store.manifest_sha256,
             weights_sha256=weights,
+            trained_on=(),
             generated=store.generated,
             target=plain["data"]["target"],
             fold=plain["data"]["fold"],
@@ -180,6 +187,21 @@ class RunCLI(LightningCLI):
             encoder_weights=encoder_weights if encoder_weights in (None, "imagenet") else "file",
             **provenance(),  # type: ignore[arg-type]
         )
+
+    def _with_training_cases(self) -> RunInfo:
+        """The run with the voxel hashes of all that trains it; `InputError` where a test case is among them."""
+        records, parts = self.datamodule.records, self.datamodule.split
+        start = finished_run(self.model.weights).trained_on if self.model.weights else ()
+        seen = {*start, *(records[case].voxel_sha256 for case in (*parts.train, *parts.validation))}
+        known = [case for case in parts.test if records[case].voxel_sha256 in seen]
+        if known:
+            raise InputError(
+                self.datamodule.path,
+                expected="test cases that the net never saw",
+                got=f"{len(known)} that it was trained on ({', '.join(known[:3])})",
+                remedy="leave them out of the pretraining: lesionseg prepare lits --exclude",
+            )
+        return replace(self.run, trained_on=tuple(sorted(seen)))
 
     @rank_zero_only
     def _clear(self, held: RunInfo | None) -> None:
@@ -201,15 +223,29 @@ class RunCLI(LightningCLI):
 
 
 def _checkpoints(folder: Path, monitor: str | None) -> list[pl.Callback]:
-    """`last.ckpt` after every epoch, and the best on the inner validation where there is one."""
-    best = {"monitor": monitor, "mode": "max", "save_top_k": 1, "filename": "best"} if monitor else {"save_top_k": 0}
+    """`last.ckpt` after every epoch, and the weights that did best on the inner validation where there is one.
+
+    Two callbacks: with one, Lightning writes `last.ckpt` only in epochs that gave a new best.
+    """
     folder = folder / LAST_CHECKPOINT.parent
-    return [ModelCheckpoint(folder, save_last=True, save_on_train_epoch_end=True, enable_version_counter=False, **best)]
+    last = ModelCheckpoint(
+        folder, filename=LAST_CHECKPOINT.stem, save_on_train_epoch_end=True, enable_version_counter=False
+    )
+    if monitor is None:
+        return [last]
+    best = ModelCheckpoint(
+        folder,
+        filename="best",
+        monitor=monitor,
+        mode="max",
+        save_weights_only=True,
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )
+    return [best, last]
 
 
 def _many_devices(devices: str | int | list[int], nodes: int) -> bool:
-    import torch
-
     if nodes > 1:
         return True
     if isinstance(devices, list):
@@ -241,8 +277,6 @@ def _without(config: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _finished(run: RunInfo) -> RunInfo:
-    from dataclasses import replace
-
     return replace(run, state="finished")
 
 
@@ -252,7 +286,7 @@ def run(args: list[str]) -> int:
     _quieten()
     try:
         RunCLI()
-    except AlreadyDone as done:
+    except RunIsDone as done:
         rank_zero_info(f"{done} is done already")
     except Interrupted:
         raise KeyboardInterrupt from None

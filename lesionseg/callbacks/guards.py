@@ -14,7 +14,7 @@ from torch import Tensor
 from lesionseg.data.dataset import Batch
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818 (nothing went wrong)
     """The run was stopped by a signal after its checkpoint was written; the same command continues it."""
 
 

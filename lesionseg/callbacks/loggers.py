@@ -24,10 +24,10 @@ def run_loggers(folder: Path, run: RunInfo) -> list[Logger]:
 
 
 def _wandb(folder: Path, run: RunInfo) -> WandbLogger:
-    import wandb
-
     os.environ.setdefault("WANDB_DATA_DIR", str(folder / "wandb-data"))
     os.environ.setdefault("WANDB_SILENT", "true")
+    import wandb  # reads the environment when it is imported
+
     settings = wandb.Settings(
         x_disable_meta=True,
         x_disable_machine_info=True,

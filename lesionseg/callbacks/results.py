@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytorch_lightning as pl
+from torchmetrics import Metric
 
 from lesionseg.data.datamodule import LesionDataModule
 from lesionseg.metrics import LesionFigures, LiverDice
@@ -20,8 +21,8 @@ class Results(pl.Callback):
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Gather over all ranks, write on the first."""
-        data, metric = trainer.datamodule, pl_module.test_metric  # type: ignore[attr-defined]
-        assert isinstance(data, LesionDataModule)
+        data, metric = trainer.datamodule, pl_module.get_submodule("test_metric")  # type: ignore[attr-defined]
+        assert isinstance(data, LesionDataModule) and isinstance(metric, Metric)
         figures = pl_module.figures(metric)  # type: ignore[operator]
         pl_module.log_dict({f"test/{name}": float(value) for name, value in figures.items()})
         if trainer.is_global_zero:

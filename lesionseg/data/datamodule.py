@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
 from lesionseg.data.augment import Augmentation
-from lesionseg.data.dataset import Batch, EvaluationSampler, SliceDataset, SliceRef, TrainingSampler, collate
+from lesionseg.data.dataset import EvaluationSampler, SliceDataset, SliceRef, TrainingSampler, collate
 from lesionseg.data.folds import Split, split
 from lesionseg.data.store import CaseRecord, Store
 from lesionseg.errors import InputError
@@ -86,15 +86,15 @@ class LesionDataModule(pl.LightningDataModule):
         self.validation = self._dataset(self.split.validation)
         self.test = self._dataset(self.split.test)
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self) -> DataLoader:
         """Batches of the epoch the trainer stands at, less those it has seen (a run resumed in mid-epoch)."""
         epoch, batch = 0, 0
         rank, world_size = self._ranks()
         if self.trainer is not None:
             loop = self.trainer.fit_loop
             progress = loop.epoch_loop.batch_progress
-            epoch = loop.epoch_progress.current.processed
-            batch = 0 if progress.is_last_batch else progress.current.processed
+            epoch = loop.trainer.current_epoch
+            batch = 0 if progress.is_last_batch else progress.current.processed  # type: ignore[attr-defined]
         sampler = TrainingSampler(
             [ref.foreground for ref in self.train.slices],
             keep_empty=self.keep_empty,
@@ -107,13 +107,13 @@ class LesionDataModule(pl.LightningDataModule):
         )
         return self._loader(self.train, sampler)
 
-    def val_dataloader(self) -> DataLoader[Batch] | list:
+    def val_dataloader(self) -> DataLoader | list:
         """Inner-validation slices in a fixed shuffle; an empty list without inner validation."""
         if not len(self.validation):
             return []
         return self._evaluation_loader(self.validation, seed=VALIDATION_ORDER_SEED)
 
-    def test_dataloader(self) -> DataLoader[Batch]:
+    def test_dataloader(self) -> DataLoader:
         """Every slice of the test part once."""
         if not len(self.test):
             raise InputError(self.path, expected="a test part", got="folds = 1", remedy="set data.folds to 2 or more")
@@ -139,14 +139,14 @@ class LesionDataModule(pl.LightningDataModule):
             return [SliceRef(record.case_id, i, i in liver) for i in range(record.shape[0])]
         return [SliceRef(record.case_id, i, i in lesion) for i in sorted(liver)]
 
-    def _evaluation_loader(self, dataset: SliceDataset, seed: int | None) -> DataLoader[Batch]:
+    def _evaluation_loader(self, dataset: SliceDataset, seed: int | None) -> DataLoader:
         rank, world_size = self._ranks()
         sampler = EvaluationSampler(
             len(dataset), batch_size=self.batch_size, rank=rank, world_size=world_size, seed=seed
         )
         return self._loader(dataset, sampler)
 
-    def _loader(self, dataset: SliceDataset, sampler: TrainingSampler | EvaluationSampler) -> DataLoader[Batch]:
+    def _loader(self, dataset: SliceDataset, sampler: TrainingSampler | EvaluationSampler) -> DataLoader:
         return DataLoader(
             dataset,
             batch_sampler=sampler,

@@ -30,8 +30,8 @@ def cases(
 
     Args:
         table: CSV with columns `patient_id,image,mask` and optionally `lesion_type,liver_mask,spacing_mm,window_low_hu,
-            window_high_hu` (used for PNG); paths relative to its folder. A row with `lesion_type` has a binary mask, and
-            the rows of one image are merged; a row without has a label map.
+            window_high_hu` (the window is for PNG); paths relative to its folder. A row with `lesion_type` has a binary
+            mask, and the rows of one image are merged; a row without has a label map.
         labels: value of each lesion type in the label maps; default 1, 2, … in the order of `LESION_TYPES`. `liver` may
             be among them, and then no liver mask is needed.
         groups: CSV with columns `case,patient` (case: the image as the table names it), over `patient_id`.

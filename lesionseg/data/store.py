@@ -23,7 +23,7 @@ import numpy as np
 from lesionseg.data.records import CaseRecord, LesionRecord, array_sha256
 from lesionseg.errors import InputError
 
-__all__ = ["CaseRecord", "LesionRecord", "Store", "StoreKind", "refuse_shared_voxels"]
+__all__ = ["CaseRecord", "LesionRecord", "Store", "StoreKind"]
 
 StoreKind = Literal["lits", "slices"]
 
@@ -100,24 +100,6 @@ def read_manifest(path: Path) -> Store:
     text = _manifest_bytes(path)
     kind, records = _parse_manifest(path / MANIFEST, text)
     return Store(path, kind, records, hashlib.sha256(text).hexdigest())
-
-
-def refuse_shared_voxels(first: Store, second: Store) -> None:
-    """Refuse two stores that hold the same scan, so that none is both learned from and tested on.
-
-    Raises:
-        InputError: names the first such pair.
-    """
-    voxels = {record.voxel_sha256: record.case_id for record in first.records}
-    for record in second.records:
-        if record.voxel_sha256 in voxels:
-            raise InputError(
-                second.path,
-                expected=f"no scan of {first.path}",
-                got=f"the same voxels in {record.case_id} and {voxels[record.voxel_sha256]}",
-                remedy="leave the case out of one of them (`--exclude`) and prepare it again",
-                code="same-scan-leak",
-            )
 
 
 def array_damage(folder: Path, record: CaseRecord, *, verify: bool = False) -> InputError | None:

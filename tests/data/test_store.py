@@ -8,7 +8,7 @@ import pytest
 from made_cases import cohort, made, source
 
 from lesionseg.data.prepare import prepare
-from lesionseg.data.store import Store, refuse_shared_voxels
+from lesionseg.data.store import Store
 from lesionseg.errors import InputError
 
 
@@ -133,13 +133,3 @@ def test_garbled_bytes_are_an_input_error_or_harmless(path):
         file.write_bytes(whole)
     assert refused > 400
     Store.open(path, verify=True)
-
-
-def test_a_scan_in_two_stores_is_refused(tmp_path):
-    sources = cohort(tmp_path / "in", n=4)
-    first = prepare(sources[:2], tmp_path / "a", kind="slices", workers=1)
-    other = prepare(sources[2:], tmp_path / "b", kind="slices", workers=1)
-    shared = prepare(sources[1:], tmp_path / "c", kind="slices", workers=1, salt=b"other")
-    refuse_shared_voxels(first, other)
-    with pytest.raises(InputError, match="same voxels"):
-        refuse_shared_voxels(first, shared)
