@@ -82,7 +82,7 @@ class StagedFreezing(pl.Callback):
             else:
                 changed |= _thaw(block)
         if changed and _is_compiled(pl_module):
-            # Some versions of torch use a compiled graph again although other blocks were frozen in it (pytorch #139476).
+            # Older torch uses a compiled graph again although other blocks were frozen in it (pytorch #139476).
             torch._dynamo.reset()
 
 
