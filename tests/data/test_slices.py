@@ -1,0 +1,309 @@
+import pickle
+from dataclasses import dataclass
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+from lesionseg.data import slices
+from lesionseg.errors import InputError
+from lesionseg.formats.png import write_png
+from lesionseg.labels import BACKGROUND, LESION_IDS, LIVER
+
+SHAPE = (8, 6)
+CYST, HEMANGIOMA, METASTASIS = (LESION_IDS[name] for name in ("cyst", "hemangioma", "metastasis"))
+HU = (np.arange(48).reshape(SHAPE) * 5 - 60).astype(np.int16)
+LIVER_MASK = np.zeros(SHAPE, np.uint8)
+LIVER_MASK[1:7, 1:5] = 255
+#: RAS affine (i, j, k) of a slice whose rows run back and columns run left: nothing to turn.
+AFFINE = np.diag([-0.7, -0.8, 5.0, 1.0])
+
+
+@dataclass(frozen=True)
+class WholeSlice:
+    """Predicts liver in every pixel but the first."""
+
+    identity: str = "weights-1"
+
+    def __call__(self, scan):
+        liver = np.ones(scan.hu.shape, bool)
+        liver.flat[0] = False
+        return liver
+
+
+def spot(*places, value=1):
+    mask = np.zeros(SHAPE, np.uint8)
+    for place in places:
+        mask[place] = value
+    return mask
+
+
+def save_dicom(path, hu=HU):
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID = ExplicitVRLittleEndian, CTImageStorage
+    meta.MediaStorageSOPInstanceUID = generate_uid()
+    ds = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
+    ds.SOPClassUID, ds.SOPInstanceUID, ds.Modality = CTImageStorage, meta.MediaStorageSOPInstanceUID, "CT"
+    ds.StudyInstanceUID, ds.SeriesInstanceUID = generate_uid(), generate_uid()
+    ds.ImagePositionPatient, ds.ImageOrientationPatient = [0, 0, 0], [1, 0, 0, 0, 1, 0]
+    ds.PixelSpacing, ds.SliceThickness = [0.8, 0.7], 5
+    ds.Rows, ds.Columns = hu.shape
+    ds.SamplesPerPixel, ds.PhotometricInterpretation, ds.PixelRepresentation = 1, "MONOCHROME2", 1
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit = 16, 16, 15
+    ds.RescaleSlope, ds.RescaleIntercept, ds.PixelData = 1, 0, hu.astype("<i2").tobytes()
+    ds.save_as(path, enforce_file_format=True)
+
+
+def save_nifti(path, array, affine=AFFINE):
+    nib.save(nib.Nifti1Image(np.ascontiguousarray(array.T), affine), path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "img").mkdir()
+    save_dicom(tmp_path / "img" / "a.dcm")
+    save_dicom(tmp_path / "img" / "b.dcm", HU + np.int16(1))
+    write_png(tmp_path / "liver.png", LIVER_MASK)
+    write_png(tmp_path / "map.png", spot((2, 2)) + spot((3, 3), value=2) + spot((4, 4), value=3))
+    write_png(tmp_path / "cyst.png", spot((2, 2), value=255))
+    write_png(tmp_path / "meta.png", spot((3, 3), (0, 0)))
+    return tmp_path
+
+
+def write(folder, text):
+    path = folder / "slices.csv"
+    path.write_text(text)
+    return path
+
+
+def found(folder, text, **options):
+    return slices.find(write(folder, text), **options)
+
+
+def only_problem(folder, text, **options):
+    _, problems = found(folder, text, **options)
+    assert len(problems) == 1, problems
+    return problems[0]
+
+
+def read_one(folder, text, **options):
+    (source,) = slices.cases(write(folder, text), **options)
+    return pickle.loads(pickle.dumps(source)).read()
+
+
+def expected(**places):
+    labels = np.where(LIVER_MASK > 0, LIVER, BACKGROUND).astype(np.uint8)
+    for name, place in places.items():
+        labels[place] = LESION_IDS[name]
+    return labels[None]
+
+
+def test_label_maps_in_the_order_of_the_types(folder):
+    text = "patient_id,image,mask,liver_mask,age\np1,img/a.dcm,map.png,liver.png,54\np2,img/b.dcm,map.png,liver.png,\n"
+    sources = slices.cases(write(folder, text))
+    assert [(s.source_id, s.patient_id) for s in sources] == [("img/a.dcm", "p1"), ("img/b.dcm", "p2")]
+    assert sources[0].files == (folder / "img/a.dcm", folder / "map.png", folder / "liver.png")
+    case = sources[1].read()
+    np.testing.assert_array_equal(case.scan.hu[0], HU + 1)
+    assert case.scan.spacing_mm == pytest.approx((5, 0.8, 0.7))
+    np.testing.assert_array_equal(case.labels, expected(cyst=(2, 2), hemangioma=(3, 3), metastasis=(4, 4)))
+    assert not case.liver_predicted
+    assert case.warnings == ()
+
+
+def test_label_values_can_be_named(folder):
+    text = "patient_id,image,mask,liver_mask\np1,img/a.dcm,map.png,liver.png\n"
+    case = read_one(folder, text, labels={"metastasis": 1, "cyst": 3, "hemangioma": 2})
+    np.testing.assert_array_equal(case.labels, expected(metastasis=(2, 2), hemangioma=(3, 3), cyst=(4, 4)))
+    default, named = (slices.cases(folder / "slices.csv", labels=labels)[0].options for labels in (None, {"cyst": 7}))
+    assert default != named
+
+
+def test_a_label_map_may_hold_the_liver(folder):
+    write_png(folder / "all.png", np.where(LIVER_MASK > 0, 9, 0) - spot((2, 2), value=5))
+    labels = {"liver": 9, "metastasis": 4}
+    case = read_one(folder, "patient_id,image,mask\np1,img/a.dcm,all.png\n", labels=labels)
+    np.testing.assert_array_equal(case.labels, expected(metastasis=(2, 2)))
+    assert not case.liver_predicted
+
+
+def test_binary_masks_of_one_image_are_merged(folder):
+    text = "patient_id,image,mask,lesion_type,liver_mask\np1,img/a.dcm,cyst.png,Cyst,liver.png\n"
+    text += "p2,img/b.dcm,cyst.png,cyst,liver.png\np1,./img/a.dcm,meta.png,metastasis,liver.png\n"
+    sources = slices.cases(write(folder, text))
+    assert [source.source_id for source in sources] == ["img/a.dcm", "img/b.dcm"]
+    case = sources[0].read()
+    labels = expected(cyst=(2, 2), metastasis=(3, 3))
+    labels[0, 0, 0] = METASTASIS  # outside of the liver mask: still a lesion
+    np.testing.assert_array_equal(case.labels, labels)
+    assert len(case.warnings) == 1
+    assert "33% of the lesion pixels" in case.warnings[0]
+
+
+def test_overlapping_types_are_refused_and_equal_types_are_not(folder):
+    rows = "patient_id,image,mask,lesion_type,liver_mask\np1,img/a.dcm,cyst.png,cyst,liver.png\n"
+    again = rows + "p1,img/a.dcm,cyst.png,cyst,liver.png\n"
+    np.testing.assert_array_equal(read_one(folder, again).labels, expected(cyst=(2, 2)))
+    with pytest.raises(InputError, match=r"slices\.csv:3.*1 pixels of metastasis") as error:
+        read_one(folder, rows + "p1,img/a.dcm,cyst.png,metastasis,liver.png\n")
+    assert error.value.code == "masks-overlap"
+
+
+@pytest.mark.parametrize("affine", [AFFINE, np.eye(4)])
+def test_nifti_images_and_masks(folder, affine):
+    save_nifti(folder / "a.nii.gz", HU[..., None].transpose(2, 0, 1), affine)
+    save_nifti(folder / "flat.nii", HU, affine)
+    save_nifti(folder / "mask.nii.gz", spot((2, 2), value=3).astype(np.float32), affine)
+    for name in ("a.nii.gz", "flat.nii"):
+        text = f"patient_id,image,mask,liver_mask\np1,{name},mask.nii.gz,liver.png\n"
+        case = read_one(folder, text)
+        np.testing.assert_array_equal(case.scan.hu[0], HU)
+        np.testing.assert_array_equal(case.labels, expected(metastasis=(2, 2)))
+        assert any("second NIfTI axis" in warning for warning in case.warnings)  # the liver is a PNG
+
+
+def test_a_nifti_mask_must_lie_on_the_dicom_slice(folder):
+    text = "patient_id,image,mask,liver_mask\np1,img/a.dcm,mask.nii,liver.png\n"
+    save_nifti(folder / "mask.nii", spot((2, 2)))
+    np.testing.assert_array_equal(read_one(folder, text).labels, expected(cyst=(2, 2)))
+    save_nifti(folder / "mask.nii", spot((2, 2)), AFFINE @ np.diag([1, -1, 1, 1]))
+    with pytest.raises(InputError, match="voxels apart"):
+        read_one(folder, text)
+
+
+def test_png_images_need_their_window(folder):
+    grey = np.arange(48, dtype=np.uint8).reshape(SHAPE)
+    Image.fromarray(grey).save(folder / "a.png")
+    head = "patient_id,image,mask,liver_mask,window_low_hu,window_high_hu,spacing_mm\n"
+    case = read_one(folder, head + 'p1,a.png,map.png,liver.png,-160,240,"0.8,0.7"\n')
+    np.testing.assert_array_equal(case.scan.hu[0], np.rint(-160 + grey / 255 * 400))
+    assert case.scan.affine is None
+    assert np.isnan(case.scan.spacing_mm[0])
+    assert case.scan.spacing_mm[1:] == (0.8, 0.7)
+    assert case.warnings == ()
+    assert read_one(folder, head + "p1,a.png,map.png,liver.png,-160,240,\n").scan.spacing_mm is None
+    for window, word in ((",", "window_low_hu and window_high_hu for a PNG"), ("1,", "number for window_high_hu"),
+                         ("9,1", "window_low_hu below"), ("a,b", "number for window_low_hu")):  # fmt: skip
+        problem = only_problem(folder, head + f"p1,a.png,map.png,liver.png,{window},\n")
+        assert word in str(problem)
+
+
+@pytest.mark.parametrize(
+    ("cell", "spacing"), [("0.8 x 0.7", (0.8, 0.7)), ('"0.804,0.7"', (0.8, 0.7)), ("0.8x0.7", (0.8, 0.7))]
+)
+def test_spacing_of_the_table_agrees_with_the_image(folder, cell, spacing):
+    head = "patient_id,image,mask,liver_mask,spacing_mm\np1,img/a.dcm,map.png,liver.png,"
+    assert read_one(folder, f"{head}{cell}\n").scan.spacing_mm[1:] == pytest.approx(spacing)
+    with pytest.raises(InputError, match=r"slices\.csv:2.*0\.8 x 0\.7.*got 0\.75 x 0\.75") as error:
+        read_one(folder, f"{head}0.75\n")
+    assert error.value.code == "spacing"
+
+
+def test_without_liver_mask_a_net_must_find_it(folder):
+    text = "patient_id,image,mask\np1,img/a.dcm,map.png\np2,img/b.dcm,map.png\n"
+    problem = only_problem(folder, text)
+    assert problem.code == "no-liver"
+    for word in ("slices.csv:2", "2 of 2 images", "liver_mask", "--liver"):
+        assert word in str(problem)
+    first, second = slices.cases(folder / "slices.csv", predict_liver=WholeSlice())
+    case = pickle.loads(pickle.dumps(first)).read()
+    assert case.liver_predicted
+    assert case.labels[0, 0, 0] == BACKGROUND
+    assert (case.labels == LIVER).sum() == HU.size - 4
+    assert second.options != slices.cases(folder / "slices.csv", predict_liver=WholeSlice("weights-2"))[1].options
+
+
+def test_groups_and_exclude(folder):
+    text = "patient_id,image,mask,liver_mask\np1,img/a.dcm,map.png,liver.png\np2,img/b.dcm,map.png,liver.png\n"
+    (folder / "groups.csv").write_text("case,patient\nimg/b.dcm,p1\n")
+    sources = slices.cases(write(folder, text), groups=folder / "groups.csv")
+    assert [source.patient_id for source in sources] == ["p1", "p1"]
+    assert sources[1].read().patient_id == "p1"
+    assert [s.source_id for s in slices.cases(folder / "slices.csv", exclude=["img/a.dcm"])] == ["img/b.dcm"]
+    assert only_problem(folder, text, exclude=["a.dcm"]).code == "exclude"
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "word"),
+    [
+        ("", "table-unreadable", "empty table"),
+        ("patient_id,image,mask\n", "table-columns", "a header alone"),
+        ("patient,image,mask\np1,img/a.dcm,map.png\n", "table-columns", "no patient_id in patient,image,mask"),
+        ("patient_id,image,mask,liver_masks\np,img/a.dcm,map.png,liver.png\n", "table-columns", "got liver_masks"),
+        ("patient_id,image,mask\np1;img/a.dcm;map.png\n", "table-columns", "got 1"),
+        ("patient_id,image,mask\n,img/a.dcm,map.png\n", "table-cell", "patient_id"),
+        ("patient_id,image,mask\np1,img/c.dcm,map.png\n", "missing-file", "img/c.dcm"),
+        ("patient_id,image,mask\np1,img,map.png\n", "missing-file", "got img"),
+        ("patient_id,image,mask,liver_mask\np1,img/a.dcm,map.png,no.png\n", "missing-file", "no.png"),
+        ("patient_id,image,mask,lesion_type\np1,img/a.dcm,cyst.png,adenoma\n", "lesion-type", "adenoma"),
+        ("patient_id,image,mask,spacing_mm\np1,img/a.dcm,map.png,wide\n", "table-cell", "wide"),
+        ("patient_id,image,mask,spacing_mm\np1,img/a.dcm,map.png,-1\n", "spacing", "-1"),
+        ('patient_id,image,mask,spacing_mm\np1,img/a.dcm,map.png,"1,2,3"\n', "spacing", "1,2,3"),
+    ],
+)
+def test_faults_of_the_table(folder, text, code, word):
+    problem = only_problem(folder, text)
+    assert problem.code == code
+    assert word in str(problem)
+    assert "slices.csv" in str(problem)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "word"),
+    [
+        ("p1,img/a.dcm,cyst.png,cyst,liver.png", "p2,img/a.dcm,meta.png,metastasis,liver.png", "patient_id"),
+        ("p1,img/a.dcm,cyst.png,cyst,liver.png", "p1,img/a.dcm,meta.png,metastasis,", "liver_mask"),
+        ("p1,img/a.dcm,map.png,,liver.png", "p1,img/a.dcm,map.png,,liver.png", "lesion_type"),
+        ("p1,img/a.dcm,cyst.png,cyst,liver.png", "p1,img/a.dcm,map.png,,liver.png", "lesion_type"),
+    ],
+)
+def test_rows_of_one_image_must_agree(folder, first, second, word):
+    problem = only_problem(folder, f"patient_id,image,mask,lesion_type,liver_mask\n{first}\n{second}\n")
+    assert problem.code == "rows-differ"
+    assert "slices.csv:3" in str(problem)
+    assert word in str(problem)
+
+
+def test_all_faults_are_found_at_once_and_the_first_is_raised(folder):
+    text = "patient_id,image,mask,lesion_type,liver_mask\np1,img/a.dcm,cyst.png,adenoma,liver.png\n"
+    text += "p1,img/x.dcm,cyst.png,cyst,liver.png\n\np2,img/b.dcm,cyst.png,cyst,liver.png\n"
+    sources, problems = found(folder, text, exclude=["img/y.dcm"])
+    assert [problem.code for problem in problems] == ["lesion-type", "missing-file", "exclude"]
+    assert [str(problem.where).rsplit(":", 1)[-1] for problem in problems[:2]] == ["2", "3"]
+    assert [source.source_id for source in sources] == ["img/b.dcm"]
+    with pytest.raises(InputError, match=r"slices\.csv:2.*adenoma"):
+        slices.cases(folder / "slices.csv")
+
+
+@pytest.mark.parametrize("labels", [{"adenoma": 1}, {"cyst": 1, "metastasis": 1}, {"cyst": 0}, {"cyst": 256}, {}])
+def test_wrong_label_values_are_refused(folder, labels):
+    text = "patient_id,image,mask,liver_mask\np1,img/a.dcm,map.png,liver.png\n"
+    assert only_problem(folder, text, labels=labels).code == "labels"
+
+
+def test_masks_that_do_not_fit_are_refused(folder):
+    write_png(folder / "high.png", spot((2, 2), value=9))
+    write_png(folder / "turned.png", spot((2, 2)).T)
+    (folder / "mask.bmp").write_bytes(b"BM")
+    for mask, kind, code, word in (
+        ("high.png", "", "mask-values", "values 0, 1, 2, 3; got the value 9"),
+        ("turned.png", "", "mask-shape", r"\(1, 8, 6\).*got \(1, 6, 8\)"),
+        ("mask.bmp", "", "format", "PNG or NIfTI"),
+        ("map.png", "cyst", "mask-values", "binary mask.*got values 1, 2, 3"),
+    ):
+        text = f"patient_id,image,mask,liver_mask,lesion_type\np1,img/a.dcm,{mask},liver.png,{kind}\n"
+        with pytest.raises(InputError, match=word) as error:
+            read_one(folder, text)
+        assert error.value.code == code
+
+
+def test_images_that_are_no_axial_slice_are_refused(folder):
+    save_nifti(folder / "volume.nii", np.stack([HU, HU]))
+    sagittal = np.array([[0, 0, 5, 0], [-0.7, 0, 0, 0], [0, 0.8, 0, 0], [0, 0, 0, 1.0]])
+    save_nifti(folder / "sagittal.nii", HU, sagittal)
+    for name, word in (("volume.nii", "2 slices"), ("sagittal.nii", "another plane")):
+        with pytest.raises(InputError, match=word):
+            read_one(folder, f"patient_id,image,mask,liver_mask\np1,{name},map.png,liver.png\n")
