@@ -113,7 +113,7 @@ def _stack(where: Path, slices: Sequence[Slice]) -> Scan:
         )
     if not np.allclose(volume.position, datasets[0].ImagePositionPatient):
         datasets.reverse()  # highdicom stacked them downwards along the normal
-    hu = np.stack([_fill_padding(hu, dataset) for hu, dataset in zip(volume.array, datasets, strict=True)])
+    hu = np.stack([_fill_padding(hu, dataset, dataset) for hu, dataset in zip(volume.array, datasets, strict=True)])
     affine = np.array(volume.affine, dtype=np.float64)
     if len(datasets) > 1:
         return _scan(where, hu, affine, datasets[0])
@@ -124,7 +124,7 @@ def _stack(where: Path, slices: Sequence[Slice]) -> Scan:
 
 
 def _read_enhanced(path: Path, dataset: Dataset) -> Scan:
-    check_enhanced(path, dataset)
+    rescale = check_enhanced(path, dataset)
     with _refused(path, "an enhanced CT whose frames form one volume", with_message=True):
         decompress([Slice(path, dataset)])
         volume = hd.Image.from_dataset(dataset, copy=False).get_volume(
@@ -134,7 +134,9 @@ def _read_enhanced(path: Path, dataset: Dataset) -> Scan:
             apply_presentation_lut=False,
             rtol=_SPACING_TOLERANCE,
         )
-    return _scan(path, volume.array, np.array(volume.affine, dtype=np.float64), dataset)
+    return _scan(
+        path, _fill_padding(volume.array, dataset, rescale), np.array(volume.affine, dtype=np.float64), dataset
+    )
 
 
 def _scan(where: Path, hu: np.ndarray, affine: np.ndarray, dataset: Dataset) -> Scan:
@@ -143,16 +145,16 @@ def _scan(where: Path, hu: np.ndarray, affine: np.ndarray, dataset: Dataset) -> 
     return Scan(to_int16(hu, where), name, spacing_of(affine), affine, dataset.get("Manufacturer") == PHANTOM_MARK)
 
 
-def _fill_padding(hu: np.ndarray, dataset: Dataset) -> np.ndarray:
-    """HU (H, W) with air in the pixels whose stored value PixelPaddingValue (…RangeLimit) marks as no measurement."""
+def _fill_padding(hu: np.ndarray, dataset: Dataset, rescale: Dataset) -> np.ndarray:
+    """HU of any shape with air where PixelPaddingValue (…RangeLimit) marks the stored value as no measurement."""
     if "PixelPaddingValue" not in dataset:
         return hu
     ends = [int(dataset.PixelPaddingValue), int(dataset.get("PixelPaddingRangeLimit", dataset.PixelPaddingValue))]
     half = 1 << (dataset.BitsAllocated - 1)
     if dataset.PixelRepresentation == 1:  # some writers give the bits of a negative value as an unsigned number
         ends = [end - 2 * half if end >= half else end for end in ends]
-    low, high = sorted(end * float(dataset.RescaleSlope) + float(dataset.RescaleIntercept) for end in ends)
-    margin = abs(float(dataset.RescaleSlope)) / 2
+    low, high = sorted(end * float(rescale.RescaleSlope) + float(rescale.RescaleIntercept) for end in ends)
+    margin = float(rescale.RescaleSlope) / 2
     return np.where((hu > low - margin) & (hu < high + margin), np.float32(PADDING_HU), hu)
 
 

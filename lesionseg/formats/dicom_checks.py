@@ -65,7 +65,7 @@ def check_series(where: Path, slices: Sequence[Slice]) -> None:
     for name, value in _SHARED.items():
         _check_shared(where, slices, name, value)
     for item in slices:
-        _check_hounsfield(item.path, item.dataset, item.dataset)
+        _check_hounsfield(item.path, item.dataset, ("HU", "US"))
     for item in slices:
         _check_plane(item.path, item.dataset)
     _check_orientation(where, slices)
@@ -73,17 +73,22 @@ def check_series(where: Path, slices: Sequence[Slice]) -> None:
         _check_positions(where, slices)
 
 
-def check_enhanced(path: Path, dataset: Dataset) -> None:
-    """Raise `InputError` unless every frame of a multi-frame CT is in Hounsfield units, without padding."""
+def check_enhanced(path: Path, dataset: Dataset) -> Dataset:
+    """Raise `InputError` unless one rescale turns every frame of a multi-frame CT into Hounsfield units.
+
+    Returns:
+        the item that holds the rescale. Here type US is refused: perfusion and other maps carry it.
+    """
     _check_image(path, dataset)
     shared = dataset.SharedFunctionalGroupsSequence[0]
+    rescales = []
     for frame in dataset.PerFrameFunctionalGroupsSequence:
-        groups = [
-            g.PixelValueTransformationSequence[0] for g in (shared, frame) if "PixelValueTransformationSequence" in g
-        ]
-        _check_hounsfield(path, dataset, groups[0] if groups else Dataset())
-    if "PixelPaddingValue" in dataset:
-        raise _fault(path, "frames without padding", "a PixelPaddingValue", "convert to single slices", "padding")
+        groups = [group for group in (frame, shared) if "PixelValueTransformationSequence" in group]
+        rescales.append(groups[0].PixelValueTransformationSequence[0] if groups else Dataset())
+        _check_hounsfield(path, rescales[-1], ("HU",))
+    if len({(rescale.RescaleSlope, rescale.RescaleIntercept) for rescale in rescales}) > 1:
+        raise _fault(path, "one rescale in all frames", "several", "convert the file to single slices", "rescale")
+    return rescales[0]
 
 
 def positions_mm(slices: Sequence[Slice]) -> np.ndarray:
@@ -144,8 +149,11 @@ def _check_image(path: Path, dataset: Dataset) -> None:
         raise _fault(path, "a transfer syntax of the standard", "another", "export the series again", "transfer-syntax")
 
 
-def _check_hounsfield(path: Path, dataset: Dataset, transform: Dataset) -> None:
-    """A slope and an intercept turn stored values into Hounsfield units (PS3.3 C.8.2.1; no type means HU)."""
+def _check_hounsfield(path: Path, transform: Dataset, kinds: tuple[str, ...]) -> None:
+    """A slope and an intercept turn stored values into Hounsfield units (PS3.3 C.8.2.1; no type means HU).
+
+    Type US (unspecified) is let pass in a plain CT slice: converters (gdcm) write it into any CT.
+    """
     missing = [name for name in ("RescaleSlope", "RescaleIntercept") if transform.get(name) is None]
     kind = transform.get("RescaleType") or "HU"
     if missing:
@@ -154,7 +162,7 @@ def _check_hounsfield(path: Path, dataset: Dataset, transform: Dataset) -> None:
         got = "a rescale that is not finite"
     elif float(transform.RescaleSlope) <= 0:
         got = f"a RescaleSlope of {float(transform.RescaleSlope):g}"
-    elif kind != "HU":
+    elif kind not in kinds:
         got = f"RescaleType {_word(kind)}"
     else:
         return

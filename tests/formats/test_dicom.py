@@ -1,9 +1,11 @@
 import itertools
 
+import gdcm
 import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
 from pydicom.uid import (
     CTImageStorage,
@@ -13,6 +15,7 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
+    JPEGLosslessSV1,
     JPEGLSLossless,
     MRImageStorage,
     RLELossless,
@@ -194,6 +197,37 @@ def test_transfer_syntaxes_are_voxel_exact(tmp_path, syntax):
             ds.file_meta.TransferSyntaxUID = syntax
     scan = read_dicom_series(save(tmp_path / "ct", slices))
     np.testing.assert_array_equal(canonical(scan).hu, canonical_hu((3, 64, 64)))
+
+
+def test_jpeg_lossless_is_decoded_and_a_broken_stream_is_refused(tmp_path):
+    folder = save(tmp_path / "ct", stack(canonical_hu((3, 64, 64))))
+    for path in folder.iterdir():
+        reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
+        reader.SetFileName(str(path))
+        assert reader.Read()
+        change.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGLosslessProcess14_1))
+        change.SetInput(reader.GetImage())
+        assert change.Change()
+        writer.SetFile(reader.GetFile())
+        writer.SetImage(change.GetOutput())
+        writer.SetFileName(str(path))
+        assert writer.Write()
+    assert pydicom.dcmread(path).file_meta.TransferSyntaxUID == JPEGLosslessSV1
+    np.testing.assert_array_equal(canonical(read_dicom_series(folder)).hu, canonical_hu((3, 64, 64)))
+    data = bytearray(path.read_bytes())
+    start = data.index(b"\xff\xd8\xff")
+    data[start + 4 : start + 40] = bytes(36)
+    path.write_bytes(data)
+    assert refused(lambda: read_dicom_series(folder), "JPEG lossless").code == "unreadable"
+
+
+def test_a_syntax_without_decoder_is_refused(tmp_path):
+    ds = stack()[0]
+    ds.PixelData = encapsulate([b"no JPEG at all"])
+    ds["PixelData"].is_undefined_length = True
+    ds.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.55"
+    ds.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    refused(lambda: read_dicom_file(tmp_path / "a.dcm"), "no decoder for JPEG Full Progression")
 
 
 @pytest.mark.parametrize("implicit", [True, False])
@@ -399,7 +433,7 @@ def test_folders_without_ct(tmp_path):
 
 
 class TestEnhanced:
-    def file(self, tmp_path, hu, *, kind="HU", frame_type="ORIGINAL", padding=False):
+    def file(self, tmp_path, hu, *, kind="HU", frame_type="ORIGINAL", padding=None):
         ds = stack()[0]
         ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = EnhancedCTImageStorage
         ds.ImageType = [frame_type, "PRIMARY", "VOLUME", "NONE"]
@@ -410,7 +444,8 @@ class TestEnhanced:
         transform.RescaleSlope, transform.RescaleIntercept, transform.RescaleType = 1, -1024, kind
         shared.PlaneOrientationSequence = Sequence([orientation])
         shared.PixelMeasuresSequence = Sequence([measures])
-        shared.PixelValueTransformationSequence = Sequence([transform])
+        if kind is not None:
+            shared.PixelValueTransformationSequence = Sequence([transform])
         frames = []
         for d in range(len(hu)):
             frame, place, content = Dataset(), Dataset(), Dataset()
@@ -426,8 +461,8 @@ class TestEnhanced:
         for name in ("RescaleSlope", "RescaleIntercept", "ImagePositionPatient", "ImageOrientationPatient",
                      "PixelSpacing", "SliceThickness"):  # fmt: skip
             delattr(ds, name)
-        if padding:
-            ds.PixelPaddingValue = 0
+        if padding is not None:
+            ds.PixelPaddingValue = padding
         ds.PixelData = (hu.astype(np.int32) + 1024).astype("<u2").tobytes()
         ds.save_as(tmp_path / "enhanced.dcm", enforce_file_format=True)
         return tmp_path / "enhanced.dcm"
@@ -442,7 +477,15 @@ class TestEnhanced:
         hu = canonical_hu()
         assert refused(lambda: read_dicom_slice(self.file(tmp_path, hu)), "5 frames").code == "not-a-slice"
         assert refused(lambda: read_dicom_file(self.file(tmp_path, hu, kind="US")), "RescaleType US").code == "rescale"
-        assert refused(lambda: read_dicom_file(self.file(tmp_path, hu, padding=True)), "Padding").code == "padding"
+        assert refused(lambda: read_dicom_file(self.file(tmp_path, hu, kind=None)), "no RescaleSlope").code == "rescale"
+
+    def test_padding_becomes_air(self, tmp_path):
+        hu = canonical_hu()
+        hu[1, 2, 3] = 1500
+        path = self.file(tmp_path, hu, padding=1500 + 1024)
+        expected = hu.copy()
+        expected[1, 2, 3] = PADDING_HU
+        np.testing.assert_array_equal(canonical(read_dicom_file(path)).hu, expected[::-1])
 
 
 def test_mutated_files_end_in_input_error_or_a_scan(tmp_path):
