@@ -159,7 +159,7 @@ def test_wrong_content_is_refused_with_the_reason(tmp_path):
         (tmp_path / "flat.nii", "affine", "spacing"),
         (save(tmp_path / "far.nii", affine=far), "affine", "2500"),
         (save(tmp_path / "nan.nii", nan), "hu", "1 voxels"),
-        (save(tmp_path / "inf.nii", nan * np.inf), "hu", "infinite"),
+        (save(tmp_path / "inf.nii", np.full(SHAPE, np.inf, np.float32)), "hu", "infinite"),
         (save(tmp_path / "beyond.nii", voxels(dtype=np.int32) * 1000), "hu", "-60000"),
         (save(tmp_path / "normalised.nii", unit), "hu", "normalised"),
         (save(tmp_path / "rgb.nii", rgb), "dtype", "type"),
