@@ -71,9 +71,13 @@ def test_gradients_of_each_feature_reach_its_block_and_those_before(encoder):
 
 def test_blocks_of_a_resnet_are_its_layers():
     layer_of = {"stem": ("conv1", "bn1"), **{f"stage{i}": (f"layer{i}",) for i in range(1, 5)}}
-    found = blocks(unet("resnet18"))
+    net = unet("resnet18")
+    found = blocks(net)
     for block, layers in layer_of.items():
         assert {name.split(".")[1] for name, _ in found[block].parameters} == set(layers)
+    assert net.encoder.maxpool in found["stem"].modules
+    assert net.encoder in found["stage4"].modules
+    assert net in found["head"].modules
 
 
 def test_every_module_that_acts_differently_in_training_is_in_the_block_of_its_surroundings():
