@@ -20,7 +20,7 @@ class Augmentation:
         shift: largest displacement as a share of the side, either way, for each axis.
         flip: mirror left and right in half of the samples (the reference does so for the lesion net only).
         grey_level: largest relative change of contrast, either way.
-        salt_pepper: largest share of pixels set to the darkest or brightest value of the window.
+        salt_pepper: largest share of pixels set to the darkest or brightest value of the image.
     """
 
     rotation_degrees: float = 15.0
