@@ -27,10 +27,13 @@ FIT := $(LESIONSEG) fit
 PROFILE_FILE := experiments/profiles/$(PROFILE).yaml
 STEER = $(if $(EPOCHS),--trainer.max_epochs $(EPOCHS)) $(if $(DEVICES),--trainer.devices $(DEVICES))
 
-# Cells of the grid run side by side under `make -j N`: each on a GPU of its own, or with its share of the cores.
-JOBS = $(or $(patsubst -j%,%,$(filter -j%,$(MAKEFLAGS))),1)
+# Cells of the grid run side by side: one a GPU, or two on the CPU with half of its cores each; `make -j N` says otherwise.
 CORES := $(shell getconf _NPROCESSORS_ONLN)
 GPUS := $(shell nvidia-smi -L 2>/dev/null | wc -l)
+ifeq ($(filter -j% --jobserver%,$(MAKEFLAGS)),)
+MAKEFLAGS += -j$(if $(filter 0,$(GPUS)),2,$(GPUS))
+endif
+JOBS = $(or $(patsubst -j%,%,$(filter -j%,$(MAKEFLAGS))),$(CORES))
 THREADS = $$(( $(CORES) > $(JOBS) ? $(CORES) / $(JOBS) : 1 ))
 
 .PHONY: help
@@ -47,7 +50,7 @@ setup: .venv/.ready ## make .venv with everything (once)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lesionseg needs Python 3.11 or newer; name one: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.lock
-	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock requirements-uv.lock
+	$(BIN)/uv pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes requirements.lock requirements-uv.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 

@@ -116,7 +116,11 @@ class RunCLI(LightningCLI):
             StopOnSignal(self.run_dir / LAST_CHECKPOINT),
             TimeLeft(config.cell),
             *progress_bar(),
-            *_checkpoints(self.run_dir, self.model.monitor if self.datamodule.inner_validation else None),
+            *_checkpoints(
+                self.run_dir,
+                self.model.monitor if self.datamodule.inner_validation else None,
+                config.trainer.check_val_every_n_epoch,
+            ),
         ]
         kwargs["callbacks"] = [*(self._get(self.config_init, "trainer").callbacks or []), *callbacks]
         kwargs["enable_progress_bar"] = bool(progress_bar())
@@ -222,7 +226,7 @@ class RunCLI(LightningCLI):
         write_text(self.run_dir / "config.yaml", yaml.safe_dump(self.plain, sort_keys=False))
 
 
-def _checkpoints(folder: Path, monitor: str | None) -> list[pl.Callback]:
+def _checkpoints(folder: Path, monitor: str | None, validate_every: int) -> list[pl.Callback]:
     """`last.ckpt` after every epoch, and the weights that did best on the inner validation where there is one.
 
     Two callbacks: with one, Lightning writes `last.ckpt` only in epochs that gave a new best.
@@ -239,6 +243,7 @@ def _checkpoints(folder: Path, monitor: str | None) -> list[pl.Callback]:
         monitor=monitor,
         mode="max",
         save_weights_only=True,
+        every_n_epochs=validate_every,
         save_on_train_epoch_end=True,
         enable_version_counter=False,
     )
