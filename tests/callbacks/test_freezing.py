@@ -1,6 +1,9 @@
 import hashlib
 import json
 import logging
+import os
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -39,6 +42,15 @@ RATES = {
     "head": (1, 1, 1, 1),
 }
 FROZEN = [{name for name, rates in RATES.items() if rates[epoch] == 0} for epoch in range(EPOCHS)]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """More than one waits longer than it works on nets as small as these, above all where others use the cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 class Task(pl.LightningModule):
@@ -287,12 +299,20 @@ DDP_TRAINS = {
 }
 
 
-def test_two_processes_stay_together_through_freeze_thaw_and_freeze_again(tmp_path):
-    """Each rank takes half of every batch; without batch norm the mean of their gradients is that of the whole."""
-    strategy = DDPStrategy(start_method="spawn", find_unused_parameters=True, process_group_backend="gloo")
+def train_in_two_processes_and_in_one(folder):
+    """Each of two ranks takes half of every batch; without batch norm, their mean gradient is that of the whole."""
+    strategy = DDPStrategy(start_method="fork", find_unused_parameters=True, process_group_backend="gloo")
     for options in ({"devices": 2, "strategy": strategy}, {}):
         options |= {"trains": DDP_TRAINS, "use_distributed_sampler": False, "num_sanity_val_steps": 0}
-        fit(tmp_path, Task("sgd", norm=False), Weights(), data=loader(8, 4, same=False), **options)
+        fit(folder, Task("sgd", norm=False), Weights(), data=loader(8, 4, same=False), **options)
+
+
+def test_two_processes_stay_together_through_freeze_thaw_and_freeze_again(tmp_path):
+    """Forked from a fresh process with one thread: quick, and safe for autograd and OpenMP."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, __file__, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
     before = {name: p.detach() for name, p in Task("sgd", norm=False).net.named_parameters()}
     for epoch in range(EPOCHS):
         first, second, alone = (
@@ -371,3 +391,7 @@ def test_a_wrong_schedule_is_refused_when_it_is_read():
 def test_needs_unused_parameters_when_anything_ever_freezes():
     assert not needs_unused_parameters({"encoder": "always", "head": [0, 1]})
     assert needs_unused_parameters({"encoder": "always", "head": [0, 0.9]})
+
+
+if __name__ == "__main__":
+    train_in_two_processes_and_in_one(sys.argv[1])
