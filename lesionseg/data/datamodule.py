@@ -88,13 +88,8 @@ class LesionDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Batches of the epoch the trainer stands at, less those it has seen (a run resumed in mid-epoch)."""
-        epoch, batch = 0, 0
         rank, world_size = self._ranks()
-        if self.trainer is not None:
-            loop = self.trainer.fit_loop
-            progress = loop.epoch_loop.batch_progress
-            epoch = loop.trainer.current_epoch
-            batch = 0 if progress.is_last_batch else progress.current.processed  # type: ignore[attr-defined]
+        epoch, batch = self._next_batch()
         sampler = TrainingSampler(
             [ref.foreground for ref in self.train.slices],
             keep_empty=self.keep_empty,
@@ -154,6 +149,16 @@ class LesionDataModule(pl.LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
         )
+
+    def _next_batch(self) -> tuple[int, int]:
+        """Epoch and batch that come next. Worker processes read ahead before the trainer sets its own epoch right."""
+        if self.trainer is None:
+            return 0, 0
+        loop = self.trainer.fit_loop
+        batches, started = loop.epoch_loop.batch_progress, loop.epoch_progress.current.started  # type: ignore[attr-defined]
+        if batches.is_last_batch or not started:
+            return started, 0
+        return started - 1, batches.current.processed  # type: ignore[attr-defined]
 
     def _ranks(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
