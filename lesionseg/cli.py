@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(args)
     except (InputError, KeyboardInterrupt, OSError, FloatingPointError) as error:
         if debug:
-            raise
+            traceback.print_exc()
         status, message = _explain(error)
         print(f"lesionseg: {message}", file=sys.stderr)
         return status
@@ -158,16 +159,19 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="folder for table and figure")
 
     for name, text in TRAINING_VERBS.items():
-        verbs.add_parser(
-            name, help=text, description=f"{text}. Usage: lesionseg {name} --config YAML [--config YAML …] [--KEY VALUE "
-            f"…]; lesionseg {name} --help all lists every key.",
-        )  # fmt: skip
+        usage = f"lesionseg {name} --config YAML [--config YAML …] [--KEY VALUE …]"
+        verbs.add_parser(name, help=text, usage=usage, description=f"{text}; `{name} --help all` lists every key")
     return parser
 
 
 def _add_labels(verb: argparse.ArgumentParser) -> None:
     default = ",".join(f"{name}={i}" for i, name in enumerate(LESION_TYPES, 1))
-    verb.add_argument("--labels", type=_labels, metavar=default, help="value of each type in the masks (%(metavar)s)")
+    verb.add_argument(
+        "--labels",
+        type=_labels,
+        metavar=default,
+        help="value of each type in the masks, and of `liver` if it is drawn there (%(metavar)s)",
+    )
 
 
 def _add_case_options(verb: argparse.ArgumentParser) -> None:
@@ -178,11 +182,12 @@ def _add_case_options(verb: argparse.ArgumentParser) -> None:
 
 def _labels(text: str) -> dict[str, int]:
     pairs = [pair.partition("=") for pair in text.split(",")]
-    if not all(name in LESION_TYPES and value.isdigit() for name, _, value in pairs):
+    labels = {name: int(value) for name, _, value in pairs if value.isdecimal()}
+    if len(labels) < len(pairs):
         raise InputError(
-            "--labels", expected=f"name=value for names of {', '.join(LESION_TYPES)}", got=text, remedy="e.g. cyst=1"
+            "--labels", expected="name=value,…, each name once", got=text, remedy="e.g. cyst=1,metastasis=3"
         )
-    return {name: int(value) for name, _, value in pairs}
+    return labels
 
 
 def _salt(path: Path | None) -> bytes:

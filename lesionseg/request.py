@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+import yaml
 
 #: Options that do not change what comes out of a run; each is followed by its value.
 _IGNORED = ("--cell", "--trainer.default_root_dir", "--data.num_workers")
@@ -20,27 +23,58 @@ def request_sha256(args: Sequence[str]) -> str:
     digest = hashlib.sha256()
     for source in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(source.read_bytes())
-    for option, value in zip(["", *args], [*args, ""], strict=True):
+    words = _words(args)
+    for option, value in zip(["", *words], [*words, ""], strict=True):
         if option in _IGNORED or value in _IGNORED:
             continue
         digest.update(value.encode() + b"\0")
-        for path in _contents(Path(value)):
+        for path in _files(value):
             digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
 def is_done(args: Sequence[str]) -> bool:
     """Whether the run folder named on the command line holds the finished run of this very command line."""
-    if _RUN_DIR not in args[:-1]:
+    words = _words(args)
+    if _RUN_DIR not in words[:-1]:
         return False
     try:
-        held = json.loads(Path(args[args.index(_RUN_DIR) + 1], "run.json").read_text())
+        held = json.loads(Path(words[words.index(_RUN_DIR) + 1], "run.json").read_text())
         return held["state"] == "finished" and held["request_sha256"] == request_sha256(args)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
-def _contents(path: Path) -> list[Path]:
+def _words(args: Sequence[str]) -> list[str]:
+    """The command line with `--key=value` taken apart."""
+    return [word for arg in args for word in (arg.split("=", 1) if arg.startswith("--") else [arg])]
+
+
+def _files(value: str) -> list[Path]:
+    """The files that stand for a value: those of the path it is, and of the paths in it if it is a YAML file."""
+    found = _contents(value)
+    if value.endswith((".yaml", ".yml")):
+        found += [file for path in found for text in _texts(_parsed(path)) for file in _contents(text)]
+    return found
+
+
+def _contents(text: str) -> list[Path]:
     """The files that stand for a path: itself, the manifest of a store, the checkpoint of a run."""
+    path = Path(text)
     candidates = [path, path / "manifest.json", path / "checkpoints" / "last.ckpt"]
-    return [candidate for candidate in candidates if candidate.is_file()]
+    return [file for file in candidates if os.path.isfile(file)]  # unlike Path.is_file, false for a name too long
+
+
+def _parsed(path: Path) -> object:
+    try:
+        return yaml.safe_load(path.read_bytes())
+    except yaml.YAMLError:
+        return None  # the training's own parser says what is wrong with it
+
+
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _texts(item)

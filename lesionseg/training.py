@@ -7,6 +7,7 @@ import shutil
 import sys
 import warnings
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 
-from lesionseg.callbacks.freezing import StagedFreezing, needs_unused_parameters
+from lesionseg.callbacks.freezing import StagedFreezing
 from lesionseg.callbacks.guards import FiniteLoss, Interrupted, StopOnSignal
 from lesionseg.callbacks.loggers import run_loggers
 from lesionseg.callbacks.progress import TimeLeft, progress_bar
@@ -27,6 +28,7 @@ from lesionseg.data.store import Store
 from lesionseg.errors import InputError
 from lesionseg.request import request_sha256
 from lesionseg.runs import LAST_CHECKPOINT, RunInfo, finished_run, provenance, sha256_of, weights_sha256, write_text
+from lesionseg.schedules import refuse_duplicate_keys
 from lesionseg.tasks.base import SegmentationTask
 
 #: Settings that change where or how fast a run goes, not what comes out of it; not part of its fingerprint.
@@ -126,8 +128,8 @@ class RunCLI(LightningCLI):
         kwargs["enable_progress_bar"] = bool(progress_bar())
         kwargs["logger"] = run_loggers(self.run_dir, self.run) if self.subcommand == "fit" else False
         if config.trainer.strategy == "auto" and _many_devices(config.trainer.devices, config.trainer.num_nodes):
-            unused = needs_unused_parameters(config.schedule.trains)
-            kwargs["strategy"] = "ddp_find_unused_parameters_true" if unused else "ddp"
+            # Blocks freeze after the wrap, and some encoders hold parameters that no feature reaches.
+            kwargs["strategy"] = "ddp_find_unused_parameters_true"
         return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:
@@ -289,6 +291,9 @@ def run(args: list[str]) -> int:
     """Run `fit`, `validate` or `test`; returns the exit status."""
     sys.argv = [sys.argv[0], *args]  # Lightning starts the other ranks with the command line of this one
     _quieten()
+    for option, value in pairwise(args):
+        if option in ("-c", "--config") and Path(value).is_file():
+            refuse_duplicate_keys(Path(value).read_text(), value)
     try:
         RunCLI()
     except RunIsDone as done:

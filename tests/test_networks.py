@@ -18,15 +18,6 @@ ENCODERS = (
 )
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """More than one waits longer than it works on images this small, above all where others use the cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def unet(encoder: str, **options: object) -> nn.Module:
     return build_unet(
         encoder, **{"classes": 3, "encoder_weights": None, "decoder_channels": (16, 8, 8, 8, 4), **options}

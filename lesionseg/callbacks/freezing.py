@@ -18,14 +18,6 @@ from lesionseg.runs import write_text
 from lesionseg.schedules import FreezeSchedule, ResolvedSchedule
 
 
-def needs_unused_parameters(trains: Mapping[str, Any]) -> bool:
-    """Whether distributed training needs `ddp_find_unused_parameters_true` under this schedule.
-
-    A block that freezes after the wrap gives the reducer no gradient to wait for.
-    """
-    return FreezeSchedule.parse(trains).freezes_anything
-
-
 class StagedFreezing(pl.Callback):
     """Freezes and thaws the blocks of `pl_module.net` as the schedule says, from the current epoch alone.
 

@@ -22,7 +22,8 @@ class Results(pl.Callback):
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Gather over all ranks, write on the first."""
         data, metric = trainer.datamodule, pl_module.get_submodule("test_metric")  # type: ignore[attr-defined]
-        assert isinstance(data, LesionDataModule) and isinstance(metric, Metric)
+        assert isinstance(data, LesionDataModule)
+        assert isinstance(metric, Metric)
         figures = pl_module.figures(metric)  # type: ignore[operator]
         pl_module.log_dict({f"test/{name}": float(value) for name, value in figures.items()})
         if trainer.is_global_zero:

@@ -24,12 +24,16 @@ class LesionTask(SegmentationTask):
     monitor = "val/dice1"
 
     def configure_loss(self, name: str) -> nn.Module:
-        """`dice_ce`: Dice of the batch plus mildly weighted cross-entropy; `weighted_ce`: the reference's weights alone."""
+        """`dice_ce`: Dice of the batch and cross-entropy, mildly weighted; `weighted_ce`: the reference's, strongly."""
         classes = len(self.target.classes)
         losses = {
             "weighted_ce": lambda: WeightedCrossEntropy(classes),
             "dice_ce": lambda: DiceCELoss(
-                to_onehot_y=True, softmax=True, include_background=False, batch=True, weight=_weights(classes, DICE_WEIGHTS)
+                to_onehot_y=True,
+                softmax=True,
+                include_background=False,
+                batch=True,
+                weight=_weights(classes, DICE_WEIGHTS),
             ),
         }
         if name not in losses:

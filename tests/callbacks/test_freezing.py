@@ -15,7 +15,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lesionseg.callbacks.freezing import StagedFreezing, needs_unused_parameters
+from lesionseg.callbacks.freezing import StagedFreezing
 from lesionseg.errors import InputError
 from lesionseg.networks import blocks, build_unet, parameter_groups
 from lesionseg.schedules import FreezeSchedule
@@ -42,15 +42,6 @@ RATES = {
     "head": (1, 1, 1, 1),
 }
 FROZEN = [{name for name, rates in RATES.items() if rates[epoch] == 0} for epoch in range(EPOCHS)]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """More than one waits longer than it works on nets as small as these, above all where others use the cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Task(pl.LightningModule):
@@ -386,11 +377,6 @@ def test_what_does_not_fit_is_refused_before_training(tmp_path, task, options, m
 def test_a_wrong_schedule_is_refused_when_it_is_read():
     with pytest.raises(InputError, match="stem: expected"):
         StagedFreezing({"stem": "sometimes"})
-
-
-def test_needs_unused_parameters_when_anything_ever_freezes():
-    assert not needs_unused_parameters({"encoder": "always", "head": [0, 1]})
-    assert needs_unused_parameters({"encoder": "always", "head": [0, 0.9]})
 
 
 if __name__ == "__main__":
