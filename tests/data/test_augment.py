@@ -14,15 +14,6 @@ MOVES = Augmentation(flip=False, grey_level=0, salt_pepper=0)
 STILL = replace(MOVES, rotation_degrees=0, zoom=0, shift=0)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Threads of small images only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def coordinates() -> torch.Tensor:
     """(3, S, S): row, column, and the distance of each pixel from the border."""
     rows, columns = np.indices((SIZE, SIZE), dtype=np.float32)
