@@ -118,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("phantom", help="generate abdominal CT with lesions, in the public layouts")
     verb.set_defaults(verb=_phantom)
     verb.add_argument("output", type=Path, metavar="OUT", help="folder to make; holds lits/ and slices/")
-    verb.add_argument("--volumes", type=int, default=16, help="LiTS-like volumes for pretraining (%(default)s)")
+    verb.add_argument("--volumes", type=int, default=12, help="LiTS-like volumes for pretraining (%(default)s)")
     verb.add_argument("--slices", type=int, default=240, help="single slices with named lesions (%(default)s)")
     verb.add_argument("--size", type=int, default=128, help="pixels along the side of a slice (%(default)s)")
     verb.add_argument("--seed", type=int, default=0, help="the same seed gives the same files (%(default)s)")

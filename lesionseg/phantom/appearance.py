@@ -63,12 +63,12 @@ class Difficulty:
         necrotic_share: share of metastases over 15 mm with a necrotic core.
     """
 
-    diameter_scale: float = 1.0
-    noise_scale: float = 1.0
+    diameter_scale: float = 0.9
+    noise_scale: float = 1.3
     blur_scale: float = 1.0
     flash_share: float = 0.4
-    nodule_radius: Range = (0.20, 0.36)
-    nodule_count: tuple[int, int] = (2, 5)
+    nodule_radius: Range = (0.26, 0.44)
+    nodule_count: tuple[int, int] = (3, 6)
     hemangioma_core_hu: Range = (48.0, 80.0)
     metastasis_core_hu: Range = (46.0, 78.0)
     metastasis_rim_hu: Range = (6.0, 34.0)
