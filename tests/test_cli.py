@@ -183,6 +183,13 @@ def test_a_salt_file_without_salt_is_refused(content, table, tmp_path, capsys):
     assert "a file of secret bytes" in capsys.readouterr().err
 
 
+def test_a_liver_net_that_is_not_there_is_refused(table, tmp_path, capsys):
+    args = ["prepare", "slices", str(table), "-o", str(tmp_path / "store"), "--liver", str(tmp_path / "none")]
+    assert main(args) == 2
+    assert "expected a run folder; got no such folder" in capsys.readouterr().err
+    assert not (tmp_path / "store").exists()
+
+
 def test_check_finds_wrong_input(table, tmp_path, capsys):
     wrong = table.with_name("wrong.csv")
     wrong.write_text(table.read_text().replace("image1.png", "missing.png"))
