@@ -115,3 +115,25 @@ lint: setup ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The whole chain on real CT: every folder of REAL is read, then each fold of its LiTS patients is trained for minutes.
+REAL ?= ../shared/data
+REAL_RUN := runs/check-real
+REAL_FOLDS ?= 3
+REAL_FITS := $(foreach k,$(REAL_FOLDS),$(REAL_RUN)/fold$(k)/liver $(REAL_RUN)/fold$(k)/lesion)
+
+check-real: $(REAL_FITS) ## the whole chain on real CT, REAL=folder
+	LESIONSEG_REAL=$(REAL) $(BIN)/python -m pytest -p no:cacheprovider tests/real
+	$(BIN)/python experiments/check_real.py $(REAL_RUN)
+
+.PHONY: real-data $(REAL_FITS)
+real-data: setup
+	@mkdir -p $(REAL_RUN)
+	@printf 'case,patient\nvolume-0,A\nvolume-1,A\nvolume-2,B\nvolume-5,C\nvolume-6,D\nvolume-8,D\n' > $(REAL_RUN)/groups.csv
+	@$(LESIONSEG) prepare lits $(REAL)/lits --groups $(REAL_RUN)/groups.csv --output $(REAL_RUN)/data/lits
+
+$(REAL_FITS): real-data
+	@OMP_NUM_THREADS=$(THREADS) $(FIT) --config experiments/pretrain/$(notdir $@).yaml \
+	  --config experiments/profiles/real_cpu.yaml --data.store $(REAL_RUN)/data/lits \
+	  --data.folds 4 --data.fold $(subst fold,,$(notdir $(patsubst %/,%,$(dir $@)))) \
+	  --trainer.default_root_dir $@ $(STEER)

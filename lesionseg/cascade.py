@@ -12,7 +12,7 @@ from scipy import ndimage
 from torch import nn
 
 from lesionseg.errors import InputError
-from lesionseg.inputs import InputSpec, neighbours, slice_box
+from lesionseg.inputs import Box, InputSpec, neighbours
 from lesionseg.networks import build_unet
 from lesionseg.runs import finished_run, read_net, weights_sha256
 from lesionseg.scan import Scan, canonical_axes
@@ -76,10 +76,13 @@ class LiverPredictor:
         return np.ascontiguousarray(np.flip(liver, axes).transpose(np.argsort(order)))
 
 
-def predict_classes(net: nn.Module, spec: InputSpec, hu: np.ndarray) -> np.ndarray:
-    """Class indices, uint8 (D, H, W), of the slices of a volume in canonical orientation, each seen as a whole."""
+def predict_classes(net: nn.Module, spec: InputSpec, hu: np.ndarray, liver_box: Box | None = None) -> np.ndarray:
+    """Class indices, uint8 (D, H, W), of the slices of a volume (D, H, W) in canonical orientation.
+
+    A net of the whole slice sees it all; a net of the liver box sees `liver_box`.
+    """
     depth, height, width = hu.shape
-    box, out = slice_box(height, width), np.empty(hu.shape, dtype=np.uint8)
+    box, out = spec.box(liver_box, height, width), np.empty(hu.shape, dtype=np.uint8)
     for start in range(0, depth, _BATCH):
         indices = range(start, min(start + _BATCH, depth))
         images = torch.stack([spec.encode(neighbours(hu, i), box) for i in indices])

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 import sys
 import warnings
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from lesionseg.callbacks.loggers import run_loggers
 from lesionseg.callbacks.progress import TimeLeft, progress_bar
 from lesionseg.callbacks.results import Results
 from lesionseg.data.datamodule import LesionDataModule
+from lesionseg.data.folds import imbalance
 from lesionseg.data.store import Store
 from lesionseg.errors import InputError
 from lesionseg.request import request_sha256
@@ -101,6 +103,7 @@ class RunCLI(LightningCLI):
         held = RunInfo.read(self.run_dir) if (self.run_dir / "run.json").exists() else None
         if held is not None and held.fingerprint == self.run.fingerprint:
             if held.state == "finished":
+                rank_zero_only(RunInfo.write)(replace(held, request_sha256=self.run.request_sha256), self.run_dir)
                 raise RunIsDone(self.run_dir)
             last = self.run_dir / LAST_CHECKPOINT
             self.checkpoint = last if last.exists() else None
@@ -133,7 +136,7 @@ class RunCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:
-        """Refuse test cases that the net has seen; leave config and description of the run in its folder."""
+        """Refuse test cases that the net has seen; leave config, split and description of the run in its folder."""
         self.datamodule.setup("fit")
         self.run = self._with_training_cases()
         self._announce()
@@ -225,6 +228,10 @@ class RunCLI(LightningCLI):
     @rank_zero_only
     def _announce(self) -> None:
         self.run.write(self.run_dir)
+        parts = {part: list(cases) for part, cases in asdict(self.datamodule.split).items()}
+        write_text(self.run_dir / "split.json", json.dumps(parts, indent=1) + "\n")
+        table = imbalance(list(self.datamodule.records.values()), self.datamodule.split)
+        rank_zero_info(f"split by patient\n{table.to_string()}")
         write_text(self.run_dir / "config.yaml", yaml.safe_dump(self.plain, sort_keys=False))
 
 

@@ -66,7 +66,8 @@ class Written:
 
 
 def write_phantom(output: Path, *, volumes: int, slices: int, size: int, seed: int) -> None:
-    """Write a generated data set into `output`, whole or not at all; an earlier phantom there is replaced.
+    """Write a generated data set into `output`, whole or not at all; an earlier phantom there is replaced,
+    and one of this very recipe is left as it is.
 
     Args:
         output: folder; gets `lits/`, `slices/` and `phantom.json`.
@@ -80,6 +81,10 @@ def write_phantom(output: Path, *, volumes: int, slices: int, size: int, seed: i
     """
     output = Path(output).absolute()
     _check(output, volumes, slices, size, seed)
+    arguments = {"volumes": volumes, "slices": slices, "size": size, "seed": seed}
+    recipe = {"phantom_version": PHANTOM_VERSION, "arguments": arguments, "difficulty": asdict(DIFFICULTY)}
+    if _holds(output, recipe):
+        return
     partial_output = output.with_name(f".{output.name}.partial-{os.getpid()}")
     for folder in ("lits", "slices/images", "slices/masks", "slices/livers"):
         (partial_output / folder).mkdir(parents=True)
@@ -90,19 +95,22 @@ def write_phantom(output: Path, *, volumes: int, slices: int, size: int, seed: i
         written = list(_run([*lits, *own]))
         _write_table(partial_output / "slices" / "slices.csv", written)
         summary = _summarize(written[:volumes], written[volumes:])
-        arguments = {"volumes": volumes, "slices": slices, "size": size, "seed": seed}
-        record = {
-            "phantom_version": PHANTOM_VERSION,
-            "arguments": arguments,
-            "difficulty": asdict(DIFFICULTY),
-            **summary,
-        }
+        record = {**recipe, **summary}
         (partial_output / "phantom.json").write_text(json.dumps(record, indent=2) + "\n")
         if output.exists():
             shutil.rmtree(output)
         os.replace(partial_output, output)
     finally:
         shutil.rmtree(partial_output, ignore_errors=True)
+
+
+def _holds(output: Path, recipe: dict[str, Any]) -> bool:
+    """Whether a phantom of this very recipe is there already (it is written whole or not at all)."""
+    try:
+        held = json.loads((output / "phantom.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return json.loads(json.dumps(recipe)) == {key: held.get(key) for key in recipe}
 
 
 def write_volume(folder: Path, number: int, size: int, seed: int) -> Written:
