@@ -10,6 +10,9 @@ LESIONSEG := $(BIN)/lesionseg
 
 LITS ?=
 SLICES ?=
+# More options of `lesionseg prepare`, e.g. LITS_OPTIONS='--groups groups.csv' SLICES_OPTIONS='--labels cyst=3,metastasis=1'
+LITS_OPTIONS ?=
+SLICES_OPTIONS ?=
 ifeq ($(LITS)$(SLICES),)
 PROFILE ?= phantom
 NAME ?= phantom
@@ -64,11 +67,32 @@ lock: setup ## resolve the newest versions again
 phantom: setup
 	@$(LESIONSEG) phantom $(DATA)/source
 
-data-lits: $(if $(LITS),setup,phantom)
-	@$(LESIONSEG) prepare lits $(or $(LITS),$(DATA)/source/lits) --output $(DATA)/lits
+ifneq ($(LITS),)
+data-lits: setup
+	@$(LESIONSEG) prepare lits $(LITS) $(LITS_OPTIONS) --output $(DATA)/lits
+else ifneq ($(SLICES),)
+data-lits: setup
+	@test -e $(DATA)/lits/manifest.json || { echo "lesionseg: wrong input: LITS: expected the LiTS folder, as nothing is" \
+	  "pretrained in $(RUN) yet; got none; add LITS=/path/to/LiTS, or NAME= of an earlier make pretrain" >&2; exit 2; }
+else
+data-lits: phantom
+	@$(LESIONSEG) prepare lits $(DATA)/source/lits --output $(DATA)/lits
+endif
 
-data-slices: $(if $(SLICES),setup,phantom)
-	@$(LESIONSEG) prepare slices $(or $(SLICES),$(DATA)/source/slices/slices.csv) --output $(DATA)/slices
+# A table without liver masks takes the liver of the net that `pretrain` trains.
+LIVER := $(if $(SLICES),$(if $(findstring liver_mask,$(shell head -n 1 $(SLICES) 2>/dev/null)),,$(RUN)/pretrain/liver))
+
+ifneq ($(SLICES),)
+data-slices: setup $(if $(LIVER),pretrain-liver)
+	@$(LESIONSEG) prepare slices $(SLICES) $(SLICES_OPTIONS) $(if $(LIVER),--liver $(LIVER)) --output $(DATA)/slices
+else ifneq ($(LITS),)
+data-slices:
+	@echo "lesionseg: wrong input: SLICES: expected a table of slices to fine-tune on, as LITS is given; got none;" \
+	  "add SLICES=/path/to/slices.csv (make pretrain needs LITS alone)" >&2; exit 2
+else
+data-slices: phantom
+	@$(LESIONSEG) prepare slices $(DATA)/source/slices/slices.csv --output $(DATA)/slices
+endif
 
 # ---- training ----
 .PHONY: pretrain pretrain-liver pretrain-lesion
@@ -97,10 +121,10 @@ FOLD_NUMBERS := $(shell seq 0 $$(( $(FOLDS) - 1 )))
 $(foreach s,$(SCHEDULES),$(foreach k,$(FOLD_NUMBERS),$(foreach e,$(SEEDS),$(eval $(call CELL,$(s),$(k),$(e))))))
 
 .PHONY: grid finetune compare
-grid: pretrain data-slices
+grid: pretrain-lesion data-slices
 	@echo "grid: $(words $(SCHEDULES)) schedules x $(FOLDS) folds x $(words $(SEEDS)) seeds = $(words $(CELLS)) cells in $(RUN)/finetune"
 
-finetune: $(CELLS) ## pretrain where needed, fine-tune under every schedule, compare
+finetune: $(CELLS) pretrain ## pretrain where needed, fine-tune under every schedule, compare
 	@$(LESIONSEG) compare $(RUN)/finetune --output $(RUN)/compare
 
 compare: setup ## compare the finished runs again

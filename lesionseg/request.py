@@ -23,8 +23,8 @@ def request_sha256(args: Sequence[str]) -> str:
     digest = hashlib.sha256()
     for source in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(source.read_bytes())
-    words = _words(args)
-    for option, value in zip(["", *words], [*words, ""], strict=True):
+    typed = words(args)
+    for option, value in zip(["", *typed], [*typed, ""], strict=True):
         if option in _IGNORED or value in _IGNORED:
             continue
         digest.update(value.encode() + b"\0")
@@ -35,17 +35,17 @@ def request_sha256(args: Sequence[str]) -> str:
 
 def is_done(args: Sequence[str]) -> bool:
     """Whether the run folder named on the command line holds the finished run of this very command line."""
-    words = _words(args)
-    if _RUN_DIR not in words[:-1]:
+    typed = words(args)
+    if _RUN_DIR not in typed[:-1]:
         return False
     try:
-        held = json.loads(Path(words[words.index(_RUN_DIR) + 1], "run.json").read_text())
+        held = json.loads(Path(typed[typed.index(_RUN_DIR) + 1], "run.json").read_text())
         return held["state"] == "finished" and held["request_sha256"] == request_sha256(args)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
-def _words(args: Sequence[str]) -> list[str]:
+def words(args: Sequence[str]) -> list[str]:
     """The command line with `--key=value` taken apart."""
     return [word for arg in args for word in (arg.split("=", 1) if arg.startswith("--") else [arg])]
 

@@ -7,8 +7,9 @@ import logging
 import shutil
 import sys
 import warnings
+from argparse import ArgumentError
+from collections.abc import Sequence
 from dataclasses import asdict, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +17,34 @@ import pytorch_lightning as pl
 import torch
 import yaml
 from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from lesionseg.callbacks.freezing import StagedFreezing
 from lesionseg.callbacks.guards import FiniteLoss, Interrupted, StopOnSignal
 from lesionseg.callbacks.loggers import run_loggers
 from lesionseg.callbacks.progress import TimeLeft, progress_bar
 from lesionseg.callbacks.results import Results
+from lesionseg.command_line import read_configs, wrong_option
 from lesionseg.data.datamodule import LesionDataModule
 from lesionseg.data.folds import imbalance
-from lesionseg.data.store import Store
 from lesionseg.errors import InputError
-from lesionseg.request import request_sha256
-from lesionseg.runs import LAST_CHECKPOINT, RunInfo, finished_run, provenance, sha256_of, weights_sha256, write_text
-from lesionseg.schedules import refuse_duplicate_keys
+from lesionseg.run_identity import describe_run
+from lesionseg.runs import LAST_CHECKPOINT, RunInfo, finished_run, write_text
 from lesionseg.tasks.base import SegmentationTask
 
-#: Settings that change where or how fast a run goes, not what comes out of it; not part of its fingerprint.
-_NOT_IN_FINGERPRINT = ("config", "cell", "data.store", "data.num_workers", "model.init_args.weights")
-#: What rows of one comparison differ in; all the rest must be equal between them.
-_DIFFERS_BETWEEN_ROWS = ("name", "schedule", "model.init_args.transfer", "data.fold", "seed_everything", "data.seed")
-_TRAINER_SETTINGS_THAT_COUNT = ("max_epochs", "limit_train_batches", "precision", "gradient_clip_val",
-                                "accumulate_grad_batches", "max_steps")  # fmt: skip
+
+#: How Lightning begins what it says on every start, whatever the run.
+_SMALL_TALK = (
+    "Seed set",
+    "GPU available",
+    "TPU available",
+    "💡",
+    "`Trainer.fit` stopped",
+    "Restor",
+    "You are using a CUDA",
+)
 
 
 class RunIsDone(Exception):  # noqa: N818 (nothing went wrong)
@@ -51,8 +57,10 @@ class RunCLI(LightningCLI):
     The run folder is `trainer.default_root_dir`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, args: Sequence[str]) -> None:
         self.checkpoint: Path | None = None
+        self.configs = read_configs(args)
+        raising = {"exit_on_error": False}
         super().__init__(
             model_class=SegmentationTask,
             datamodule_class=LesionDataModule,
@@ -61,6 +69,7 @@ class RunCLI(LightningCLI):
             seed_everything_default=0,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
+            parser_kwargs={**raising, **{verb: raising.copy() for verb in self.subcommands()}},
             trainer_defaults={
                 "use_distributed_sampler": False,
                 "num_sanity_val_steps": 0,
@@ -91,6 +100,25 @@ class RunCLI(LightningCLI):
         parser.link_arguments("data.target", "model.init_args.target")
         parser.link_arguments("seed_everything", "data.seed")
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse; `InputError` for what is wrong with a YAML file or the command line."""
+        try:
+            super().parse_arguments(parser, args)
+        except ArgumentError as error:
+            verb = sys.argv[1]
+            raise wrong_option(error, self.configs, verb, self._parser(verb).get_defaults().keys()) from error
+
+    def instantiate_classes(self) -> None:
+        """Build task, data and trainer; `InputError` for settings that one of them refuses."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            if isinstance(error.__cause__, InputError):  # jsonargparse wraps what a constructor raises
+                raise error.__cause__ from None
+            got = str(error).splitlines()[0]
+            remedy = "change it; --debug shows where it came from"
+            raise InputError("settings", expected="values that fit", got=got, remedy=remedy) from error
+
     def before_instantiate_classes(self) -> None:
         """Compare the run asked for with what its folder holds, before anything heavy is built."""
         self.plain = self._plain_config()
@@ -99,7 +127,7 @@ class RunCLI(LightningCLI):
             finished_run(self.run_dir)
             self.checkpoint = self.run_dir / LAST_CHECKPOINT
             return
-        self.run = self._describe_run()
+        self.run = describe_run(self.plain, sys.argv[1:])
         held = RunInfo.read(self.run_dir) if (self.run_dir / "run.json").exists() else None
         if held is not None and held.fingerprint == self.run.fingerprint:
             if held.state == "finished":
@@ -166,37 +194,6 @@ class RunCLI(LightningCLI):
             )
         return Path(folder)
 
-    def _describe_run(self) -> RunInfo:
-        plain = self.plain
-        store, init = Store.open(Path(plain["data"]["store"])), plain["model"]["init_args"]
-        source = Path(init["weights"]) if init["weights"] and init["transfer"] else None
-        if source is not None:
-            _refuse_generated_start(source, store)
-        weights = weights_sha256(source) if source else None
-        relevant = _without(plain, _NOT_IN_FINGERPRINT)
-        relevant["trainer"] = {key: plain["trainer"][key] for key in _TRAINER_SETTINGS_THAT_COUNT}
-        shared = {"config": _without(relevant, _DIFFERS_BETWEEN_ROWS), "store": store.manifest_sha256}
-        encoder_weights = init["encoder_weights"]
-        return RunInfo(
-            name=plain["name"],
-            state="running",
-            fingerprint=sha256_of({"config": relevant, "store": store.manifest_sha256, "weights": weights}),
-            request_sha256=request_sha256(sys.argv[1:]),
-            config_sha256=sha256_of(shared),
-            store_sha256=store.manifest_sha256,
-            weights_sha256=weights,
-            trained_on=(),
-            generated=store.generated,
-            target=plain["data"]["target"],
-            fold=plain["data"]["fold"],
-            folds=plain["data"]["folds"],
-            seed=plain["data"]["seed"],
-            epochs=plain["trainer"]["max_epochs"],
-            encoder=init["encoder"],
-            encoder_weights=encoder_weights if encoder_weights in (None, "imagenet") else "file",
-            **provenance(),  # type: ignore[arg-type]
-        )
-
     def _with_training_cases(self) -> RunInfo:
         """The run with the voxel hashes of all that trains it; `InputError` where a test case is among them."""
         records, parts = self.datamodule.records, self.datamodule.split
@@ -231,6 +228,9 @@ class RunCLI(LightningCLI):
         parts = {part: list(cases) for part, cases in asdict(self.datamodule.split).items()}
         write_text(self.run_dir / "split.json", json.dumps(parts, indent=1) + "\n")
         table = imbalance(list(self.datamodule.records.values()), self.datamodule.split)
+        rank_zero_info(
+            f"{self.run.name}, fold {self.run.fold + 1} of {self.run.folds}, seed {self.run.seed} → {self.run_dir}"
+        )
         rank_zero_info(f"split by patient\n{table.to_string()}")
         write_text(self.run_dir / "config.yaml", yaml.safe_dump(self.plain, sort_keys=False))
 
@@ -269,27 +269,6 @@ def _many_devices(devices: str | int | list[int], nodes: int) -> bool:
     return len(devices.split(",")) > 1 if isinstance(devices, str) and "," in devices else int(devices) > 1
 
 
-def _refuse_generated_start(source: Path, store: Store) -> None:
-    if finished_run(source).generated and not store.generated:
-        raise InputError(
-            source,
-            expected="weights trained on real CT, as the store holds real CT",
-            got="weights trained on the generated phantom",
-            remedy="pretrain on real CT first: make pretrain LITS=/path/to/LiTS",
-        )
-
-
-def _without(config: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
-    """A copy of nested plain data without the given dotted keys."""
-    out = {}
-    for key, value in config.items():
-        if key in keys:
-            continue
-        below = tuple(k.removeprefix(f"{key}.") for k in keys if k.startswith(f"{key}."))
-        out[key] = _without(value, below) if below and isinstance(value, dict) else value
-    return out
-
-
 def _finished(run: RunInfo) -> RunInfo:
     return replace(run, state="finished")
 
@@ -298,15 +277,23 @@ def run(args: list[str]) -> int:
     """Run `fit`, `validate` or `test`; returns the exit status."""
     sys.argv = [sys.argv[0], *args]  # Lightning starts the other ranks with the command line of this one
     _quieten()
-    for option, value in pairwise(args):
-        if option in ("-c", "--config") and Path(value).is_file():
-            refuse_duplicate_keys(Path(value).read_text(), value)
     try:
-        RunCLI()
+        RunCLI(args)
     except RunIsDone as done:
         rank_zero_info(f"{done} is done already")
-    except Interrupted:
-        raise KeyboardInterrupt from None
+    except MisconfigurationException as error:
+        got = " ".join(str(error).split())
+        raise InputError("trainer", expected="settings for this machine", got=got, remedy="change them") from error
+    except (Interrupted, FloatingPointError) as error:
+        if rank_zero_only.rank:
+            return 0  # the first rank tells, and would be killed while it does so if another one had failed
+        if isinstance(error, Interrupted):
+            raise KeyboardInterrupt from None
+        raise
+    except SystemExit as end:
+        if isinstance(end.__context__, KeyboardInterrupt):  # interrupted outside of training, or twice
+            raise KeyboardInterrupt from None
+        raise
     return 0
 
 
@@ -315,4 +302,5 @@ def _quieten() -> None:
     for message in ("The number of training batches", "The '.*_dataloader' does not have many workers", "isinstance",
                     "Total length of `list`", "Experiment logs directory", "Checkpoint directory"):  # fmt: skip
         warnings.filterwarnings("ignore", message=f".*{message}")
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda r: "litlogger" not in r.getMessage())
+    for name in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.seed"):
+        logging.getLogger(name).addFilter(lambda record: not record.getMessage().startswith(_SMALL_TALK))

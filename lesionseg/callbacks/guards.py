@@ -39,7 +39,7 @@ class StopOnSignal(pl.Callback):
         if trainer.world_size > 1:
             stop = trainer.strategy.reduce(stop, reduce_op="sum")
         if stop > 0:
-            trainer.save_checkpoint(self.checkpoint)
+            trainer.save_checkpoint(self.checkpoint, weights_only=False)
             raise Interrupted
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -25,7 +25,6 @@ def run_loggers(folder: Path, run: RunInfo) -> list[Logger]:
 
 def _wandb(folder: Path, run: RunInfo) -> WandbLogger:
     os.environ.setdefault("WANDB_DATA_DIR", str(folder / "wandb-data"))
-    os.environ.setdefault("WANDB_SILENT", "true")
     import wandb  # reads the environment when it is imported
 
     settings = wandb.Settings(
@@ -36,7 +35,9 @@ def _wandb(folder: Path, run: RunInfo) -> WandbLogger:
         disable_git=True,
         console="off",
         host="redacted",
+        silent=True,
     )
+    wandb.setup(settings)  # or Lightning's own use of it is warned about, past the user's power
     folder.mkdir(parents=True, exist_ok=True)
     return WandbLogger(
         name=f"{run.name}-fold{run.fold}-seed{run.seed}",

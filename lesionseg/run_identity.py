@@ -1,0 +1,93 @@
+"""What run a resolved config asks for: its `RunInfo`, with the fingerprint that tells whether a folder holds it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import Trainer
+
+from lesionseg.data.store import Store
+from lesionseg.errors import InputError
+from lesionseg.request import request_sha256
+from lesionseg.runs import RunInfo, finished_run, provenance, sha256_of, weights_sha256
+
+#: Settings that change where or how fast a run goes, not what comes out of it; not part of its fingerprint.
+_NOT_IN_FINGERPRINT = ("config", "cell", "data.store", "data.num_workers", "model.init_args.weights")
+#: What rows of one comparison differ in; all the rest must be equal between them.
+_DIFFERS_BETWEEN_ROWS = ("name", "schedule", "model.init_args.transfer", "data.fold", "seed_everything", "data.seed")
+#: The settings of the trainer that count, and those that count where they are not its defaults.
+_TRAINER_SETTINGS_THAT_COUNT = ("max_epochs", "limit_train_batches", "precision", "gradient_clip_val",
+                                "accumulate_grad_batches", "max_steps")  # fmt: skip
+_COUNT_IF_SET = ("fast_dev_run", "overfit_batches", "limit_val_batches", "limit_test_batches", "min_epochs",
+                 "min_steps", "max_time", "gradient_clip_algorithm", "sync_batchnorm", "callbacks")  # fmt: skip
+
+
+def describe_run(plain: dict[str, Any], args: Sequence[str]) -> RunInfo:
+    """The run that a resolved config asks for, before it has begun.
+
+    Args:
+        plain: the config as plain data.
+        args: the command line it came from.
+
+    Raises:
+        InputError: store or weights are missing, or real CT would be fine-tuned from generated CT.
+    """
+    store, init = Store.open(Path(plain["data"]["store"])), plain["model"]["init_args"]
+    source = Path(init["weights"]) if init["weights"] and init["transfer"] else None
+    if source is not None:
+        _refuse_generated_start(source, store)
+    weights = weights_sha256(source) if source else None
+    relevant = without(plain, _NOT_IN_FINGERPRINT)
+    relevant["trainer"] = _trainer_settings(plain["trainer"])
+    shared = {"config": without(relevant, _DIFFERS_BETWEEN_ROWS), "store": store.manifest_sha256}
+    encoder_weights = init["encoder_weights"]
+    return RunInfo(
+        name=plain["name"],
+        state="running",
+        fingerprint=sha256_of({"config": relevant, "store": store.manifest_sha256, "weights": weights}),
+        request_sha256=request_sha256(args),
+        config_sha256=sha256_of(shared),
+        store_sha256=store.manifest_sha256,
+        weights_sha256=weights,
+        trained_on=(),
+        generated=store.generated,
+        target=plain["data"]["target"],
+        fold=plain["data"]["fold"],
+        folds=plain["data"]["folds"],
+        seed=plain["data"]["seed"],
+        epochs=plain["trainer"]["max_epochs"],
+        encoder=init["encoder"],
+        encoder_weights=encoder_weights if encoder_weights in (None, "imagenet") else "file",
+        **provenance(),  # type: ignore[arg-type]
+    )
+
+
+def without(config: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    """A copy of nested plain data without the given dotted keys."""
+    out = {}
+    for key, value in config.items():
+        if key in keys:
+            continue
+        below = tuple(k.removeprefix(f"{key}.") for k in keys if k.startswith(f"{key}."))
+        out[key] = without(value, below) if below and isinstance(value, dict) else value
+    return out
+
+
+def _trainer_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that decide what comes out of a run, those that cut it short included."""
+    defaults = signature(Trainer).parameters
+    counted = {key: settings[key] for key in _TRAINER_SETTINGS_THAT_COUNT}
+    return counted | {key: settings[key] for key in _COUNT_IF_SET if settings[key] != defaults[key].default}
+
+
+def _refuse_generated_start(source: Path, store: Store) -> None:
+    if finished_run(source).generated and not store.generated:
+        raise InputError(
+            source,
+            expected="weights trained on real CT, as the store holds real CT",
+            got="weights trained on the generated phantom",
+            remedy="pretrain on real CT first: make pretrain LITS=/path/to/LiTS",
+        )
