@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from argparse import ArgumentError
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
@@ -17,9 +17,10 @@ from lesionseg.request import words
 from lesionseg.schedules import refuse_duplicate_keys
 
 #: What jsonargparse says around the one fault that matters, where a type has alternatives.
-_AROUND = (r"Does not validate against any of the Union subtypes.*?Errors: - ", r" - Expected a <class 'NoneType'>.*")
+_AROUND = (r"Does not validate against any of the Union subtypes.*?Errors: - ", r" - Expected a NoneType.*")
 #: How jsonargparse names a key: one it does not know, and one whose value is wrong.
 _UNKNOWN = re.compile(r"(?:ption '|unrecognized arguments: (?:--)?)([\w.]+)")
+_WRONG_TYPE = re.compile(r'Parser key "([\w.]+)": Expected an? (.*)\. Got value: (.*)')
 _WRONG_VALUE = re.compile(r'Parser key "([\w.]+)": (.*)')
 
 
@@ -33,26 +34,31 @@ def read_configs(args: Sequence[str]) -> dict[str, Any]:
     return {path: _read(path) for path in paths}
 
 
-def wrong_option(error: ArgumentError, configs: dict[str, Any], verb: str, known: Collection[str]) -> InputError:
-    """What the parser found wrong, with the file it stands in and the keys that come close.
+def wrong_option(
+    error: ArgumentError, args: Sequence[str], configs: dict[str, Any], known: Iterable[str]
+) -> InputError:
+    """What the parser found wrong, with the option or the file it stands in and the keys that come close.
 
     Args:
         error: of jsonargparse, several lines as a rule.
+        args: the command line, the verb first.
         configs: from `read_configs`.
-        verb: `fit`, `validate` or `test`.
-        known: every key of this verb.
+        known: every key of the verb.
     """
-    text = " ".join(error.message.split())
-    for words_around in _AROUND:
-        text = re.sub(words_around, "", text)
-    remedy = f"`lesionseg {verb} --help all` lists every key"
+    text = re.sub(r"<class '(\w+)'>|typing\.", r"\1", " ".join(error.message.split()))
+    for around in _AROUND:
+        text = re.sub(around, "", text)
+    remedy = f"`lesionseg {args[0]} --help all` lists every key"
     if found := _UNKNOWN.search(text):
-        near = get_close_matches(found[1], known, n=3, cutoff=0.75)
-        got, expected = f"the unknown key {found[1]}", "known keys"
-        return InputError(_place(found[1], configs), expected=expected, got=got, remedy=", ".join(near) or remedy)
+        if near := get_close_matches(found[1], list(known), n=3, cutoff=0.75):
+            remedy = f"perhaps {' or '.join(near)}"
+        place = _place(found[1], args, configs)
+        return InputError(place, expected="known keys", got=f"the unknown key {found[1]}", remedy=remedy)
+    if found := _WRONG_TYPE.fullmatch(text):
+        return InputError(_place(found[1], args, configs), expected=found[2], got=found[3], remedy=remedy)
     if found := _WRONG_VALUE.fullmatch(text):
-        return InputError(_place(found[1], configs), expected=f"another {found[1]}", got=found[2], remedy=remedy)
-    return InputError("command line", expected=f"options of `lesionseg {verb}`", got=text, remedy=remedy)
+        return InputError(_place(found[1], args, configs), expected="a value that fits", got=found[2], remedy=remedy)
+    return InputError("command line", expected=f"options of `lesionseg {args[0]}`", got=text, remedy=remedy)
 
 
 def _read(path: str) -> Any:
@@ -70,10 +76,11 @@ def _read(path: str) -> Any:
     return content
 
 
-def _place(key: str, configs: dict[str, Any]) -> str:
-    """The last file that holds a dotted key, else the option it is on the command line."""
+def _place(key: str, args: Sequence[str], configs: dict[str, Any]) -> str:
+    """Where a dotted key was given last: the option, which goes before the files, or `file: key`."""
     holding = [path for path, content in configs.items() if _holds(content, key.split("."))]
-    return holding[-1] if holding else f"--{key}"
+    typed = any(word == f"--{key}" or word.startswith(f"--{key}.") for word in words(args))
+    return f"{holding[-1]}: {key}" if holding and not typed else f"--{key}"
 
 
 def _holds(content: Any, key: list[str]) -> bool:

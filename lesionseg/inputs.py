@@ -43,7 +43,7 @@ class InputSpec:
     scale_hu: float = 35.0
 
     def __post_init__(self) -> None:
-        if self.size_px % 32:
+        if self.size_px < 32 or self.size_px % 32:
             raise ValueError(f"size_px must be a multiple of 32 (five halvings in the U-net), got {self.size_px}")
 
     def normalize(self, hu: np.ndarray) -> np.ndarray:

@@ -16,11 +16,11 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import yaml
-from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+from lesionseg.callbacks.checkpoints import checkpoints
 from lesionseg.callbacks.freezing import StagedFreezing
 from lesionseg.callbacks.guards import FiniteLoss, Interrupted, StopOnSignal
 from lesionseg.callbacks.loggers import run_loggers
@@ -30,10 +30,10 @@ from lesionseg.command_line import read_configs, wrong_option
 from lesionseg.data.datamodule import LesionDataModule
 from lesionseg.data.folds import imbalance
 from lesionseg.errors import InputError
+from lesionseg.networks import blocks
 from lesionseg.run_identity import describe_run
 from lesionseg.runs import LAST_CHECKPOINT, RunInfo, finished_run, write_text
 from lesionseg.tasks.base import SegmentationTask
-
 
 #: How Lightning begins what it says on every start, whatever the run.
 _SMALL_TALK = (
@@ -45,6 +45,9 @@ _SMALL_TALK = (
     "Restor",
     "You are using a CUDA",
 )
+
+
+CONFIG_FILE = "config.yaml"
 
 
 class RunIsDone(Exception):  # noqa: N818 (nothing went wrong)
@@ -105,8 +108,8 @@ class RunCLI(LightningCLI):
         try:
             super().parse_arguments(parser, args)
         except ArgumentError as error:
-            verb = sys.argv[1]
-            raise wrong_option(error, self.configs, verb, self._parser(verb).get_defaults().keys()) from error
+            known = self._parser(sys.argv[1]).get_defaults().keys()
+            raise wrong_option(error, sys.argv[1:], self.configs, known) from error
 
     def instantiate_classes(self) -> None:
         """Build task, data and trainer; `InputError` for settings that one of them refuses."""
@@ -123,11 +126,11 @@ class RunCLI(LightningCLI):
         """Compare the run asked for with what its folder holds, before anything heavy is built."""
         self.plain = self._plain_config()
         self.run_dir = self._run_dir()
+        self.run = describe_run(self.plain, sys.argv[1:])
         if self.subcommand != "fit":
-            finished_run(self.run_dir)
+            self._refuse_other_options(finished_run(self.run_dir))
             self.checkpoint = self.run_dir / LAST_CHECKPOINT
             return
-        self.run = describe_run(self.plain, sys.argv[1:])
         held = RunInfo.read(self.run_dir) if (self.run_dir / "run.json").exists() else None
         if held is not None and held.fingerprint == self.run.fingerprint:
             if held.state == "finished":
@@ -136,7 +139,7 @@ class RunCLI(LightningCLI):
             last = self.run_dir / LAST_CHECKPOINT
             self.checkpoint = last if last.exists() else None
         else:
-            self._clear(held)
+            self._refuse_foreign(held)
         if self.checkpoint is not None:
             rank_zero_info(f"continuing {self.run_dir} from its last checkpoint")
 
@@ -149,23 +152,30 @@ class RunCLI(LightningCLI):
             StopOnSignal(self.run_dir / LAST_CHECKPOINT),
             TimeLeft(config.cell),
             *progress_bar(),
-            *_checkpoints(
+            *checkpoints(
                 self.run_dir,
                 self.model.monitor if self.datamodule.inner_validation else None,
                 config.trainer.check_val_every_n_epoch,
             ),
         ]
-        kwargs["callbacks"] = [*(self._get(self.config_init, "trainer").callbacks or []), *callbacks]
+        given = self._get(self.config_init, "trainer").callbacks or []
+        kwargs["callbacks"] = [*(given if isinstance(given, list) else [given]), *callbacks]
         kwargs["enable_progress_bar"] = bool(progress_bar())
         kwargs["logger"] = run_loggers(self.run_dir, self.run) if self.subcommand == "fit" else False
         if config.trainer.strategy == "auto" and _many_devices(config.trainer.devices, config.trainer.num_nodes):
             # Blocks freeze after the wrap, and some encoders hold parameters that no feature reaches.
             kwargs["strategy"] = "ddp_find_unused_parameters_true"
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, TypeError, ValueError) as error:  # all that a Trainer says of its settings
+            got = " ".join(str(error).split())
+            raise InputError("trainer", expected="settings for this machine", got=got, remedy="change them") from error
 
     def before_fit(self) -> None:
-        """Refuse test cases that the net has seen; leave config, split and description of the run in its folder."""
+        """Refuse a schedule that does not fit and test cases that the net has seen, then describe the run."""
         self.datamodule.setup("fit")
+        schedule = self._get(self.config_init, "schedule").schedule
+        schedule.resolve(self.trainer.max_epochs or 0, list(blocks(self.model.net)))
         self.run = self._with_training_cases()
         self._announce()
 
@@ -209,21 +219,32 @@ class RunCLI(LightningCLI):
             )
         return replace(self.run, trained_on=tuple(sorted(seen)))
 
+    def _refuse_other_options(self, held: RunInfo) -> None:
+        """Other options would write tables that are not this run's, of cases it may have seen in training."""
+        if held.fingerprint != self.run.fingerprint:
+            raise InputError(
+                self.run_dir,
+                expected="the options of its fit",
+                got="others",
+                remedy=f"repeat those that {self.run_dir / CONFIG_FILE} lists",
+            )
+
     @rank_zero_only
-    def _clear(self, held: RunInfo | None) -> None:
-        """Make room for a new run; refuse a folder that holds something else."""
-        if held is not None:
-            shutil.rmtree(self.run_dir)
-        elif self.run_dir.exists() and any(self.run_dir.iterdir()):
+    def _refuse_foreign(self, held: RunInfo | None) -> None:
+        """Refuse a folder that is none of a run."""
+        if held is None and self.run_dir.exists() and (self.run_dir.is_file() or any(self.run_dir.iterdir())):
             raise InputError(
                 self.run_dir,
                 expected="an empty folder, or one of an earlier run",
-                got="a folder with other files",
+                got="a file" if self.run_dir.is_file() else "a folder with other files",
                 remedy="name another --trainer.default_root_dir",
             )
 
     @rank_zero_only
     def _announce(self) -> None:
+        """Describe the run in its folder; an earlier run there gives way only now that nothing was refused."""
+        if self.checkpoint is None and self.run_dir.exists():
+            shutil.rmtree(self.run_dir)
         self.run.write(self.run_dir)
         parts = {part: list(cases) for part, cases in asdict(self.datamodule.split).items()}
         write_text(self.run_dir / "split.json", json.dumps(parts, indent=1) + "\n")
@@ -232,41 +253,14 @@ class RunCLI(LightningCLI):
             f"{self.run.name}, fold {self.run.fold + 1} of {self.run.folds}, seed {self.run.seed} → {self.run_dir}"
         )
         rank_zero_info(f"split by patient\n{table.to_string()}")
-        write_text(self.run_dir / "config.yaml", yaml.safe_dump(self.plain, sort_keys=False))
-
-
-def _checkpoints(folder: Path, monitor: str | None, validate_every: int) -> list[pl.Callback]:
-    """`last.ckpt` after every epoch, and the weights that did best on the inner validation where there is one.
-
-    Two callbacks: with one, Lightning writes `last.ckpt` only in epochs that gave a new best.
-    """
-    folder = folder / LAST_CHECKPOINT.parent
-    last = ModelCheckpoint(
-        folder, filename=LAST_CHECKPOINT.stem, save_on_train_epoch_end=True, enable_version_counter=False
-    )
-    if monitor is None:
-        return [last]
-    best = ModelCheckpoint(
-        folder,
-        filename="best",
-        monitor=monitor,
-        mode="max",
-        save_weights_only=True,
-        every_n_epochs=validate_every,
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
-    )
-    return [best, last]
+        write_text(self.run_dir / CONFIG_FILE, yaml.safe_dump(self.plain, sort_keys=False))
 
 
 def _many_devices(devices: str | int | list[int], nodes: int) -> bool:
-    if nodes > 1:
-        return True
-    if isinstance(devices, list):
-        return len(devices) > 1
     if devices in ("auto", -1, "-1"):
-        return torch.cuda.device_count() > 1
-    return len(devices.split(",")) > 1 if isinstance(devices, str) and "," in devices else int(devices) > 1
+        return nodes > 1 or torch.cuda.device_count() > 1
+    named = devices if isinstance(devices, list) else str(devices).strip(",").split(",")
+    return nodes > 1 or len(named) > 1 or (str(named[0]).isdecimal() and int(named[0]) > 1)
 
 
 def _finished(run: RunInfo) -> RunInfo:
@@ -281,11 +275,8 @@ def run(args: list[str]) -> int:
         RunCLI(args)
     except RunIsDone as done:
         rank_zero_info(f"{done} is done already")
-    except MisconfigurationException as error:
-        got = " ".join(str(error).split())
-        raise InputError("trainer", expected="settings for this machine", got=got, remedy="change them") from error
     except (Interrupted, FloatingPointError) as error:
-        if rank_zero_only.rank:
+        if rank_zero_only.rank:  # type: ignore[attr-defined]
             return 0  # the first rank tells, and would be killed while it does so if another one had failed
         if isinstance(error, Interrupted):
             raise KeyboardInterrupt from None

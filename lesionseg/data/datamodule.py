@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -41,7 +42,7 @@ class LesionDataModule(pl.LightningDataModule):
 
     Raises:
         InputError: the store is missing or damaged, holds lesions without a type for the target `typed`, or is too
-            small for the split.
+            small for the split; or a number is out of its range.
     """
 
     def __init__(
@@ -61,6 +62,10 @@ class LesionDataModule(pl.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        _refuse_out_of_range("batch_size", batch_size, 1, math.inf)
+        _refuse_out_of_range("num_workers", num_workers, 0, math.inf)
+        _refuse_out_of_range("keep_empty", keep_empty, 0, 1)
+        _refuse_out_of_range("same_neighbours", same_neighbours, 0, 1)
         self.path, self.target, self.input = Path(store), TARGETS[target], input
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.folds, self.fold, self.inner_validation, self.split_seed = folds, fold, inner_validation, split_seed
@@ -162,6 +167,12 @@ class LesionDataModule(pl.LightningDataModule):
 
     def _ranks(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+
+
+def _refuse_out_of_range(name: str, value: float, least: float, most: float) -> None:
+    if not least <= value <= most:
+        expected = f"{least} or more" if most == math.inf else f"{least} to {most}"
+        raise InputError(f"data.{name}", expected=expected, got=str(value), remedy="change it")
 
 
 def _refuse_untyped(store: Store) -> None:

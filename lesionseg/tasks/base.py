@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from lesionseg.data.dataset import Batch, Place
+from lesionseg.errors import InputError
 from lesionseg.inputs import InputSpec
 from lesionseg.labels import TARGETS
 from lesionseg.networks import build_unet, parameter_groups, transfer
@@ -56,6 +58,7 @@ class SegmentationTask(pl.LightningModule):
         compile: bool = False,
     ) -> None:
         super().__init__()
+        _refuse_negative(lr=lr, weight_decay=weight_decay)
         self.spec, self.target = input, TARGETS[target]
         self.lr, self.weight_decay = lr, weight_decay
         self.weights = Path(weights) if weights is not None and transfer else None
@@ -141,3 +144,9 @@ class SegmentationTask(pl.LightningModule):
     def _evaluate(self, batch: Batch, metric: Metric) -> None:
         for predicted, reference, place in zip(self.predict_slices(batch), batch.references, batch.places, strict=True):
             self.update_metric(metric, predicted, reference, place)
+
+
+def _refuse_negative(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 <= value < math.inf:
+            raise InputError(f"model.{name}", expected="0 or more", got=str(value), remedy="1e-3 and 1e-4 are usual")
