@@ -26,6 +26,7 @@ from lesionseg.callbacks.guards import FiniteLoss, Interrupted, StopOnSignal
 from lesionseg.callbacks.loggers import run_loggers
 from lesionseg.callbacks.progress import TimeLeft, progress_bar
 from lesionseg.callbacks.results import Results
+from lesionseg.callbacks.seeding import SeedEveryStep
 from lesionseg.command_line import read_configs, wrong_option
 from lesionseg.data.datamodule import LesionDataModule
 from lesionseg.data.folds import imbalance
@@ -148,6 +149,7 @@ class RunCLI(LightningCLI):
         config = self.config[self.subcommand]
         callbacks: list[pl.Callback] = [
             Results(self.run_dir),
+            SeedEveryStep(self.datamodule.seed),
             FiniteLoss(),
             StopOnSignal(self.run_dir / LAST_CHECKPOINT),
             TimeLeft(config.cell),
@@ -161,7 +163,7 @@ class RunCLI(LightningCLI):
         given = self._get(self.config_init, "trainer").callbacks or []
         kwargs["callbacks"] = [*(given if isinstance(given, list) else [given]), *callbacks]
         kwargs["enable_progress_bar"] = bool(progress_bar())
-        kwargs["logger"] = run_loggers(self.run_dir, self.run) if self.subcommand == "fit" else False
+        kwargs["logger"] = run_loggers(self.run_dir, self.run, self.checkpoint) if self.subcommand == "fit" else False
         if config.trainer.strategy == "auto" and _many_devices(config.trainer.devices, config.trainer.num_nodes):
             # Blocks freeze after the wrap, and some encoders hold parameters that no feature reaches.
             kwargs["strategy"] = "ddp_find_unused_parameters_true"

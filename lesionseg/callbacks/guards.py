@@ -74,13 +74,31 @@ class FiniteLoss(pl.Callback):
         self._batch = batch
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
-        """Raise FloatingPointError; the last checkpoint is left as it was."""
-        if torch.isfinite(loss):
+        """Raise FloatingPointError on every rank; the last checkpoint is left as it was."""
+        wrong = not torch.isfinite(loss)
+        if not _on_any_rank(trainer, pl_module, wrong):
             return
         assert self._batch is not None
         records = trainer.datamodule.store.records  # type: ignore[attr-defined]
-        cases = sorted({records[place.case].case_id for place in self._batch.places})
+        own = {records[place.case].case_id for place in self._batch.places} if wrong else set()
         raise FloatingPointError(
-            f"the loss became {loss.item()} in epoch {trainer.current_epoch + 1} on cases {', '.join(cases)}; "
+            f"the loss is not finite in epoch {trainer.current_epoch + 1} on cases {', '.join(_of_all(trainer, own))}; "
             "the last checkpoint is intact; look at these cases with `lesionseg check`, or lower model.lr"
         )
+
+
+def _on_any_rank(trainer: pl.Trainer, pl_module: pl.LightningModule, happened: bool) -> bool:
+    """Whether something happened on one rank at least: what one leaves alone, the others wait for in vain."""
+    if trainer.world_size == 1:
+        return happened
+    flag = torch.tensor(float(happened), device=pl_module.device)
+    return bool(trainer.strategy.reduce(flag, reduce_op="sum") > 0)
+
+
+def _of_all(trainer: pl.Trainer, own: set[str]) -> list[str]:
+    """The names of all ranks together, in order."""
+    if trainer.world_size == 1:
+        return sorted(own)
+    gathered: list[set[str]] = [set()] * trainer.world_size
+    torch.distributed.all_gather_object(gathered, own)
+    return sorted(set().union(*gathered))

@@ -2,25 +2,54 @@
 
 from __future__ import annotations
 
+import csv
 import os
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+import torch
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
+from pytorch_lightning.utilities import rank_zero_only
 
 from lesionseg.runs import RunInfo
 
 
-def run_loggers(folder: Path, run: RunInfo) -> list[Logger]:
+def run_loggers(folder: Path, run: RunInfo, checkpoint: Path | None = None) -> list[Logger]:
     """`metrics.csv` in the run folder, and W&B by `WANDB_MODE` (offline unless it says otherwise).
 
     W&B records the command line, the host, the user, the code and the console by default; all of that is off.
+
+    Args:
+        folder: of the run.
+        run: what W&B is told of it.
+        checkpoint: from which the run goes on: what `metrics.csv` holds up to there is kept.
     """
-    loggers: list[Logger] = [CSVLogger(folder, name="", version="")]
+    loggers: list[Logger] = [_csv(folder, checkpoint)]
     os.environ.setdefault("WANDB_MODE", "offline")
     if os.environ["WANDB_MODE"] != "disabled":
         loggers.append(_wandb(folder, run))
     return loggers
+
+
+@rank_zero_only
+def _earlier(metrics: Path, checkpoint: Path | None) -> list[dict[str, Any]]:
+    """Rows of an interrupted run up to its checkpoint; what it logged later is logged again."""
+    if checkpoint is None or not metrics.exists():
+        return []
+    steps = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+    with metrics.open(newline="") as file:
+        rows = [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
+    return [row for row in rows if int(row["step"]) < steps]
+
+
+def _csv(folder: Path, checkpoint: Path | None) -> CSVLogger:
+    rows = _earlier(folder / "metrics.csv", checkpoint)
+    logger = CSVLogger(folder, name="", version="")
+    if rows:
+        logger.experiment.metrics = rows  # Lightning has started the file anew
+        logger.save()
+    return logger
 
 
 def _wandb(folder: Path, run: RunInfo) -> WandbLogger:

@@ -1,0 +1,23 @@
+"""`SeedEveryStep`: what a net draws in training (dropout, stochastic depth) is a function of seed, step and rank."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+
+from lesionseg.data.dataset import Batch
+
+
+class SeedEveryStep(pl.Callback):
+    """Seeds torch before every training step, so that a run that goes on draws what it would have drawn."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """Each rank draws its own."""
+        sequence = np.random.SeedSequence([self.seed, trainer.current_epoch, batch_idx, trainer.global_rank])
+        torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
