@@ -145,7 +145,7 @@ class RunCLI(LightningCLI):
             rank_zero_info(f"continuing {self.run_dir} from its last checkpoint")
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        """The trainer with the callbacks and loggers of every run, and the strategy that its schedule needs."""
+        """The trainer with callbacks, loggers and strategy of every run; `InputError` for what a Trainer refuses."""
         config = self.config[self.subcommand]
         callbacks: list[pl.Callback] = [
             Results(self.run_dir),
@@ -169,7 +169,7 @@ class RunCLI(LightningCLI):
             kwargs["strategy"] = "ddp_find_unused_parameters_true"
         try:
             return super().instantiate_trainer(**kwargs)
-        except (MisconfigurationException, TypeError, ValueError) as error:  # all that a Trainer says of its settings
+        except (MisconfigurationException, TypeError, ValueError, ImportError) as error:
             got = " ".join(str(error).split())
             raise InputError("trainer", expected="settings for this machine", got=got, remedy="change them") from error
 
@@ -293,7 +293,8 @@ def run(args: list[str]) -> int:
 def _quieten() -> None:
     """Silence what Lightning and W&B say that a user of this package can do nothing about."""
     for message in ("The number of training batches", "The '.*_dataloader' does not have many workers", "isinstance",
-                    "Total length of `list`", "Experiment logs directory", "Checkpoint directory"):  # fmt: skip
+                    "Total length of `list`", "Experiment logs directory", "Checkpoint directory",
+                    "You're resuming from a checkpoint that ended before"):  # fmt: skip
         warnings.filterwarnings("ignore", message=f".*{message}")
     for name in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.seed"):
         logging.getLogger(name).addFilter(lambda record: not record.getMessage().startswith(_SMALL_TALK))

@@ -7,3 +7,93 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("WANDB_MODE", "disabled")
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """Makes a folder once, whatever the number of test processes: the first makes it, the others wait."""
+
+    def make(name: str, fill: Callable[[Path], None]) -> Path:
+        base = tmp_path_factory.getbasetemp()
+        folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+        with FileLock(f"{folder}.lock"):
+            if not folder.exists():
+                partial = folder.with_name(f"{name}.partial")
+                shutil.rmtree(partial, ignore_errors=True)
+                fill(partial)
+                partial.rename(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def phantom_root(once) -> Path:
+    """The smallest phantom that serves: three volumes, twelve slices of five patients, each lesion type."""
+    from lesionseg.phantom.write import write_phantom
+
+    return once("phantom", lambda folder: write_phantom(folder, volumes=3, slices=12, size=48, seed=0))
+
+
+@pytest.fixture(scope="session")
+def lits_store(once, phantom_root) -> Path:
+    from lesionseg.data import lits
+    from lesionseg.data.prepare import prepare
+
+    return once("lits", lambda folder: prepare(lits.cases(phantom_root / "lits"), folder, kind="lits", workers=1))
+
+
+@pytest.fixture(scope="session")
+def slices_store(once, phantom_root) -> Path:
+    from lesionseg.data import slices
+    from lesionseg.data.prepare import prepare
+
+    table = phantom_root / "slices" / "slices.csv"
+    return once("slices", lambda folder: prepare(slices.cases(table), folder, kind="slices", workers=1))
+
+
+@pytest.fixture(scope="session")
+def pretraining(lits_store) -> Callable[..., list[str]]:
+    """Command line of a tiny pretraining from the real YAML; later options go before earlier ones."""
+
+    def command(run: Path, *more: str, net: str = "lesion") -> list[str]:
+        configs = (EXPERIMENTS / "pretrain" / f"{net}.yaml", EXPERIMENTS / "profiles" / "phantom.yaml")
+        short = "--data.folds 3 --trainer.max_epochs 1 --trainer.limit_train_batches 2 --trainer.limit_val_batches 1"
+        return _command(configs, lits_store, run, *short.split(), *more)
+
+    return command
+
+
+@pytest.fixture(scope="session")
+def finetuning(slices_store) -> Callable[..., list[str]]:
+    """Command line of a tiny fine-tuning from the real YAML: six epochs of three batches, tested on one patient."""
+
+    def command(run: Path, *more: str, schedule: str = "hierarchical_unfreezing") -> list[str]:
+        parts = ("finetune/lesion", f"schedules/{schedule}", "profiles/phantom")
+        short = "--data.folds 4 --data.batch_size 2 --trainer.max_epochs 6 --trainer.check_val_every_n_epoch 2"
+        return _command([EXPERIMENTS / f"{part}.yaml" for part in parts], slices_store, run, *short.split(), *more)
+
+    return command
+
+
+def _command(configs: Iterable[Path], store: Path, run: Path, *more: str) -> list[str]:
+    named = [word for path in configs for word in ("--config", str(path))]
+    place = ["--data.store", str(store), "--trainer.default_root_dir", str(run)]
+    return ["fit", *named, *place, "--data.input.size_px", "32", *more]
+
+
+@pytest.fixture(scope="session")
+def pretrained(once, pretraining) -> Path:
+    """Run folder of a lesion net that has seen two batches."""
+    from lesionseg.cli import main
+
+    return once("pretrained", lambda folder: main(pretraining(folder)))

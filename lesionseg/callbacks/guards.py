@@ -8,7 +8,7 @@ from types import FrameType
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities import rank_zero_warn
+from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
 from lesionseg.data.dataset import Batch
@@ -20,6 +20,8 @@ class Interrupted(Exception):  # noqa: N818 (nothing went wrong)
 
 class StopOnSignal(pl.Callback):
     """After SIGINT or SIGTERM: finish the batch, save `last.ckpt`, end. A second signal ends at once.
+
+    After the last batch of an epoch, its validation and its checkpoint come first.
 
     A run that is continued from such a checkpoint gives the same weights as one that was never stopped.
     """
@@ -35,25 +37,32 @@ class StopOnSignal(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object) -> None:
         """Save and stop, on every rank, once a signal has come to any of them."""
-        stop = torch.tensor(float(self._received is not None), device=pl_module.device)
-        if trainer.world_size > 1:
-            stop = trainer.strategy.reduce(stop, reduce_op="sum")
-        if stop > 0:
-            trainer.save_checkpoint(self.checkpoint, weights_only=False)
+        if not trainer.is_last_batch and self._stops(trainer, pl_module):
+            trainer.save_checkpoint(self.checkpoint)
+            raise Interrupted
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop where a signal came at the end of the last epoch, whose checkpoint is written by now."""
+        if self._stops(trainer, pl_module):
             raise Interrupted
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Give the signals back."""
+        """Give the signals back; stop where one came at the end of the training."""
         self._restore()
+        if self._stops(trainer, pl_module):
+            raise Interrupted
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Give the signals back."""
         self._restore()
 
+    def _stops(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
+        return _on_any_rank(trainer, pl_module, self._received is not None)
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._received = number
         self._restore()
-        rank_zero_warn(f"{signal.Signals(number).name}: saving after this batch; once more to stop at once")
+        rank_zero_info(f"{signal.Signals(number).name}: saving after this batch; once more to stop at once")
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

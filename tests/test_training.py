@@ -1,0 +1,532 @@
+"""`fit`, `validate` and `test` by the real command line on the real YAML: what a run leaves, continues and refuses."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import asdict
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from PIL import Image
+from torch import nn
+
+from lesionseg.cli import main
+from lesionseg.data.store import Store
+from lesionseg.results import read_run
+from lesionseg.runs import RunInfo, weights_sha256
+from lesionseg.schedules import FreezeSchedule
+from lesionseg.tasks import LesionTask
+
+EPOCHS, STEPS = 6, 3
+ROOT = Path(__file__).parent.parent
+
+
+def forward_with_dropout(self, images):
+    """A net that draws random numbers: they must be the same after an interruption."""
+    return nn.functional.dropout(self.net(images), 0.1, self.training)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def dropout():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LesionTask, "forward", forward_with_dropout)
+        yield
+
+
+@pytest.fixture(scope="module")
+def command(finetuning, pretrained):
+    return lambda run, *more, **kinds: finetuning(run, "--model.init_args.weights", str(pretrained), *more, **kinds)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, command):
+    """A run that nothing interrupted. Do not change it: copy it."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    assert main(command(run)) == 0
+    return run
+
+
+@pytest.fixture
+def copy(whole, tmp_path):
+    return Path(shutil.copytree(whole, tmp_path / "run"))
+
+
+def load(run, name="last"):
+    return torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True)
+
+
+def written(run):
+    return (run / "checkpoints" / "last.ckpt").stat().st_mtime_ns
+
+
+def refused(capsys, args):
+    """The one line that a refused command leaves on stderr."""
+    capsys.readouterr()
+    assert main(args) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("lesionseg: wrong input: ")
+    return lines[0]
+
+
+def assert_same_run(run, whole):
+    """Weights, running statistics, optimizer, checkpoints, tables: all that a run leaves."""
+    one, other = load(run), load(whole)
+    assert (one["epoch"], one["global_step"]) == (other["epoch"], other["global_step"]) == (EPOCHS - 1, EPOCHS * STEPS)
+    assert any("running_var" in name for name in one["state_dict"])
+    for key in ("state_dict", "optimizer_states"):
+        assert_equal_states(one[key], other[key])
+    assert_equal_states(load(run, "best")["state_dict"], load(whole, "best")["state_dict"])
+    for table in ("slices.csv", "lesions.csv", "schedule.json", "split.json"):
+        assert (run / table).read_bytes() == (whole / table).read_bytes()
+    assert RunInfo.read(run).state == "finished"
+
+
+def assert_equal_states(one, other):
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        one, other = list(one.values()), list(other.values())
+    if isinstance(one, list):
+        assert len(one) == len(other)
+        for a, b in zip(one, other, strict=True):
+            assert_equal_states(a, b)
+    else:
+        assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
+# ---- what a run leaves ----
+
+
+def test_a_run_says_what_it_is(whole, pretrained, slices_store):
+    run, held = RunInfo.read(whole), RunInfo.read(pretrained)
+    assert (run.name, run.state, run.target, run.fold, run.folds, run.seed) == (
+        "hierarchical_unfreezing", "finished", "typed", 0, 4, 0,
+    )  # fmt: skip
+    assert (run.epochs, run.encoder, run.encoder_weights, run.generated) == (EPOCHS, "tu-test_resnet", None, True)
+    assert run.weights_sha256 == weights_sha256(pretrained)
+    store, parts = Store.open(slices_store), json.loads((whole / "split.json").read_text())
+    voxels = {record.case_id: record.voxel_sha256 for record in store.records}
+    assert run.store_sha256 == store.manifest_sha256
+    assert set(run.trained_on) == {*held.trained_on, *(voxels[c] for c in parts["train"] + parts["validation"])}
+    assert len(held.trained_on) == 2  # of three volumes, one is the test part
+    assert sorted(parts["train"] + parts["validation"] + parts["test"]) == sorted(voxels)
+    assert str(whole.parent) not in (whole / "run.json").read_text()
+
+
+def test_the_schedule_lies_beside_it(whole):
+    stages = {name: [start, 1] for name, start in zip(
+        ("stage4", "stage3", "stage2", "stage1", "stem"), (0.1667, 0.3333, 0.5, 0.6667, 0.8333), strict=True
+    )}  # fmt: skip
+    blocks = ["stem", "stage1", "stage2", "stage3", "stage4", "decoder", "head"]
+    schedule = FreezeSchedule.parse({**stages, "decoder": "always", "head": "always"}).resolve(EPOCHS, blocks)
+    assert json.loads((whole / "schedule.json").read_text()) == json.loads(schedule.to_json())
+
+
+def test_the_tables_hold_every_slice_of_the_test_part(whole, slices_store):
+    result, parts = read_run(whole), json.loads((whole / "split.json").read_text())
+    records = {record.case_id: record for record in Store.open(slices_store).records}
+    assert sorted(result.slices.case_id.unique()) == parts["test"]
+    assert set(result.slices.slice) == {0}
+    patients = {case: records[case].patient_id for case in parts["test"]}
+    for table in (result.slices, result.lesions):
+        assert dict(zip(table.case_id, table.patient_id, strict=True)).items() <= patients.items()
+    types = {record.case_id: record.lesion_types for record in records.values()}
+    reference = result.lesions[result.lesions.kind == "reference"]
+    assert all(lesion_type in types[case] for case, lesion_type in zip(reference.case_id, reference.type, strict=True))
+    assert set(reference.case_id) == {case for case in parts["test"] if types[case]}
+    row, record = result.lesions.iloc[0], records[result.lesions.case_id[0]]
+    assert row.area_mm2 == pytest.approx(row.area_px * record.spacing_mm[1] * record.spacing_mm[2])
+
+
+def test_the_log_holds_every_epoch_and_the_figures_of_the_tables(whole):
+    log, slices = pd.read_csv(whole / "metrics.csv"), read_run(whole).slices
+    assert log.dropna(subset="train/loss").epoch.tolist() == list(range(EPOCHS))
+    validated = log.dropna(subset="val/dice1_n")
+    assert validated.epoch.tolist() == [1, 3, 5]
+    test = log.dropna(subset="test/slices_n").iloc[0]
+    for figure in ("dice1", "dice2"):
+        assert slices[slices.figure == figure].value.mean() == pytest.approx(test[f"test/{figure}"])
+    false_positives = slices[slices.figure == "false_positives"].value
+    assert false_positives.mean() == pytest.approx(test["test/false_positives_per_slice"])
+    assert load(whole, "best")["epoch"] == validated.set_index("epoch")["val/dice1"].idxmax()
+
+
+def test_last_is_whole_and_best_holds_the_weights_alone(whole):
+    last, best = load(whole), load(whole, "best")
+    assert "optimizer_states" in last
+    assert "optimizer_states" not in best
+    assert last["lesionseg"] == best["lesionseg"]
+    assert last["lesionseg"]["encoder"] == "tu-test_resnet"
+    assert not list((whole / "checkpoints").glob("*v1*"))
+
+
+# ---- done, changed ----
+
+
+def test_the_same_command_again_does_nothing(whole, command, capsys):
+    before = written(whole)
+    assert main(command(whole)) == 0
+    assert "done already" in capsys.readouterr().out
+    assert written(whole) == before
+
+
+def test_the_fingerprint_has_the_last_word(copy, command, tmp_path):
+    """Workers in a YAML file: another request, the same run."""
+    (tmp_path / "more.yaml").write_text("data:\n  num_workers: 1\n")
+    before, request = written(copy), RunInfo.read(copy).request_sha256
+    again = command(copy, "--config", str(tmp_path / "more.yaml"))
+    assert main(again) == 0
+    assert written(copy) == before
+    assert RunInfo.read(copy).request_sha256 != request  # the next time, it is told at once
+
+
+def test_the_config_it_leaves_asks_for_the_same_run(copy, capsys):
+    before = written(copy)
+    assert main(["fit", "--config", str(copy / "config.yaml"), "--trainer.default_root_dir", str(copy)]) == 0
+    assert written(copy) == before
+
+
+@pytest.mark.parametrize("more", [("--data.fold", "1"), ("--trainer.limit_test_batches", "1")])
+def test_a_changed_run_takes_the_place_of_the_earlier_one(copy, command, more):
+    (copy / "stale").touch()
+    before = RunInfo.read(copy)
+    assert main(command(copy, *more, "--trainer.max_epochs", "6")) == 0
+    after = RunInfo.read(copy)
+    assert after.state == "finished"
+    assert after.fingerprint != before.fingerprint
+    assert after.fold == int(more[1]) * (more[0] == "--data.fold")
+    assert not (copy / "stale").exists()
+
+
+def test_an_earlier_run_stays_where_the_new_one_is_refused(copy, command, capsys, tmp_path):
+    (tmp_path / "wrong.yaml").write_text("schedule:\n  trains:\n    encodr: always\n    decoder: always\n")
+    before = written(copy)
+    line = refused(capsys, command(copy, "--config", str(tmp_path / "wrong.yaml")))
+    assert "encodr" in line
+    assert "stem, stage1, stage2, stage3, stage4, decoder, head" in line
+    assert written(copy) == before
+
+
+# ---- interrupted, continued ----
+
+
+def at_step(patch, step, act, hook="on_train_batch_start"):
+    """Let something happen before a training step."""
+
+    def hooked(self, *_):
+        if self.trainer.global_step == step:
+            act(self)
+
+    patch.setattr(LesionTask, hook, hooked, raising=False)
+
+
+def interrupt(*_):
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+    ("step", "saved"),
+    [
+        pytest.param(0, 1, id="first-batch"),
+        pytest.param(STEPS + 1, STEPS + 2, id="mid-epoch"),
+        pytest.param(2 * STEPS - 1, 2 * STEPS, id="last-batch"),
+        pytest.param(3 * STEPS, 3 * STEPS + 1, id="block-thawed"),
+    ],
+)
+def test_ctrl_c_within_an_epoch_and_the_same_command_goes_on(
+    tmp_path, command, whole, monkeypatch, capsys, step, saved
+):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        at_step(patch, step, interrupt)
+        assert main(command(run)) == 130
+    assert "the same command continues" in capsys.readouterr().err
+    assert RunInfo.read(run).state == "running"
+    assert load(run)["global_step"] == saved
+    assert main(command(run)) == 0
+    assert_same_run(run, whole)
+
+
+def test_sigterm_too_and_the_signals_are_given_back(tmp_path, command, monkeypatch):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with monkeypatch.context() as patch:
+        at_step(patch, 1, lambda task: os.kill(os.getpid(), signal.SIGTERM))
+        assert main(command(tmp_path / "run")) == 130
+    assert load(tmp_path / "run")["global_step"] == 2
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_second_ctrl_c_ends_at_once(tmp_path, command, monkeypatch):
+    def twice(_):
+        interrupt()
+        interrupt()
+
+    with monkeypatch.context() as patch:
+        at_step(patch, STEPS + 1, twice)
+        assert main(command(tmp_path / "run")) == 130
+    assert load(tmp_path / "run")["global_step"] == STEPS  # of the epoch before
+
+
+@pytest.mark.parametrize(
+    ("hook", "step", "epochs_done"),
+    [
+        pytest.param("on_train_epoch_start", 2 * STEPS, 2, id="between-epochs"),
+        pytest.param("on_validation_epoch_start", EPOCHS * STEPS, 6, id="after-the-last-batch"),
+        pytest.param("on_test_batch_start", EPOCHS * STEPS, 6, id="in-the-test"),
+    ],
+)
+def test_ctrl_c_elsewhere(tmp_path, command, whole, monkeypatch, hook, step, epochs_done):
+    run = tmp_path / "run"
+    twice = hook == "on_train_epoch_start"  # at once: from the checkpoint of the epoch before
+    with monkeypatch.context() as patch:
+        at_step(patch, step, lambda _: [interrupt() for _ in range(1 + twice)], hook)
+        assert main(command(run)) == 130
+    assert load(run)["global_step"] == epochs_done * STEPS
+    assert RunInfo.read(run).state == "running"
+    assert main(command(run)) == 0
+    assert_same_run(run, whole)
+    assert_same_log(run, whole)
+
+
+def assert_same_log(run, whole):
+    one, other = (pd.read_csv(folder / "metrics.csv").dropna(axis=1, how="all") for folder in (run, whole))
+    pd.testing.assert_frame_equal(one, other)
+
+
+def test_killed_in_the_middle_it_goes_on_from_the_last_epoch(tmp_path, command, whole):
+    code = f"""
+import os, signal, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_training import LesionTask, at_step, forward_with_dropout, main
+import pytest
+patch = pytest.MonkeyPatch()
+patch.setattr(LesionTask, "forward", forward_with_dropout)
+at_step(patch, {3 * STEPS + 1}, lambda task: os.kill(os.getpid(), signal.SIGKILL))
+main(sys.argv[1:])
+"""
+    run = tmp_path / "run"
+    done = subprocess.run([sys.executable, "-c", code, *command(run)], cwd=ROOT, capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert load(run)["global_step"] == 3 * STEPS
+    assert main(command(run)) == 0
+    assert_same_run(run, whole)
+    assert_same_log(run, whole)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_before_it_reaches_the_weights(
+    tmp_path, command, whole, monkeypatch, capsys
+):
+    run, kept = tmp_path / "run", []
+
+    def spoil(task):
+        kept.append((run / "checkpoints" / "last.ckpt").read_bytes())
+        task.net.segmentation_head[0].bias.data[0] = math.inf
+
+    with monkeypatch.context() as patch:
+        at_step(patch, 2 * STEPS + 1, spoil)
+        assert main(command(run)) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    parts = json.loads((run / "split.json").read_text())
+    assert line.startswith("lesionseg: failed: the loss is not finite in epoch 3 on cases ")
+    assert 1 <= sum(case in line for case in parts["train"]) <= 2
+    assert not any(case in line for case in parts["validation"] + parts["test"])
+    assert (run / "checkpoints" / "last.ckpt").read_bytes() == kept[0]
+    assert RunInfo.read(run).state == "running"
+    assert main(command(run)) == 0
+    assert_same_run(run, whole)
+
+
+# ---- test, validate ----
+
+
+def test_a_finished_run_is_tested_again(copy, whole, command):
+    for table in ("slices.csv", "lesions.csv"):
+        (copy / table).unlink()
+    assert main(["test", *command(copy)[1:]]) == 0
+    for table in ("slices.csv", "lesions.csv", "run.json", "metrics.csv"):
+        assert (copy / table).read_bytes() == (whole / table).read_bytes()
+
+
+def test_a_finished_run_is_validated_again(copy, whole, command):
+    assert main(["validate", *command(copy)[1:]]) == 0
+    assert (copy / "slices.csv").read_bytes() == (whole / "slices.csv").read_bytes()
+
+
+@pytest.mark.parametrize("verb", ["test", "validate"])
+def test_a_run_is_not_tested_with_other_options(copy, command, capsys, verb):
+    """Its training cases would be in the test part of another fold."""
+    before = (copy / "slices.csv").read_bytes()
+    line = refused(capsys, [verb, *command(copy, "--data.fold", "1")[1:]])
+    assert "expected the options of its fit" in line
+    assert (copy / "slices.csv").read_bytes() == before
+
+
+def test_a_run_that_has_not_finished_is_not_tested(copy, command, capsys):
+    _unfinish(copy)
+    assert "expected a finished run" in refused(capsys, ["test", *command(copy)[1:]])
+
+
+def _unfinish(run):
+    info = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**info, "state": "running"}))
+
+
+# ---- refused ----
+
+
+def test_no_run_folder(command, capsys):
+    args = command(Path("unused"))
+    at = args.index("--trainer.default_root_dir")
+    assert "--trainer.default_root_dir: expected the run folder" in refused(capsys, args[:at] + args[at + 2 :])
+
+
+def test_a_folder_of_something_else(command, capsys, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    assert "got a folder with other files" in refused(capsys, command(tmp_path))
+    assert "got a file" in refused(capsys, command(tmp_path / "notes.txt"))
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize(
+    ("more", "parts"),
+    [
+        (["--data.store", "nowhere"], ["nowhere: expected a prepared store", "make one by prepare"]),
+        (["--model.init_args.weights", "nowhere"], ["nowhere: expected a run folder; got no such folder"]),
+        (["--data.foldd", "1"], ["--data.foldd", "perhaps data.fold or data.folds"]),
+        (["--data.folds", "many"], ["--data.folds: expected int; got many"]),
+        (["--data.folds"], ["--data.folds: expected one argument"]),
+        (["--data.folds", "9"], ["expected 1 to 5 folds for 5 patients"]),
+        (["--data.fold", "4"], ["fold: expected 0 to 3; got 4"]),
+        (["--data.input.size_px", "40"], ["multiple of 32", "got 40"]),
+        (["--data.input.size_px", "0"], ["multiple of 32", "got 0"]),
+        (["--data.input.region", "box"], ["--data.input.region: expected Literal['slice', 'liver']; got box"]),
+        (["--data.batch_size", "0"], ["data.batch_size: expected 1 or more; got 0"]),
+        (["--data.keep_empty", "1.5"], ["data.keep_empty: expected 0 to 1; got 1.5"]),
+        (["--model.init_args.lr", "-1"], ["model.lr: expected 0 or more; got -1.0"]),
+        (["--model.init_args.loss", "mse"], ["model.loss: expected weighted_ce or dice_ce; got mse"]),
+        (["--model.init_args.encoder", "resnet19"], ["got 'resnet19'", "close names: resnet18"]),
+        (["--model.init_args.depth", "5"], ["depth"]),
+        (["--model.class_path", "lesionseg.tasks.Nothing"], ["--model", "lesionseg.tasks.Nothing"]),
+        (["--trainer.max_epochs", "5"], ["schedule: expected", "got 5"]),
+        (["--trainer.accelerator", "tpu"], ["trainer: expected settings for this machine"]),
+        (["--trainer.devices", "x"], ["trainer: expected settings for this machine"]),
+        (["--cell", "one"], ["--cell: expected number/total@side-by-side; got one"]),
+        (["more"], ["unknown key more"]),
+    ],
+)
+def test_wrong_options_are_one_line_and_leave_nothing(command, capsys, tmp_path, more, parts):
+    line = refused(capsys, command(tmp_path / "run", *more))
+    assert [part for part in parts if part not in line] == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("data:\n  fold: 0\n  fold: 1\n", ["expected each key once; got 'fold' again in line 3"]),
+        ("data:\n  foldd: 1\n", ["data.foldd", "perhaps data.fold or data.folds"]),
+        ("modle:\n  lr: 1\n", ["modle"]),
+        ("data:\n  fold: first\n", ["data.fold: expected int; got first"]),
+        ("data: [\n", ["expected YAML; got while parsing"]),
+        ("- data\n", ["expected keys with values; got list"]),
+        (None, ["expected a YAML file", "No such file"]),
+    ],
+)
+@pytest.mark.parametrize("form", ["--config {}", "-c {}", "--config={}"])
+def test_a_wrong_config_is_named(command, capsys, tmp_path, text, parts, form):
+    path = tmp_path / "wrong.yaml"
+    if text is not None:
+        path.write_text(text)
+    line = refused(capsys, command(tmp_path / "run", *form.format(path).split()))
+    assert str(path) in line
+    assert [part for part in parts if part not in line] == []
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_of_a_run_that_has_not_finished(command, pretrained, capsys, tmp_path):
+    start = Path(shutil.copytree(pretrained, tmp_path / "start"))
+    _unfinish(start)
+    line = refused(capsys, command(tmp_path / "run", "--model.init_args.weights", str(start)))
+    assert f"{start}: expected a finished run" in line
+
+
+def test_weights_of_the_baseline_may_be_missing(finetuning, tmp_path):
+    """The grid names them for every row; the row without transfer does not look."""
+    quick = ["--trainer.max_epochs", "1", "--trainer.limit_test_batches", "1", "--model.init_args.weights", "nowhere"]
+    assert main(finetuning(tmp_path / "run", *quick, schedule="baseline")) == 0
+    assert RunInfo.read(tmp_path / "run").weights_sha256 is None
+
+
+@pytest.fixture(scope="module")
+def real_store(tmp_path_factory):
+    """PNG are taken for real CT: nothing in them says that they are generated."""
+    folder, rng = tmp_path_factory.mktemp("real"), np.random.default_rng(0)
+    lines = ["patient_id,image,mask,liver_mask,window_low_hu,window_high_hu"]
+    for i in range(6):
+        liver, lesion = np.zeros((2, 32, 32), np.uint8)
+        liver[4:28, 4:28], lesion[10:16, 10:16] = 1, i % 3 + 1
+        for name, array in (("image", rng.integers(80, 200, liver.shape)), ("liver", liver), ("mask", lesion)):
+            Image.fromarray(array.astype(np.uint8)).save(folder / f"{name}{i}.png")
+        lines.append(f"patient{i},image{i}.png,mask{i}.png,liver{i}.png,-200,250")
+    (folder / "slices.csv").write_text("\n".join(lines) + "\n")
+    table, store = str(folder / "slices.csv"), folder / "store"
+    assert main(["prepare", "slices", table, "--output", str(store), "--workers", "1"]) == 0
+    return store
+
+
+def test_real_ct_is_not_fine_tuned_from_generated_ct(command, pretrained, real_store, capsys, tmp_path):
+    line = refused(capsys, command(tmp_path / "run", "--data.store", str(real_store)))
+    assert f"{pretrained}: expected weights trained on real CT" in line
+    assert "make pretrain LITS=" in line
+
+
+def test_what_a_net_was_pretrained_on_is_not_its_test(finetuning, capsys, tmp_path):
+    start, target = tmp_path / "start", ["--data.target", "lesion"]
+    quick = ["--trainer.max_epochs", "1", "--trainer.limit_test_batches", "1", *target]
+    assert main(finetuning(start, *quick, schedule="baseline")) == 0
+    weights = ["--model.init_args.weights", str(start)]
+    line = refused(capsys, finetuning(tmp_path / "run", *weights, "--data.fold", "1", schedule="no_freezing"))
+    assert "expected test cases that the net never saw" in line
+    assert not (tmp_path / "run").exists()
+    assert main(finetuning(tmp_path / "run", *weights, *quick[:4], schedule="no_freezing")) == 0  # the same fold
+    again = ["--model.init_args.weights", str(tmp_path / "run")]  # what the start of the start has seen counts too
+    assert set(RunInfo.read(start).trained_on) == set(RunInfo.read(tmp_path / "run").trained_on)
+    refused(capsys, finetuning(tmp_path / "third", *again, "--data.fold", "2", schedule="no_freezing"))
+
+
+# ---- two processes ----
+
+
+def test_two_ranks_leave_the_figures_of_one(tmp_path, command):
+    """Freeze, thaw and freeze again on two gloo ranks; the test by one process gives the same rows."""
+    trains = {"stage1": [{"start": 0, "stop": 0.3334}, {"start": 0.6667, "stop": 1}], "stage2": [0.5, 1],
+              "encoder": "always", "decoder": "always", "head": "always"}  # fmt: skip
+    (tmp_path / "again.yaml").write_text(yaml.safe_dump({"schedule": {"trains": trains}}))
+    run = tmp_path / "run"
+    args = command(run, "--config", str(tmp_path / "again.yaml"))
+    two = [sys.executable, "-m", "lesionseg.cli", *args, "--trainer.devices", "2"]
+    done = subprocess.run(two, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "stage1 freezes" in done.stderr
+    assert "stage1 thaws" in done.stderr
+    assert load(run)["global_step"] == EPOCHS * (STEPS * 2 // 4)  # two slices a rank and step
+    shared = read_run(run)
+    assert main(["test", *args[1:]]) == 0
+    alone = read_run(run)
+    keys = ["case_id", "slice", "figure"]
+    values = [result.slices.set_index(keys).value for result in (shared, alone)]
+    pd.testing.assert_series_equal(*values, rtol=0, atol=1e-12)
+    pd.testing.assert_frame_equal(shared.lesions, alone.lesions)
+    steps = json.loads((run / "schedule.json").read_text())["steps"]
+    assert [step["rates"]["stage1"] for step in steps] == [1, 0, 0, 1]
+    assert asdict(alone.info)["state"] == "finished"
+    assert all(a["stop"] == b["start"] for a, b in pairwise(steps))
