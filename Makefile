@@ -28,6 +28,8 @@ RUN := runs/$(NAME)
 DATA := $(RUN)/data
 FIT := $(LESIONSEG) fit
 PROFILE_FILE := experiments/profiles/$(PROFILE).yaml
+# More options of `lesionseg fit` for the cells of the grid, e.g. FIT_OPTIONS='--model.init_args.loss weighted_ce'
+FIT_OPTIONS ?=
 STEER = $(if $(EPOCHS),--trainer.max_epochs $(EPOCHS)) $(if $(DEVICES),--trainer.devices $(DEVICES))
 
 # Cells of the grid run side by side: one a GPU, or two on the CPU with half of its cores each; `make -j N` says otherwise.
@@ -115,7 +117,7 @@ $(RUN)/finetune/$(1)/fold$(2)-seed$(3): grid
 	  --config experiments/schedules/$(1).yaml --config $$(PROFILE_FILE) --seed_everything $(3) \
 	  --data.store $$(DATA)/slices --data.folds $$(FOLDS) --data.fold $(2) \
 	  --model.init_args.weights $$(RUN)/pretrain/lesion --cell $$(CELL_INDEX)/$$(words $$(CELLS))@$$(JOBS) \
-	  --trainer.default_root_dir $$@ $$(STEER)
+	  --trainer.default_root_dir $$@ $$(STEER) $$(FIT_OPTIONS)
 endef
 FOLD_NUMBERS := $(shell seq 0 $$(( $(FOLDS) - 1 )))
 $(foreach s,$(SCHEDULES),$(foreach k,$(FOLD_NUMBERS),$(foreach e,$(SEEDS),$(eval $(call CELL,$(s),$(k),$(e))))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -35,6 +36,41 @@ def write_nifti(path: Path, array: np.ndarray, spacing_mm: tuple[float, float, f
     file.set_qform(affine, code=1)
     file.set_sform(affine, code=1)
     nib.save(file, path)
+
+
+#: What every slice of the phantom says alike.
+_CT_TAGS: dict[str, Any] = {
+    "SpecificCharacterSet": "ISO_IR 100",
+    "ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"],
+    "SOPClassUID": CTImageStorage,
+    "StudyDate": "20000101",
+    "StudyTime": "120000",
+    "AccessionNumber": "",
+    "Modality": "CT",
+    "Manufacturer": MARK,
+    "ReferringPhysicianName": "",
+    "PatientBirthDate": "",
+    "PatientSex": "",
+    "BodyPartExamined": "ABDOMEN",
+    "KVP": "120",
+    "PatientPosition": "HFS",
+    "StudyID": "1",
+    "SeriesNumber": "1",
+    "AcquisitionNumber": "1",
+    "PositionReferenceIndicator": "",
+    "ImageOrientationPatient": ["1", "0", "0", "0", "1", "0"],
+    "SamplesPerPixel": 1,
+    "PhotometricInterpretation": "MONOCHROME2",
+    "BitsAllocated": 16,
+    "BitsStored": 16,
+    "HighBit": 15,
+    "PixelRepresentation": 0,
+    "RescaleIntercept": str(-STORED_OFFSET),
+    "RescaleSlope": "1",
+    "RescaleType": "HU",
+    "WindowCenter": "70",
+    "WindowWidth": "340",
+}
 
 
 def write_dicom(
@@ -72,53 +108,24 @@ def write_dicom(
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     file = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
     values = {
-        "SpecificCharacterSet": "ISO_IR 100",
-        "ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"],
-        "SOPClassUID": CTImageStorage,
+        **_CT_TAGS,
         "SOPInstanceUID": meta.MediaStorageSOPInstanceUID,
-        "StudyDate": "20000101",
-        "StudyTime": "120000",
-        "AccessionNumber": "",
-        "Modality": "CT",
-        "Manufacturer": MARK,
         "ManufacturerModelName": scanner,
-        "ReferringPhysicianName": "",
         "PatientName": patient_id,
         "PatientID": patient_id,
-        "PatientBirthDate": "",
-        "PatientSex": "",
-        "BodyPartExamined": "ABDOMEN",
-        "KVP": "120",
         "SliceThickness": _decimal(thickness_mm),
-        "PatientPosition": "HFS",
         "StudyInstanceUID": uid("study"),
         "SeriesInstanceUID": uid("series"),
         "FrameOfReferenceUID": uid("frame"),
-        "StudyID": "1",
-        "SeriesNumber": "1",
-        "AcquisitionNumber": "1",
         "InstanceNumber": str(number),
-        "PositionReferenceIndicator": "",
         "ImagePositionPatient": [
             _decimal(-(columns - 1) / 2 * column_mm),
             _decimal(-(rows - 1) / 2 * row_mm),
             _decimal(height_mm),
         ],
-        "ImageOrientationPatient": ["1", "0", "0", "0", "1", "0"],
-        "SamplesPerPixel": 1,
-        "PhotometricInterpretation": "MONOCHROME2",
         "Rows": rows,
         "Columns": columns,
         "PixelSpacing": [_decimal(row_mm), _decimal(column_mm)],
-        "BitsAllocated": 16,
-        "BitsStored": 16,
-        "HighBit": 15,
-        "PixelRepresentation": 0,
-        "RescaleIntercept": str(-STORED_OFFSET),
-        "RescaleSlope": "1",
-        "RescaleType": "HU",
-        "WindowCenter": "70",
-        "WindowWidth": "340",
     }
     for name, value in values.items():
         setattr(file, name, value)
