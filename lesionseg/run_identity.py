@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from inspect import signature
 from pathlib import Path
@@ -42,6 +43,7 @@ def describe_run(plain: dict[str, Any], args: Sequence[str]) -> RunInfo:
     weights = weights_sha256(source) if source else None
     relevant = without(plain, _NOT_IN_FINGERPRINT)
     relevant["trainer"] = _trainer_settings(plain["trainer"])
+    relevant["model"]["init_args"]["encoder_weights"] = _content(init["encoder_weights"])
     shared = {"config": without(relevant, _DIFFERS_BETWEEN_ROWS), "store": store.manifest_sha256}
     encoder_weights = init["encoder_weights"]
     return RunInfo(
@@ -74,6 +76,13 @@ def without(config: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
         below = tuple(k.removeprefix(f"{key}.") for k in keys if k.startswith(f"{key}."))
         out[key] = without(value, below) if below and isinstance(value, dict) else value
     return out
+
+
+def _content(named: str | None) -> str | None:
+    """What stands for weights by name or by file: the name, or the hash of the file."""
+    if named is None or not Path(named).is_file():
+        return named
+    return hashlib.sha256(Path(named).read_bytes()).hexdigest()
 
 
 def _trainer_settings(settings: dict[str, Any]) -> dict[str, Any]:

@@ -12,8 +12,10 @@ import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from filelock import FileLock
+from PIL import Image
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 
@@ -59,6 +61,24 @@ def slices_store(once, phantom_root) -> Path:
 
     table = phantom_root / "slices" / "slices.csv"
     return once("slices", lambda folder: prepare(slices.cases(table), folder, kind="slices", workers=1))
+
+
+@pytest.fixture(scope="session")
+def png_store(tmp_path_factory) -> Path:
+    """Six slices of six patients, PNG of unknown spacing: nothing in them says that they are generated."""
+    from lesionseg.data import slices
+    from lesionseg.data.prepare import prepare
+
+    folder, rng = tmp_path_factory.mktemp("png"), np.random.default_rng(0)
+    lines = ["patient_id,image,mask,liver_mask,window_low_hu,window_high_hu"]
+    for i in range(6):
+        liver, lesion = np.zeros((2, 32, 32), np.uint8)
+        liver[4:28, 4:28], lesion[10:16, 10:16] = 1, i % 3 + 1
+        for name, array in (("image", rng.integers(80, 200, liver.shape)), ("liver", liver), ("mask", lesion)):
+            Image.fromarray(array.astype(np.uint8)).save(folder / f"{name}{i}.png")
+        lines.append(f"patient{i},image{i}.png,mask{i}.png,liver{i}.png,-200,250")
+    (folder / "slices.csv").write_text("\n".join(lines) + "\n")
+    return prepare(slices.cases(folder / "slices.csv"), folder / "store", kind="slices", workers=1).path
 
 
 @pytest.fixture(scope="session")

@@ -11,12 +11,10 @@ from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
 import yaml
-from PIL import Image
 from torch import nn
 
 from lesionseg.cli import main
@@ -466,25 +464,8 @@ def test_weights_of_the_baseline_may_be_missing(finetuning, tmp_path):
     assert RunInfo.read(tmp_path / "run").weights_sha256 is None
 
 
-@pytest.fixture(scope="module")
-def real_store(tmp_path_factory):
-    """PNG are taken for real CT: nothing in them says that they are generated."""
-    folder, rng = tmp_path_factory.mktemp("real"), np.random.default_rng(0)
-    lines = ["patient_id,image,mask,liver_mask,window_low_hu,window_high_hu"]
-    for i in range(6):
-        liver, lesion = np.zeros((2, 32, 32), np.uint8)
-        liver[4:28, 4:28], lesion[10:16, 10:16] = 1, i % 3 + 1
-        for name, array in (("image", rng.integers(80, 200, liver.shape)), ("liver", liver), ("mask", lesion)):
-            Image.fromarray(array.astype(np.uint8)).save(folder / f"{name}{i}.png")
-        lines.append(f"patient{i},image{i}.png,mask{i}.png,liver{i}.png,-200,250")
-    (folder / "slices.csv").write_text("\n".join(lines) + "\n")
-    table, store = str(folder / "slices.csv"), folder / "store"
-    assert main(["prepare", "slices", table, "--output", str(store), "--workers", "1"]) == 0
-    return store
-
-
-def test_real_ct_is_not_fine_tuned_from_generated_ct(command, pretrained, real_store, capsys, tmp_path):
-    line = refused(capsys, command(tmp_path / "run", "--data.store", str(real_store)))
+def test_real_ct_is_not_fine_tuned_from_generated_ct(command, pretrained, png_store, capsys, tmp_path):
+    line = refused(capsys, command(tmp_path / "run", "--data.store", str(png_store)))
     assert f"{pretrained}: expected weights trained on real CT" in line
     assert "make pretrain LITS=" in line
 

@@ -1,0 +1,91 @@
+"""Every YAML of `experiments/` runs a step, and each owns its own keys."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lesionseg.cli import main
+from lesionseg.runs import RunInfo
+
+ROOT = Path(__file__).parents[2] / "experiments"
+PRETRAIN, SCHEDULES, PROFILES = (
+    sorted(path.stem for path in (ROOT / folder).glob("*.yaml")) for folder in ("pretrain", "schedules", "profiles")
+)
+#: For a net of no size, whatever the profile names.
+TINY = (
+    "--model.init_args.encoder tu-test_resnet --model.init_args.encoder_weights null --data.input.size_px 32 "
+    "--data.batch_size 2 --data.num_workers 0 --data.folds 3 --trainer.accelerator cpu --trainer.devices 1 "
+    "--trainer.max_epochs 6 --trainer.limit_train_batches 1 --trainer.limit_val_batches 1 "
+    "--trainer.limit_test_batches 1"
+)
+
+
+def fit(run, store, *parts, more=()):
+    configs = [word for part in parts for word in ("--config", str(ROOT / f"{part}.yaml"))]
+    place = ["--data.store", str(store), "--trainer.default_root_dir", str(run)]
+    return main(["fit", *configs, *place, *more])
+
+
+def leaves(content, at=""):
+    """Dotted keys of nested data; what a schedule says of its blocks is one."""
+    for key, value in content.items():
+        if isinstance(value, dict) and at + key != "schedule":
+            yield from leaves(value, f"{at}{key}.")
+        else:
+            yield at + key
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("net", PRETRAIN)
+def test_pretraining(tmp_path, lits_store, net, profile):
+    assert fit(tmp_path / "run", lits_store, f"pretrain/{net}", f"profiles/{profile}", more=TINY.split()) == 0
+    run = RunInfo.read(tmp_path / "run")
+    assert (run.name, run.state, run.target) == (net, "finished", net)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "profile"),
+    [*((schedule, "phantom") for schedule in SCHEDULES), *(("baseline", p) for p in PROFILES if p != "phantom")],
+)
+def test_fine_tuning(tmp_path, slices_store, pretrained, schedule, profile):
+    parts = ("finetune/lesion", f"schedules/{schedule}", f"profiles/{profile}")
+    more = [*TINY.split(), "--model.init_args.weights", str(pretrained)]
+    assert fit(tmp_path / "run", slices_store, *parts, more=more) == 0
+    run = RunInfo.read(tmp_path / "run")
+    assert (run.name, run.state, run.target) == (schedule, "finished", "typed")
+    assert (run.weights_sha256 is None) == (schedule == "baseline")
+
+
+def test_the_paper_asks_for_imagenet_and_says_what_to_do_without(tmp_path, slices_store, monkeypatch, capsys):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    parts = ("finetune/lesion", "schedules/baseline", "profiles/paper")
+    assert fit(tmp_path / "run", slices_store, *parts) == 2
+    line = capsys.readouterr().err
+    assert len(line.splitlines()) == 1
+    assert "expected weights 'imagenet' of se_resnet50" in line
+    assert "name a local .safetensors or .pt file, or use null for random weights" in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_schedule_owns_its_name_the_transfer_and_the_schedule(schedule):
+    content = yaml.safe_load((ROOT / "schedules" / f"{schedule}.yaml").read_text())
+    assert set(leaves(content)) == {"name", "model.init_args.transfer", "schedule"}
+    assert content["name"] == schedule
+    assert content["model"]["init_args"]["transfer"] == (schedule != "baseline")
+
+
+def test_no_other_file_sets_what_a_schedule_or_the_place_of_a_run_decides():
+    places = {"data.store", "data.fold", "seed_everything", "trainer.default_root_dir", "model.init_args.weights"}
+    for path in sorted(ROOT.glob("*/*.yaml")):
+        keys = set(leaves(yaml.safe_load(path.read_text())))
+        assert not keys & places
+        if path.parent.name in ("finetune", "profiles"):
+            assert not keys & {"name", "schedule", "model.init_args.transfer"}
+
+
+def test_the_rows_of_the_paper_are_all_there():
+    rows = {"baseline", "no_freezing", "freeze_encoder", "hierarchical_freezing", "hierarchical_unfreezing"}
+    assert rows <= set(SCHEDULES)
