@@ -417,7 +417,7 @@ def test_a_folder_of_something_else(command, capsys, tmp_path):
         (["--trainer.max_epochs", "5"], ["schedule: expected", "got 5"]),
         (["--trainer.accelerator", "tpu"], ["trainer: expected settings for this machine"]),
         (["--trainer.devices", "x"], ["trainer: expected settings for this machine"]),
-        (["--cell", "one"], ["--cell: expected number/total@side-by-side; got one"]),
+        (["--cell", "one"], ["--cell: expected number/total@side-by-side; got 'one'"]),
         (["more"], ["unknown key more"]),
     ],
 )

@@ -20,10 +20,10 @@ class TimeLeft(pl.Callback):
     """
 
     def __init__(self, cell: str | None = None) -> None:
-        match = re.fullmatch(r"(\d+)/(\d+)@(\d+)", cell or "1/1@1")
-        if match is None:
-            raise InputError("--cell", expected="number/total@side-by-side", got=str(cell), remedy="e.g. 4/15@2")
-        self.cell, self.cells, self.parallel = (int(part) for part in match.groups())
+        match = re.fullmatch(r"(\d+)/(\d+)@(\d+)", "1/1@1" if cell is None else cell)
+        self.cell, self.cells, self.parallel = (int(part) for part in match.groups()) if match else (0, 0, 0)
+        if not 1 <= self.cell <= self.cells or not self.parallel:
+            raise InputError("--cell", expected="number/total@side-by-side", got=repr(cell), remedy="e.g. 4/15@2")
         self._start: float | None = None
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

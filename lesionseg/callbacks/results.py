@@ -11,6 +11,7 @@ from torchmetrics import Metric
 from lesionseg.data.datamodule import LesionDataModule
 from lesionseg.metrics import LesionFigures, LiverDice
 from lesionseg.results import write_lesions, write_slices
+from lesionseg.runs import write_text
 
 
 class Results(pl.Callback):
@@ -80,4 +81,4 @@ def _write_cases(folder: Path, metric: LiverDice, data: LesionDataModule) -> Non
             "liver_dice": rows["dice"],
         }
     )
-    table.to_csv(folder / "cases.csv", index=False)
+    write_text(folder / "cases.csv", table.to_csv(index=False, lineterminator="\n"))

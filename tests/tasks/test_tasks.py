@@ -1,0 +1,188 @@
+"""Tasks: losses against formulas written out, what goes into a checkpoint, transfer, masks on the grid of a slice."""
+
+import math
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch.nn import functional
+
+from lesionseg.data.datamodule import LesionDataModule
+from lesionseg.data.dataset import Batch, Place
+from lesionseg.errors import InputError
+from lesionseg.inputs import Box, InputSpec
+from lesionseg.labels import TARGETS
+from lesionseg.networks import blocks
+from lesionseg.runs import read_net
+from lesionseg.tasks import LesionTask, LiverTask
+
+SIZE = 32
+SMALL = {"encoder": "tu-test_resnet", "decoder_channels": (8, 8, 8, 8, 8)}
+
+
+def lesion_task(target="typed", **options):
+    return LesionTask(input=InputSpec(SIZE, "liver"), target=target, **{**SMALL, **options})
+
+
+def liver_task(**options):
+    return LiverTask(input=InputSpec(SIZE, "slice"), target="liver", **{**SMALL, **options})
+
+
+@pytest.fixture
+def scores_and_targets():
+    def make(classes):
+        generator = torch.Generator().manual_seed(classes)
+        scores = torch.randn(3, classes, 6, 7, generator=generator)
+        return scores, torch.randint(0, classes, (3, 1, 6, 7), generator=generator)
+
+    return make
+
+
+def one_hot(targets, classes):
+    return functional.one_hot(targets[:, 0], classes).permute(0, 3, 1, 2).double()
+
+
+def cross_entropy(scores, targets, weights):
+    """Mean over pixels, weighted by the weight of the pixel's class."""
+    shares = scores.double().softmax(1)
+    picked = (shares.log() * one_hot(targets, scores.shape[1])).sum(1)
+    of_pixel = torch.tensor(weights, dtype=torch.float64)[targets[:, 0]]
+    return float(-(picked * of_pixel).sum() / of_pixel.sum())
+
+
+def soft_dice(scores, targets):
+    """Of each class, over all pixels of the batch together."""
+    shares, truth = scores.double().softmax(1), one_hot(targets, scores.shape[1])
+    both, sizes = (shares * truth).sum((0, 2, 3)), (shares + truth).sum((0, 2, 3))
+    return 2 * both / sizes
+
+
+@pytest.mark.parametrize(("target", "weights"), [("lesion", [0.1, 0.3, 1]), ("typed", [0.1, 0.3, 1, 1, 1])])
+def test_dice_ce_of_lesions(scores_and_targets, target, weights):
+    scores, targets = scores_and_targets(len(weights))
+    misses = (1 - soft_dice(scores, targets)) * torch.tensor(weights)
+    expected = float(misses[1:].mean()) + cross_entropy(scores, targets, weights)
+    assert float(lesion_task(target).loss(scores, targets)) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(("target", "weights"), [("lesion", [0.0005, 0.05, 1]), ("typed", [0.0005, 0.05, 1, 1, 1])])
+def test_weighted_ce_is_the_reference(scores_and_targets, target, weights):
+    scores, targets = scores_and_targets(len(weights))
+    loss = lesion_task(target, loss="weighted_ce").loss(scores, targets)
+    assert float(loss) == pytest.approx(cross_entropy(scores, targets, weights), rel=1e-5)
+
+
+def test_dice_ce_of_the_liver(scores_and_targets):
+    scores, targets = scores_and_targets(2)
+    expected = float((1 - soft_dice(scores, targets)).mean()) + cross_entropy(scores, targets, [1, 1])
+    assert float(liver_task().loss(scores, targets)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_focal_tversky_is_the_reference(scores_and_targets):
+    scores, targets = scores_and_targets(2)
+    liver, truth = scores.double().softmax(1)[:, 1], (targets[:, 0] == 1).double()
+    hit, extra, missed = (liver * truth).sum(), (liver * (1 - truth)).sum(), ((1 - liver) * truth).sum()
+    expected = float(1 - hit / (hit + 0.3 * extra + 0.7 * missed)) ** 0.75
+    assert float(liver_task(loss="focal_tversky").loss(scores, targets)) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("task", "names"), [(lesion_task, "weighted_ce or dice_ce"),
+                                             (liver_task, "dice_ce or focal_tversky")])  # fmt: skip
+def test_an_unknown_loss_is_refused_with_the_names(task, names):
+    with pytest.raises(InputError, match=f"model.loss: expected {names}; got l2"):
+        task(loss="l2")
+
+
+@pytest.mark.parametrize("option", ["lr", "weight_decay"])
+@pytest.mark.parametrize("value", [-1e-3, math.nan, math.inf])
+def test_rates_out_of_range_are_refused(option, value):
+    with pytest.raises(InputError, match=f"model.{option}: expected 0 or more"):
+        lesion_task(**{option: value})
+
+
+def test_a_net_has_an_output_for_each_class():
+    for task, target in ((lesion_task("lesion"), "lesion"), (lesion_task(), "typed"), (liver_task(), "liver")):
+        assert task(torch.zeros(2, 3, SIZE, SIZE)).shape == (2, len(TARGETS[target].classes), SIZE, SIZE)
+
+
+def test_the_optimizer_has_every_parameter_once_and_a_group_for_each_block():
+    task = lesion_task(lr=0.01, weight_decay=0.2)
+    optimizer = task.configure_optimizers()
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert [group["name"] for group in optimizer.param_groups] == list(blocks(task.net))
+    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    assert sorted(map(id, held)) == sorted(map(id, task.parameters()))
+    assert {(group["lr"], group["weight_decay"]) for group in optimizer.param_groups} == {(0.01, 0.2)}
+
+
+def test_a_checkpoint_says_in_plain_data_how_to_build_and_feed_the_net(pretrained):
+    task = lesion_task()
+    checkpoint = {}
+    task.on_save_checkpoint(checkpoint)
+    held = checkpoint["lesionseg"]
+    assert InputSpec(**held["input"]) == task.spec
+    assert held["classes"] == ["background", "liver", "cyst", "hemangioma", "metastasis"]
+    assert (held["task"], held["target"]) == ("LesionTask", "typed")
+    description, tensors = read_net(pretrained)  # and a real one is read back
+    names = ("encoder", "decoder_channels", "target")
+    again = LesionTask(input=InputSpec(**description["input"]), **{name: description[name] for name in names})
+    assert again.net.load_state_dict(tensors)
+
+
+def test_weights_come_in_before_training_and_only_where_asked_for(pretrained):
+    description, tensors = read_net(pretrained)
+    options = {"decoder_channels": description["decoder_channels"], "weights": pretrained}
+    task = lesion_task(**options)
+    own = {name: tensor.clone() for name, tensor in task.net.state_dict().items()}
+    task.setup("test")
+    assert all(torch.equal(own[name], tensor) for name, tensor in task.net.state_dict().items())
+    task.setup("fit")
+    for name, tensor in task.net.state_dict().items():
+        head = name.startswith("segmentation_head")  # other classes, so none of it fits
+        assert torch.equal(tensor, own[name] if head else tensors[name])
+    without = lesion_task(**options, transfer=False)
+    before = {name: tensor.clone() for name, tensor in without.net.state_dict().items()}
+    without.setup("fit")
+    assert without.weights is None
+    assert all(torch.equal(before[name], tensor) for name, tensor in without.net.state_dict().items())
+
+
+def test_predictions_lie_on_the_grid_of_each_slice(monkeypatch):
+    """A net that repeats its input: class 2 wherever it is bright."""
+    task = lesion_task()
+    bright = torch.zeros(2, 3, SIZE, SIZE)
+    bright[:, :, 8:16, 4:12] = 1.0
+    monkeypatch.setattr(task, "forward", lambda images: torch.stack(
+        [1 - images[:, 0], -torch.ones_like(images[:, 0]), images[:, 0], *[-torch.ones_like(images[:, 0])] * 2], 1
+    ))  # fmt: skip
+    references = [torch.zeros(50, 60, dtype=torch.uint8), torch.zeros(40, 40, dtype=torch.uint8)]
+    boxes = [Box(10, 20, SIZE), Box(-4, 0, SIZE)]
+    places = [Place(0, 0, 0), Place(1, 1, 0)]
+    first, second = task.predict_slices(Batch(bright, torch.zeros(2, SIZE, SIZE), references, boxes, places))
+    expected = np.zeros((50, 60), np.uint8)
+    expected[18:26, 24:32] = 2
+    assert first.dtype == torch.uint8
+    np.testing.assert_array_equal(first.numpy(), expected)
+    expected = np.zeros((40, 40), np.uint8)
+    expected[4:12, 4:12] = 2
+    np.testing.assert_array_equal(second.numpy(), expected)
+
+
+@pytest.mark.parametrize("task", [lesion_task, liver_task])
+def test_a_perfect_net_has_perfect_figures(task, lits_store, monkeypatch):
+    """Predictions are the references; each slice is counted once, whatever the number of epochs."""
+    net = task("lesion") if task is lesion_task else task()
+    data = LesionDataModule(lits_store, net.target.name, net.spec, batch_size=8, folds=3)
+    monkeypatch.setattr(net, "predict_slices", lambda batch: batch.references)
+    trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
+                         enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
+    for _ in range(2):
+        (logged,) = trainer.validate(net, data, verbose=False)
+        if task is liver_task:
+            assert (logged["val/liver_dice"], logged["val/liver_dice_n"]) == (1, len(data.split.validation))
+        else:
+            assert logged["val/dice1"] == logged["val/success_rate"] == logged["val/accuracy_all"] == 1
+            assert logged["val/slices_n"] == len(data.validation)
+            assert logged["val/false_positives_per_slice"] == 0
+    assert net.monitor in logged
