@@ -48,7 +48,7 @@ READ = {
     "version": "0.1.0",
     "machine": "CPU only, 2 cores (x86_64)",
 }
-INFO = RunInfo(**(dict.fromkeys((field.name for field in fields(RunInfo)), "") | READ))
+INFO = RunInfo(**(dict.fromkeys((field.name for field in fields(RunInfo)), "") | READ | {"trained_on": ()}))
 
 
 def make_run(root: Path, schedule: str, fold: int, seed: int, skill: float = 0.5, patients: int = 12) -> Path:

@@ -6,6 +6,7 @@ from sklearn.model_selection import cross_val_predict
 
 from lesionseg.phantom.appearance import (
     DIAMETERS_MM,
+    DIFFICULTY,
     FLASH_BELOW_MM,
     NECROSIS_ABOVE_MM,
     Contrast,
@@ -105,7 +106,7 @@ def test_diameters_keep_their_limits_and_median():
         drawn = np.array([draw_diameter_mm(rng, kind) for _ in range(2000)])
         assert least <= drawn.min()
         assert drawn.max() <= largest
-        assert np.median(drawn) == pytest.approx(median, rel=0.08)
+        assert np.median(drawn) == pytest.approx(DIFFICULTY.diameter_scale * median, rel=0.08)
 
 
 @pytest.mark.parametrize("kind", DIAMETERS_MM)
@@ -184,7 +185,9 @@ def test_hemangioma_and_metastasis_are_the_hardest_pair():
     confused = {(i, j): table[i, j] + table[j, i] for i, j in ((0, 1), (0, 2), (1, 2))}
     assert max(confused, key=lambda pair: confused[pair]) == (1, 2)
     assert confused[1, 2] > 1.5 * max(confused[0, 1], confused[0, 2])
-    assert 0.5 < np.trace(table) / table.sum() < 0.95  # neither hopeless nor told by a glance at the mean
+    # With perfect outlines and 120 of each: neither hopeless nor without error. A net has no outlines given, and errs more.
+    assert np.trace(table) / table.sum() > 0.5
+    assert confused[1, 2] >= 10
 
 
 def test_a_seed_gives_the_same_lesion():
