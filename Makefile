@@ -134,8 +134,9 @@ compare: setup ## compare the finished runs again
 
 # ---- for developers ----
 .PHONY: test lint check-real
-test: setup ## run the tests and count the covered lines
-	$(BIN)/python -m pytest -n 2 --cov=lesionseg --cov-report=term-missing:skip-covered --cov-fail-under=90
+test: setup ## run tests and notebooks, count the covered lines
+	$(BIN)/python -m pytest -n 2 --nbmake tests notebooks \
+	  --cov=lesionseg --cov-report=term-missing:skip-covered --cov-fail-under=90
 
 lint: setup ## style and types
 	$(BIN)/ruff check .

@@ -1,0 +1,41 @@
+"""README and docs: every command they show exists, every file they link to is there."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from lesionseg.cli import _parser
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def commands(page: Path) -> list[str]:
+    """Lines of the bash blocks of a page, without comments."""
+    blocks = re.findall(r"```bash\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    targets = re.findall(r"\]\(([^)#]+)\)", page.read_text())
+    assert [target for target in targets if "://" not in target and not (page.parent / target).exists()] == []
+
+
+def test_the_readme_shows_commands():
+    assert {"make finetune", "make test"} <= set(commands(ROOT / "README.md"))
+
+
+@pytest.mark.parametrize("command", [c for page in PAGES for c in commands(page)])
+def test_commands_exist(command):
+    program, *words = command.split()
+    if program == "make":
+        targets = [word for word in words if "=" not in word]
+        listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        assert all(re.search(rf"^  {target}\s", listed, flags=re.MULTILINE) for target in targets)
+    else:
+        assert program == "lesionseg"
+        assert _parser().parse_args(words).verb
