@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -60,12 +61,15 @@ def _wandb(folder: Path, run: RunInfo) -> WandbLogger:
         x_disable_meta=True,
         x_disable_machine_info=True,
         x_disable_stats=True,
+        x_save_requirements=False,
         save_code=False,
         disable_git=True,
         console="off",
         host="redacted",
         silent=True,
+        symlink=False,
     )
+    logging.getLogger("wandb").addFilter(lambda record: str(folder) not in record.getMessage())
     wandb.setup(settings)  # or Lightning's own use of it is warned about, past the user's power
     folder.mkdir(parents=True, exist_ok=True)
     return WandbLogger(

@@ -1,0 +1,143 @@
+"""What W&B is told of a run: its figures, and nothing of a patient, a path, a user or a machine."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lesionseg.cli import main
+from lesionseg.data.prepare import prepare
+from lesionseg.data.slices import cases
+from lesionseg.data.store import Store
+from lesionseg.runs import RunInfo
+
+#: In the table, in the names of the files and in those of their folder.
+PATIENT = ("Quxmueller", "Erika19630412", "MRN00427719", "wilhelmine")
+PLACE = ("hospital-share", "study-of-2019", "run-of-dr-x")
+USER = ("user-of-dr-x", "workstation-of-dr-x")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("source") / PLACE[0] / PATIENT[3]
+    folder.mkdir(parents=True)
+    rng, lines = np.random.default_rng(0), ["patient_id,image,mask,liver_mask,window_low_hu,window_high_hu"]
+    for i in range(4):
+        liver, lesion = np.zeros((2, 32, 32), np.uint8)
+        liver[4:28, 4:28], lesion[10:16, 10:16] = 1, i % 3 + 1
+        for name, array in (("ct", rng.integers(80, 200, liver.shape)), ("liver", liver), ("mask", lesion)):
+            Image.fromarray(array.astype(np.uint8)).save(folder / f"{PATIENT[2]}-{name}{i}.png")
+        files = ",".join(f"{PATIENT[2]}-{name}{i}.png" for name in ("ct", "mask", "liver"))
+        lines.append(f"{PATIENT[0]}^{PATIENT[1]}-{i},{files},-200,250")
+    (folder / "slices.csv").write_text("\n".join(lines) + "\n")
+    sources = cases(folder / "slices.csv")
+    return prepare(sources, folder.parent / PLACE[1], kind="slices", workers=1).path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, finetuning, store) -> Path:
+    """Folder of a run logged offline, by a process of its own."""
+    base = tmp_path_factory.mktemp("runs")
+    folder, home = base / PLACE[2], base / "home"
+    home.mkdir()
+    named = {"HOME": str(home), "USER": USER[0], "LOGNAME": USER[0], "HOSTNAME": USER[1]}
+    environment = {**os.environ, **named, "WANDB_MODE": "offline"}
+    args = finetuning(folder, "--data.store", str(store), "--trainer.max_epochs", "1", schedule="baseline")
+    command = [sys.executable, "-m", "lesionseg.cli", *args]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "wandb" not in done.stdout + done.stderr
+    return folder
+
+
+def told(folder: Path) -> dict[Path, bytes]:
+    """Every file below a folder, its own name in front; where a link leads, too."""
+    return {
+        path: str(path.relative_to(folder)).encode()
+        + (os.readlink(path).encode() if path.is_symlink() else b"")
+        + (path.read_bytes() if path.is_file() else b"")
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def hits(files: dict[Path, bytes], words: tuple[str, ...]) -> list[tuple[str, str]]:
+    forms = {word: (word.encode(), word.encode("utf-16-le")) for word in words}
+    return [
+        (word, path.name) for path, content in files.items() for word in words if any(f in content for f in forms[word])
+    ]
+
+
+def test_the_markers_are_planted(store):
+    """Or else nothing could be found: the key beside the store holds the names, the store none of them."""
+    key = store.with_name(f"{store.name}.key.csv").read_text()
+    assert all(word in key for word in PATIENT[:2])
+    assert len(Store.open(store).records) == 4
+    assert hits(told(store), PATIENT) == []
+
+
+def test_no_file_of_a_run_names_a_patient(run):
+    files = told(run)
+    assert len(files) > 10
+    assert hits(files, PATIENT) == []
+
+
+def test_wandb_learns_the_figures(run):
+    (log,) = (run / "wandb").rglob("*.wandb")
+    content, info = log.read_bytes(), RunInfo.read(run)
+    for word in ("train/loss", "test/dice1", "baseline-fold0-seed0", info.config_sha256[:12], info.fingerprint):
+        assert word.encode() in content
+
+
+def test_wandb_learns_nothing_of_patients_places_users_machines_and_the_command_line(run):
+    files = told(run / "wandb")
+    host = socket.gethostname()
+    options = ("lesionseg.cli", "--data", "--config", "default_root_dir", "lesion.yaml", sys.executable)
+    words = (*PATIENT, *PLACE, *USER, *options, *[host] * (len(host) > 5))
+    assert hits(files, words) == []
+    assert hits(told(run.parent / "home"), (*PATIENT, *PLACE, *USER)) == []
+
+
+def test_nothing_is_left_for_wandb_where_it_is_disabled(pretrained):
+    """As for every other test; see tests/conftest.py."""
+    assert (pretrained / "metrics.csv").exists()
+    assert not list(pretrained.glob("wandb*"))
+
+
+def test_a_run_that_goes_on_keeps_what_it_logged_up_to_its_checkpoint(tmp_path, finetuning, monkeypatch):
+    """The log of a run that was killed may be ahead of its checkpoint."""
+    run = tmp_path / "run"
+    args = finetuning(run, schedule="baseline")
+
+    def stop(task):
+        if task.current_epoch == 3:
+            with (run / "metrics.csv").open("a") as log:
+                log.write(log_ahead(run))
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lesionseg.tasks.LesionTask.on_train_epoch_start", stop)
+        assert main(args) == 130
+    before = (run / "metrics.csv").read_text().splitlines()
+    assert main(args) == 0
+    after = (run / "metrics.csv").read_text().splitlines()
+    columns = [line.split(",").index("train/loss") for line in (before[0], after[0])]
+    losses = [
+        [value for line in lines[1:] if (value := line.split(",")[column])]
+        for lines, column in zip((before, after), columns, strict=True)
+    ]
+    assert losses[0][-1] == "99"
+    assert losses[1][:3] == losses[0][:3]
+    assert len(losses[1]) == 6
+    assert "99" not in losses[1]
+
+
+def log_ahead(run: Path) -> str:
+    """A row of a step after the checkpoint, in the columns that the log has by now."""
+    header = (run / "metrics.csv").read_text().splitlines()[0].split(",")
+    row = {"epoch": "3", "step": "10", "train/loss": "99"}
+    return ",".join(row.get(name, "") for name in header) + "\n"
