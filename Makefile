@@ -18,7 +18,7 @@ PROFILE ?= phantom
 NAME ?= phantom
 else
 PROFILE ?= paper
-NAME ?= $(notdir $(patsubst %/,%,$(if $(LITS),$(LITS),$(dir $(SLICES)))))
+NAME ?= $(notdir $(abspath $(if $(LITS),$(LITS),$(dir $(SLICES)))))
 endif
 SCHEDULES ?= baseline no_freezing hierarchical_freezing freeze_encoder hierarchical_unfreezing
 FOLDS ?= 3

@@ -1,0 +1,178 @@
+"""What `make` would run: commands and folders as the variables steer them. Nothing here is run but `make` itself."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ROWS = ["baseline", "no_freezing", "hierarchical_freezing", "freeze_encoder", "hierarchical_unfreezing"]
+
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+
+
+def make(*args: str) -> subprocess.CompletedProcess:
+    """Without what an outer make hands down (these tests run under `make test`)."""
+    inherited = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "GNUMAKEFLAGS"}
+    environment = {name: value for name, value in os.environ.items() if name not in inherited}
+    return subprocess.run(["make", *args], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+def commands(*args: str) -> list[list[str]]:
+    """The words of each `lesionseg` command that make would run, from its verb on."""
+    done = make("-n", *args)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.replace("\\\n", " ").splitlines()
+    found = [shlex.split(line.split(".venv/bin/lesionseg ", 1)[1]) for line in lines if "bin/lesionseg " in line]
+    return [words for words in found if words]
+
+
+def options(words: list[str]) -> dict[str, str]:
+    return {key: value for key, value in pairwise(words) if key.startswith("-") and key != "--config"}
+
+
+def configs(words: list[str]) -> list[str]:
+    return [value for key, value in pairwise(words) if key == "--config"]
+
+
+def fits(*args: str) -> dict[str, list[str]]:
+    """Every fit by its run folder."""
+    return {options(words)["--trainer.default_root_dir"]: words for words in commands(*args) if words[0] == "fit"}
+
+
+def test_the_default_is_the_phantom_and_the_five_rows_of_the_paper():
+    found = commands("finetune")
+    assert found[0] == ["phantom", "runs/phantom/data/source"]
+    assert ["prepare", "lits", "runs/phantom/data/source/lits", "--output", "runs/phantom/data/lits"] in found
+    table = "runs/phantom/data/source/slices/slices.csv"
+    assert ["prepare", "slices", table, "--output", "runs/phantom/data/slices"] in found
+    assert found[-1] == ["compare", "runs/phantom/finetune", "--output", "runs/phantom/compare"]
+    runs = fits("finetune")
+    cells = {f"runs/phantom/finetune/{row}/fold{fold}-seed0" for row in ROWS for fold in range(3)}
+    assert set(runs) == cells | {"runs/phantom/pretrain/liver", "runs/phantom/pretrain/lesion"}
+    assert all(configs(words)[-1] == "experiments/profiles/phantom.yaml" for words in runs.values())
+
+
+def test_every_file_that_is_named_is_there():
+    for words in fits("finetune").values():
+        assert configs(words)
+        assert all((ROOT / path).is_file() for path in configs(words))
+
+
+def test_a_cell_is_base_schedule_profile_fold_seed_and_start():
+    runs = fits("finetune", "SCHEDULES=no_freezing", "FOLDS=2", "SEEDS=0 7")
+    words = runs["runs/phantom/finetune/no_freezing/fold1-seed7"]
+    parts = ("finetune/lesion", "schedules/no_freezing", "profiles/phantom")
+    assert configs(words) == [f"experiments/{part}.yaml" for part in parts]
+    expected = {
+        "--seed_everything": "7",
+        "--data.store": "runs/phantom/data/slices",
+        "--data.folds": "2",
+        "--data.fold": "1",
+        "--model.init_args.weights": "runs/phantom/pretrain/lesion",
+    }
+    assert expected.items() <= options(words).items()
+
+
+def test_schedules_folds_and_seeds_span_the_grid():
+    runs = fits("finetune", "SCHEDULES=baseline no_freezing", "FOLDS=2", "SEEDS=3 4")
+    places = {options(words)["--cell"].partition("@")[0]: run for run, words in runs.items() if "/finetune/" in run}
+    cells = [
+        f"runs/phantom/finetune/{row}/fold{fold}-seed{seed}"
+        for row in ("baseline", "no_freezing")
+        for fold in (0, 1)
+        for seed in (3, 4)
+    ]
+    assert places == {f"{i}/8": cell for i, cell in enumerate(cells, 1)}
+
+
+def test_epochs_devices_and_profile_steer_every_training():
+    runs = fits("finetune", "EPOCHS=7", "DEVICES=3", "PROFILE=paper")
+    assert len(runs) == 17
+    for words in runs.values():
+        assert options(words)["--trainer.max_epochs"] == "7"
+        assert options(words)["--trainer.devices"] == "3"
+        assert configs(words)[-1] == "experiments/profiles/paper.yaml"
+    for words in fits("finetune").values():
+        assert not {"--trainer.max_epochs", "--trainer.devices"} & options(words).keys()
+
+
+@pytest.mark.parametrize(
+    ("given", "name", "profile"),
+    [
+        (["LITS=/data/LiTS", "SLICES=/data/mine/slices.csv"], "LiTS", "paper"),
+        (["LITS=/data/LiTS/", "SLICES=/data/mine/slices.csv"], "LiTS", "paper"),
+        (["LITS=.", "SLICES=slices.csv"], ROOT.name, "paper"),
+        (["SLICES=/data/mine/slices.csv"], "mine", "paper"),
+        (["SLICES=slices.csv"], ROOT.name, "paper"),
+        (["SLICES=/data/mine/slices.csv", "NAME=given", "PROFILE=phantom"], "given", "phantom"),
+        (["NAME=given"], "given", "phantom"),
+        (["PROFILE=paper"], "phantom", "paper"),
+    ],
+)
+def test_name_and_profile_follow_from_the_data_unless_given(given, name, profile):
+    runs = fits("finetune", *given)
+    assert runs
+    assert all(run.startswith(f"runs/{name}/") for run in runs)
+    assert all(configs(words)[-1] == f"experiments/profiles/{profile}.yaml" for words in runs.values())
+
+
+def test_real_data_takes_the_place_of_the_phantom():
+    found = commands("finetune", "LITS=/data/LiTS", "SLICES=/data/mine/slices.csv")
+    assert not [words for words in found if words[0] == "phantom"]
+    prepared = [words[:3] for words in found if words[0] == "prepare"]
+    assert prepared == [["prepare", "lits", "/data/LiTS"], ["prepare", "slices", "/data/mine/slices.csv"]]
+
+
+def test_a_table_without_liver_masks_takes_the_trained_liver_net(tmp_path):
+    for header, liver in (("patient_id,image,mask", True), ("patient_id,image,mask,liver_mask", False)):
+        (tmp_path / "slices.csv").write_text(f"{header}\n")
+        found = commands("finetune", "LITS=/data/LiTS", f"SLICES={tmp_path}/slices.csv")
+        (words,) = [words for words in found if words[:2] == ["prepare", "slices"]]
+        assert (options(words).get("--liver") == "runs/LiTS/pretrain/liver") == liver
+        order = [" ".join(words[:2]) for words in found]
+        livers = [i for i, words in enumerate(found) if "experiments/pretrain/liver.yaml" in words]
+        assert livers[0] < order.index("prepare slices") or not liver
+
+
+def test_slices_without_lits_do_not_start_from_a_phantom():
+    """Nor does LITS without SLICES end in fine-tuning on one."""
+    assert not [
+        words for words in commands("finetune", "SLICES=/data/mine/slices.csv") if words[:2] == ["prepare", "lits"]
+    ]
+    done = make("data-slices", "LITS=/data/LiTS")
+    assert done.returncode == 2
+    assert "lesionseg: wrong input: SLICES: expected a table" in done.stderr
+    assert [words[0] for words in commands("pretrain", "LITS=/data/LiTS")] == ["prepare", "fit", "fit"]
+
+
+@pytest.mark.parametrize("jobs", [1, 4])
+def test_cells_side_by_side_share_the_cores(jobs):
+    done = make("-n", f"-j{jobs}", "finetune")
+    cells = [line for line in done.stdout.replace("\\\n", " ").splitlines() if "--cell" in line]
+    assert len(cells) == 15
+    assert all(f"@{jobs} " in line for line in cells)
+    cores = int(subprocess.run(["getconf", "_NPROCESSORS_ONLN"], capture_output=True, text=True, check=True).stdout)
+    threads = {re.search(r"OMP_NUM_THREADS=(\$\(\(.*?\)\))", line)[1] for line in cells}
+    (said,) = {subprocess.run(["bash", "-c", f"echo {t}"], capture_output=True, text=True).stdout for t in threads}
+    assert int(said) == max(cores // jobs, 1)
+
+
+def test_help_lists_targets_that_are_there():
+    done = make("help")
+    assert make().stdout == done.stdout
+    listed = re.findall(r"^  ([a-z-]+)  +\S", done.stdout, re.MULTILINE)
+    assert {"setup", "pretrain", "finetune", "compare", "test", "lint", "check-real"} <= set(listed)
+    for target in listed:
+        assert make("-n", target).returncode == 0
+    for variable in ("LITS", "SLICES", "PROFILE", "NAME", "SCHEDULES", "FOLDS", "SEEDS", "EPOCHS", "DEVICES"):
+        assert f"[{variable}=" in done.stdout
+
+
+def test_an_unknown_target_is_refused():
+    assert make("-n", "finetuen").returncode == 2
