@@ -260,9 +260,12 @@ class RunCLI(LightningCLI):
 
 def _many_devices(devices: str | int | list[int], nodes: int) -> bool:
     if devices in ("auto", -1, "-1"):
-        return nodes > 1 or torch.cuda.device_count() > 1
-    named = devices if isinstance(devices, list) else str(devices).strip(",").split(",")
-    return nodes > 1 or len(named) > 1 or (str(named[0]).isdecimal() and int(named[0]) > 1)
+        number = max(torch.cuda.device_count(), 1)
+    elif isinstance(devices, list) or "," in str(devices):  # which ones, not how many
+        number = len(devices if isinstance(devices, list) else str(devices).strip(",").split(","))
+    else:
+        number = int(devices) if str(devices).isdecimal() else 1
+    return nodes * number > 1
 
 
 def _finished(run: RunInfo) -> RunInfo:

@@ -23,6 +23,7 @@ from lesionseg.results import read_run
 from lesionseg.runs import RunInfo, weights_sha256
 from lesionseg.schedules import FreezeSchedule
 from lesionseg.tasks import LesionTask
+from lesionseg.training import _many_devices
 
 EPOCHS, STEPS = 6, 3
 ROOT = Path(__file__).parent.parent
@@ -439,15 +440,22 @@ def test_wrong_options_are_one_line_and_leave_nothing(command, capsys, tmp_path,
         (None, ["expected a YAML file", "No such file"]),
     ],
 )
-@pytest.mark.parametrize("form", ["--config {}", "-c {}", "--config={}"])
-def test_a_wrong_config_is_named(command, capsys, tmp_path, text, parts, form):
+def test_a_wrong_config_is_named(command, capsys, tmp_path, text, parts):
     path = tmp_path / "wrong.yaml"
     if text is not None:
         path.write_text(text)
-    line = refused(capsys, command(tmp_path / "run", *form.format(path).split()))
+    line = refused(capsys, command(tmp_path / "run", "--config", str(path)))
     assert str(path) in line
     assert [part for part in parts if part not in line] == []
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("form", ["-c {}", "--config={}"])
+def test_a_config_is_read_in_whatever_form_it_is_named(command, capsys, tmp_path, form):
+    path = tmp_path / "twice.yaml"
+    path.write_text("name: a\nname: b\n")
+    line = refused(capsys, command(tmp_path / "run", *form.format(path).split()))
+    assert f"{path}: expected each key once; got 'name' again in line 2" in line
 
 
 def test_weights_of_a_run_that_has_not_finished(command, pretrained, capsys, tmp_path):
@@ -485,6 +493,22 @@ def test_what_a_net_was_pretrained_on_is_not_its_test(finetuning, capsys, tmp_pa
 
 
 # ---- two processes ----
+
+
+@pytest.mark.parametrize(
+    ("devices", "nodes", "many"),
+    [(1, 1, False), (2, 1, True), ("1", 1, False), ("2", 1, True), ([3], 1, False), ([0, 1], 1, True),
+     ("0,1", 1, True), ("3,", 1, False), (1, 2, True), ("auto", 2, True), ("x", 1, False)],
+)  # fmt: skip
+def test_more_than_one_process_is_known_beforehand(devices, nodes, many):
+    assert _many_devices(devices, nodes) == many
+
+
+@pytest.mark.parametrize(("gpus", "many"), [(0, False), (1, False), (2, True)])
+@pytest.mark.parametrize("devices", ["auto", -1, "-1"])
+def test_all_devices_are_as_many_as_there_are(monkeypatch, devices, gpus, many):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert _many_devices(devices, 1) == many
 
 
 def test_two_ranks_leave_the_figures_of_one(tmp_path, command):
