@@ -187,7 +187,7 @@ class RunCLI(LightningCLI):
             return
         if self.datamodule.folds > 1:
             self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
-        rank_zero_only(RunInfo.write)(_finished(self.run), self.run_dir)
+        rank_zero_only(RunInfo.write)(replace(self.run, state="finished"), self.run_dir)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
@@ -266,10 +266,6 @@ def _many_devices(devices: str | int | list[int], nodes: int) -> bool:
     else:
         number = int(devices) if str(devices).isdecimal() else 1
     return nodes * number > 1
-
-
-def _finished(run: RunInfo) -> RunInfo:
-    return replace(run, state="finished")
 
 
 def run(args: list[str]) -> int:
