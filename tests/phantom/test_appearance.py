@@ -185,7 +185,7 @@ def test_hemangioma_and_metastasis_are_the_hardest_pair():
     confused = {(i, j): table[i, j] + table[j, i] for i, j in ((0, 1), (0, 2), (1, 2))}
     assert max(confused, key=lambda pair: confused[pair]) == (1, 2)
     assert confused[1, 2] > 1.5 * max(confused[0, 1], confused[0, 2])
-    # With perfect outlines and 120 of each: neither hopeless nor without error. A net is given no outlines and errs more.
+    # Perfect outlines, 120 of each: neither hopeless nor without error. A net is given no outlines and errs more.
     assert np.trace(table) / table.sum() > 0.5
     assert confused[1, 2] >= 10
 
