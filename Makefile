@@ -8,28 +8,31 @@ PYTHON ?= python3
 BIN := .venv/bin
 LESIONSEG := $(BIN)/lesionseg
 
-LITS ?=
-SLICES ?=
+# Set on make's command line; the environment does not count (some systems set NAME to that of the machine).
+LITS :=
+SLICES :=
+EPOCHS :=
+DEVICES :=
 # More options of `lesionseg prepare`, e.g. LITS_OPTIONS='--groups groups.csv' SLICES_OPTIONS='--labels cyst=3,metastasis=1'
-LITS_OPTIONS ?=
-SLICES_OPTIONS ?=
+LITS_OPTIONS :=
+SLICES_OPTIONS :=
 ifeq ($(LITS)$(SLICES),)
-PROFILE ?= phantom
-NAME ?= phantom
+PROFILE := phantom
+NAME := phantom
 else
-PROFILE ?= paper
-NAME ?= $(notdir $(abspath $(if $(LITS),$(LITS),$(dir $(SLICES)))))
+PROFILE := paper
+NAME := $(notdir $(abspath $(if $(LITS),$(LITS),$(dir $(SLICES)))))
 endif
-SCHEDULES ?= baseline no_freezing hierarchical_freezing freeze_encoder hierarchical_unfreezing
-FOLDS ?= 3
-SEEDS ?= 0
+SCHEDULES := baseline no_freezing hierarchical_freezing freeze_encoder hierarchical_unfreezing
+FOLDS := 3
+SEEDS := 0
 
 RUN := runs/$(NAME)
 DATA := $(RUN)/data
 FIT := $(LESIONSEG) fit
 PROFILE_FILE := experiments/profiles/$(PROFILE).yaml
 # More options of `lesionseg fit` for the cells of the grid, e.g. FIT_OPTIONS='--model.init_args.loss weighted_ce'
-FIT_OPTIONS ?=
+FIT_OPTIONS :=
 STEER = $(if $(EPOCHS),--trainer.max_epochs $(EPOCHS)) $(if $(DEVICES),--trainer.devices $(DEVICES))
 
 # Cells of the grid run side by side: one a GPU, or two on the CPU with half of its cores each; `make -j N` says otherwise.
@@ -144,9 +147,9 @@ lint: setup ## style and types
 	$(BIN)/mypy
 
 # The whole chain on real CT: every folder of REAL is read, then each fold of its LiTS patients is trained for minutes.
-REAL ?= ../shared/data
+REAL := ../shared/data
 REAL_RUN := runs/check-real
-REAL_FOLDS ?= 3
+REAL_FOLDS := 3
 REAL_FITS := $(foreach k,$(REAL_FOLDS),$(REAL_RUN)/fold$(k)/liver $(REAL_RUN)/fold$(k)/lesion)
 
 check-real: $(REAL_FITS) ## the whole chain on real CT, REAL=folder

@@ -176,3 +176,10 @@ def test_help_lists_targets_that_are_there():
 
 def test_an_unknown_target_is_refused():
     assert make("-n", "finetuen").returncode == 2
+
+
+def test_the_environment_names_no_run(monkeypatch):
+    before = list(fits("finetune"))
+    monkeypatch.setenv("NAME", "the-machine")  # as some systems do
+    monkeypatch.setenv("PROFILE", "work")
+    assert list(fits("finetune")) == before
