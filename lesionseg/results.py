@@ -42,7 +42,7 @@ LESION_COLUMNS: dict[str, str] = {
 }
 REFERENCE, FALSE_POSITIVE = "reference", "false_positive"
 
-_REMEDY = "run this cell of the grid again"
+_REMEDY = "write it again: lesionseg test --config config.yaml of that run"
 
 
 @dataclass(frozen=True, eq=False)
