@@ -101,11 +101,6 @@ class FreezeSchedule:
             raise _error("a mapping from block to the phases it trains in", repr(trains), "see experiments/schedules")
         return cls({str(name): _phases(str(name), value) for name, value in trains.items()})
 
-    @property
-    def freezes_anything(self) -> bool:
-        """Whether any block is frozen at any time."""
-        return any(not _covers_all(phases) for phases in self.trains.values())
-
     def resolve(self, epochs: int, block_names: Sequence[str]) -> ResolvedSchedule:
         """Turn shares into epochs: share s of the training ends before epoch s × `epochs`, rounded (halves up).
 
@@ -200,12 +195,6 @@ def _phase(name: str, value: Any) -> Phase:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _covers_all(phases: Sequence[Phase]) -> bool:
-    """Whether phases, in order, leave no gap between 0 and 1."""
-    ends = [0.0, *(phase.stop for phase in phases)]
-    return ends[-1] == 1 and all(phase.start == end for phase, end in zip(phases, ends, strict=False))
 
 
 def _rate(phases: Sequence[Phase], share: float) -> float:

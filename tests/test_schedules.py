@@ -68,17 +68,6 @@ def test_states_by_hand():
 def test_phases_that_touch_at_one_rate_are_one():
     trains = {"encoder": [{"start": 0, "stop": 0.5}, {"start": 0.5, "stop": 1}], **OUT}
     assert resolve(trains, 2).transitions == ()
-    assert not FreezeSchedule.parse(trains).freezes_anything
-
-
-@pytest.mark.parametrize(
-    ("value", "freezes"),
-    [("always", False), ([0, 1], False), ("never", True), ([0, 0.9], True), ([0.1, 1], True),
-     ([{"start": 0, "stop": 0.4}, {"start": 0.5, "stop": 1}], True),
-     ([{"start": 0, "stop": 0.4}, {"start": 0.4, "stop": 1, "rate": 0.1}], False)],
-)  # fmt: skip
-def test_freezes_anything(value, freezes):
-    assert FreezeSchedule.parse({"encoder": value, **OUT}).freezes_anything is freezes
 
 
 @st.composite
@@ -114,7 +103,6 @@ def test_each_block_follows_its_own_phases(trains, epochs):
     changes = [e for e in range(1, epochs) if resolved.state(e) != resolved.state(e - 1)]
     assert resolved.transitions == tuple(changes)
     assert len(resolved.table().splitlines()) == len(changes) + 2
-    assert FreezeSchedule.parse(trains).freezes_anything == any("0" in row for row in marks(resolved))
 
 
 def fits(trains, epochs):

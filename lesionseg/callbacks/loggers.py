@@ -72,6 +72,8 @@ def _wandb(folder: Path, run: RunInfo) -> WandbLogger:
     logging.getLogger("wandb").addFilter(lambda record: str(folder) not in record.getMessage())
     wandb.setup(settings)  # or Lightning's own use of it is warned about, past the user's power
     folder.mkdir(parents=True, exist_ok=True)
+    told = asdict(run)
+    del told["trained_on"]  # hashes of every training scan: of no use in a dashboard, and nobody else's business
     return WandbLogger(
         name=f"{run.name}-fold{run.fold}-seed{run.seed}",
         save_dir=folder,
@@ -79,6 +81,6 @@ def _wandb(folder: Path, run: RunInfo) -> WandbLogger:
         group=run.config_sha256[:12],
         job_type=run.target,
         tags=[run.name, f"fold{run.fold}", f"seed{run.seed}"],
-        config=asdict(run),
+        config=told,
         settings=settings,
     )

@@ -81,20 +81,6 @@ def read_dicom_file(path: Path) -> Scan:
         return _stack(path, [Slice(path, dataset)])
 
 
-def read_dicom_slice(path: Path) -> Scan:
-    """Read a file that holds one slice (D = 1); `InputError` if it holds more. See `read_dicom_file`."""
-    scan = read_dicom_file(path)
-    if len(scan.hu) != 1:
-        raise InputError(
-            path,
-            expected="a single slice",
-            got=f"{len(scan.hu)} frames",
-            remedy="give the one slice that the mask was drawn on",
-            code="not-a-slice",
-        )
-    return scan
-
-
 def _stack(where: Path, slices: Sequence[Slice]) -> Scan:
     check_series(where, slices)
     datasets = [slices[i].dataset for i in np.argsort(positions_mm(slices)[:, 0])]

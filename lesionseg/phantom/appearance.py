@@ -149,6 +149,7 @@ def _draw_hemangioma(rng: np.random.Generator, diameter_mm: float, contrast: Con
     texture = WaveField.draw(rng, scale=0.3, sd=4.0)
 
     def look(local: Local) -> np.ndarray:
+        """HU, float32, at each place of the lesion: of the vessels throughout, or in nodules around a darker core."""
         if flash:
             return np.full(local.depth_mm.shape, bright, np.float32)
         field = np.zeros(local.depth_mm.shape, np.float32)

@@ -24,7 +24,7 @@ from pydicom.uid import (
 )
 
 from lesionseg.errors import InputError
-from lesionseg.formats.dicom import PADDING_HU, PHANTOM_MARK, read_dicom_file, read_dicom_series, read_dicom_slice
+from lesionseg.formats.dicom import PADDING_HU, PHANTOM_MARK, read_dicom_file, read_dicom_series
 from lesionseg.scan import Case, to_canonical
 
 SHAPE = (5, 6, 7)
@@ -162,7 +162,7 @@ def test_padding_ranges_and_signed_pixels(tmp_path):
     ds.save_as(tmp_path / "a.dcm", enforce_file_format=True)
     expected = hu.copy()
     expected[0, 0, :2] = PADDING_HU
-    np.testing.assert_array_equal(read_dicom_slice(tmp_path / "a.dcm").hu, expected)
+    np.testing.assert_array_equal(read_dicom_file(tmp_path / "a.dcm").hu, expected)
 
 
 def test_fractional_slope_is_rounded(tmp_path):
@@ -170,7 +170,7 @@ def test_fractional_slope_is_rounded(tmp_path):
     ds = ct(stored - 1024, (0, 0, 0))
     ds.RescaleSlope = 0.3
     ds.save_as(tmp_path / "a.dcm", enforce_file_format=True)
-    np.testing.assert_array_equal(read_dicom_slice(tmp_path / "a.dcm").hu[0], np.rint(stored * 0.3 - 1024))
+    np.testing.assert_array_equal(read_dicom_file(tmp_path / "a.dcm").hu[0], np.rint(stored * 0.3 - 1024))
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_a_file_without_preamble_is_dicom_too(tmp_path, implicit):
 class TestSlice:
     def read(self, tmp_path, ds):
         ds.save_as(tmp_path / "slice.dcm", enforce_file_format=True)
-        return read_dicom_slice(tmp_path / "slice.dcm")
+        return read_dicom_file(tmp_path / "slice.dcm")
 
     def test_geometry(self, tmp_path):
         scan = self.read(tmp_path, ct(canonical_hu()[0], (-10, 20, 33), (1, 0, 0, 0, -1, 0)))
@@ -475,7 +475,6 @@ class TestEnhanced:
 
     def test_refused_with_the_reason(self, tmp_path):
         hu = canonical_hu()
-        assert refused(lambda: read_dicom_slice(self.file(tmp_path, hu)), "5 frames").code == "not-a-slice"
         assert refused(lambda: read_dicom_file(self.file(tmp_path, hu, kind="US")), "RescaleType US").code == "rescale"
         assert refused(lambda: read_dicom_file(self.file(tmp_path, hu, kind=None)), "no RescaleSlope").code == "rescale"
 
