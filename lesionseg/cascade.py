@@ -15,7 +15,7 @@ from lesionseg.errors import InputError
 from lesionseg.inputs import Box, InputSpec, neighbours
 from lesionseg.networks import build_unet
 from lesionseg.runs import finished_run, read_net, weights_sha256
-from lesionseg.scan import Scan, canonical_axes
+from lesionseg.scan import Scan, canonical, from_canonical
 
 #: Diameter of the disc that closes gaps of the liver on a slice, in pixels (reference code of arXiv 1907.13409).
 CLOSING_DIAMETER_PX = 10
@@ -69,11 +69,8 @@ class LiverPredictor:
                              remedy="make pretrain LITS=/path/to/LiTS")  # fmt: skip
         if self._loaded is None:
             self._loaded = load_net(self.run)[:2]
-        order, flip = canonical_axes(scan.affine)
-        axes = tuple(i for i in range(3) if flip[i])
-        hu = np.flip(scan.hu.transpose(order), axes)
-        liver = clean_liver(predict_classes(*self._loaded, hu) > 0)
-        return np.ascontiguousarray(np.flip(liver, axes).transpose(np.argsort(order)))
+        liver = clean_liver(predict_classes(*self._loaded, canonical(scan.hu, scan.affine)) > 0)
+        return np.ascontiguousarray(from_canonical(liver, scan.affine))
 
 
 def predict_classes(net: nn.Module, spec: InputSpec, hu: np.ndarray, liver_box: Box | None = None) -> np.ndarray:

@@ -1,19 +1,35 @@
-"""The classes: ids, names, colours, and how each training target folds them.
+"""The classes: ids, names, colours, codes, and how each training target folds them.
 
-A further lesion type is one more line in `LESION_TYPES`; every id, colour table and target follows from it.
+A further lesion type is one more entry of `LESION_TYPES`; every id, colour, code and target follows from it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-#: Lesion types with a name, in the order of their ids, each with its display colour (RGB, 0…255).
-LESION_TYPES: dict[str, tuple[int, int, int]] = {
-    "cyst": (66, 165, 245),
-    "hemangioma": (255, 193, 7),
-    "metastasis": (229, 57, 53),
+
+class Code(NamedTuple):
+    """A SNOMED CT concept (scheme `SCT`) as DICOM PS3.16 lists it."""
+
+    value: str
+    meaning: str
+
+
+class LesionType(NamedTuple):
+    """A lesion type: its display colour (RGB, 0…255) and its code."""
+
+    color: tuple[int, int, int]
+    code: Code
+
+
+#: Lesion types with a name, in the order of their ids.
+LESION_TYPES: dict[str, LesionType] = {
+    "cyst": LesionType((66, 165, 245), Code("367643001", "Cyst")),
+    "hemangioma": LesionType((255, 193, 7), Code("400210000", "Hemangioma")),
+    "metastasis": LesionType((229, 57, 53), Code("128462008", "Metastasis")),
 }
 
 BACKGROUND, LIVER = 0, 1
@@ -30,8 +46,13 @@ NAMES: dict[int, str] = {
 }
 COLORS: dict[int, tuple[int, int, int]] = {
     LIVER: (102, 187, 106),
-    **{LESION_IDS[name]: color for name, color in LESION_TYPES.items()},
+    **{LESION_IDS[name]: kind.color for name, kind in LESION_TYPES.items()},
     UNTYPED_LESION: (255, 112, 67),
+}
+CODES: dict[int, Code] = {
+    LIVER: Code("10200004", "Liver"),
+    **{LESION_IDS[name]: kind.code for name, kind in LESION_TYPES.items()},
+    UNTYPED_LESION: Code("52988006", "Lesion"),
 }
 
 

@@ -101,6 +101,18 @@ def canonical_axes(affine: np.ndarray | None) -> tuple[tuple[int, int, int], tup
     return best, (flip[0], flip[1], flip[2])
 
 
+def canonical(array: np.ndarray, affine: np.ndarray | None) -> np.ndarray:
+    """A view of an array on the grid of a scan (D, H, W), turned by `canonical_axes`."""
+    order, flip = canonical_axes(affine)
+    return np.flip(array.transpose(order), [i for i in range(3) if flip[i]])
+
+
+def from_canonical(array: np.ndarray, affine: np.ndarray | None) -> np.ndarray:
+    """The inverse of `canonical`: a view on the grid of the scan."""
+    order, flip = canonical_axes(affine)
+    return np.flip(array, [i for i in range(3) if flip[i]]).transpose(np.argsort(order))
+
+
 def to_canonical(case: Case) -> Case:
     """The case with its arrays turned by `canonical_axes`; the affine follows, so patient positions stay the same."""
     scan = case.scan
@@ -112,12 +124,11 @@ def to_canonical(case: Case) -> Case:
     for i, (axis, flipped) in enumerate(zip(order, flip, strict=True)):
         turn[axis, i] = -1 if flipped else 1
         turn[axis, 3] = scan.hu.shape[axis] - 1 if flipped else 0
-    axes = tuple(i for i in range(3) if flip[i])
     affine = scan.affine @ turn
     old = scan.spacing_mm
     spacing = None if old is None else (old[order[0]], old[order[1]], old[order[2]])
-    hu = np.ascontiguousarray(np.flip(scan.hu.transpose(order), axes))
-    labels = np.ascontiguousarray(np.flip(case.labels.transpose(order), axes))
+    hu = np.ascontiguousarray(canonical(scan.hu, scan.affine))
+    labels = np.ascontiguousarray(canonical(case.labels, scan.affine))
     return replace(case, scan=replace(scan, hu=hu, affine=affine, spacing_mm=spacing), labels=labels)
 
 

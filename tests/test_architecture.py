@@ -12,8 +12,10 @@ FILES = sorted(ROOT.rglob("*.py"))
 FLOORS: list[set[str]] = [
     {"__init__"},
     {"errors", "labels", "scan", "inputs", "request"},
-    {"lesions", "networks", "schedules", "runs", "formats", "phantom", "figures", "schedule_figure"},
-    {"metrics", "results", "cascade", "data", "command_line"},
+    {"lesions", "measurements", "networks", "schedules", "runs", "phantom", "figures", "schedule_figure"},
+    {"segmentation", "metrics", "results", "model"},
+    {"formats", "cascade", "command_line"},
+    {"data"},
     {"tasks", "callbacks", "statistics", "grid", "run_identity"},
     {"compare_table", "training"},
     {"compare"},

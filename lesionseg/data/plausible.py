@@ -12,10 +12,11 @@ from typing import Literal
 import numpy as np
 from scipy import ndimage
 
-from lesionseg.data.records import FULL_CONNECTIVITY, CaseRecord
+from lesionseg.data.records import CaseRecord
 from lesionseg.data.store import StoreKind
 from lesionseg.errors import InputError
 from lesionseg.labels import LIVER, NAMES
+from lesionseg.measurements import FULL_CONNECTIVITY
 
 #: What each code of this file means. Faults of files carry the codes of the `InputError` that names them.
 CODES: dict[str, str] = {

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import math
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from scipy import ndimage
-from scipy.spatial import ConvexHull, QhullError
-from scipy.spatial.distance import pdist
 
 from lesionseg.inputs import Box, liver_box
 from lesionseg.labels import LIVER, NAMES, is_lesion, is_liver
+from lesionseg.measurements import FULL_CONNECTIVITY, longest_diameter
 from lesionseg.scan import Case
-
-#: All neighbours of a voxel count as touching it; with D = 1 this is the 8-neighbourhood of a slice.
-FULL_CONNECTIVITY = np.ones((3, 3, 3), dtype=bool)
 
 
 @dataclass(frozen=True)
@@ -147,22 +142,6 @@ def lesions_of(labels: np.ndarray, spacing_mm: tuple[float, float, float] | None
             first = window[0].start + box[0].start
             found.append(_measure(components[box] == i, NAMES[label], first, spacing_mm))
     return tuple(found)
-
-
-def longest_diameter(mask: np.ndarray, spacing_mm: tuple[float, float]) -> float:
-    """Longest distance in mm across a mask (H, W): its largest Feret diameter.
-
-    Measured between the midpoints of pixel edges, so that a single pixel is one pixel wide (as skimage's
-    `feret_diameter_max`). 0.0 for an empty mask.
-    """
-    pixels = np.argwhere(mask)
-    steps = np.array([(0.5, 0), (-0.5, 0), (0, 0.5), (0, -0.5)])
-    points = (pixels[:, None] + steps).reshape(-1, 2) * np.asarray(spacing_mm)
-    if not len(points):
-        return 0.0
-    with suppress(QhullError):  # too flat for the tolerance of Qhull: all points are compared
-        points = points[ConvexHull(points).vertices]
-    return float(pdist(points).max())
 
 
 def array_sha256(array: np.ndarray) -> str:
