@@ -1,39 +1,162 @@
-"""The nets put to use: a trained net read from its run, and the liver of a scan."""
+"""The trained nets put to use: `Cascade.segment(scan)`, one path for a volume and for a single slice."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import time
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import nn
 
 from lesionseg.errors import InputError
-from lesionseg.inputs import Box, InputSpec, neighbours
-from lesionseg.networks import build_unet
-from lesionseg.runs import finished_run, read_net, weights_sha256
-from lesionseg.scan import Scan, canonical, from_canonical
+from lesionseg.findings import measure_findings
+from lesionseg.inference import Lesions, Pass, clean_liver, lesion_ids, predict_lesions, predict_liver
+from lesionseg.inputs import Box, liver_box
+from lesionseg.labels import LESION_IDS, LIVER, UNTYPED_LESION
+from lesionseg.model import Model, Net, Thresholds
+from lesionseg.runs import finished_run, weights_sha256
+from lesionseg.scan import Scan, canonical, canonical_axes, from_canonical
+from lesionseg.segmentation import UNDETERMINED, Segmentation
 
-#: Diameter of the disc that closes gaps of the liver on a slice, in pixels (reference code of arXiv 1907.13409).
-CLOSING_DIAMETER_PX = 10
-#: Slices that go through the net at once.
-_BATCH = 8
 
+class Cascade:
+    """Liver net, cleaning, liver box, lesion nets, lesions outlined, typed and measured.
 
-def load_net(run: Path) -> tuple[nn.Module, InputSpec, dict[str, Any]]:
-    """The net of a finished run in eval mode, the input it was trained on, and how it was built."""
-    description, tensors = read_net(run)
-    net = build_unet(
-        description["encoder"],
-        classes=len(description["classes"]),
-        encoder_weights=None,
-        decoder_channels=description["decoder_channels"],
-    )
-    net.load_state_dict(tensors)
-    return net.eval(), InputSpec(**description["input"]), description
+    The steps are those of the reference code of arXiv 1907.13409; what is left after lesion pixels outside the liver
+    have been removed must still have the least size, so that nothing smaller is ever reported.
+
+    Args:
+        model: see `lesionseg.model`.
+        device: `cpu`, `cuda`, `cuda:1` …, or `auto`: a GPU where there is one.
+        batch_size: slices that go through a net at once.
+        tta: average with the left-right mirror image of every slice in the lesion nets (test-time augmentation).
+
+    Raises:
+        InputError: no such device, or weights that do not fit the net they are said to be of.
+    """
+
+    def __init__(self, model: Model, *, device: str = "auto", batch_size: int = 8, tta: bool = False) -> None:
+        if batch_size < 1:
+            raise InputError("batch size", expected="1 or more", got=str(batch_size), remedy="leave it out")
+        self.model, self.how = model, Pass(_device(device), batch_size, tta)
+        self.liver_net = model.liver.build().to(self.how.device)
+        self.lesion_nets = [net.build().to(self.how.device) for net in model.lesions]
+        self.spec = model.lesions[0].spec
+
+    @classmethod
+    def load(cls, folder: str | Path, *, device: str = "auto", batch_size: int = 8, tta: bool = False) -> Cascade:
+        """The cascade of a model folder, see `Model.load`."""
+        return cls(Model.load(Path(folder)), device=device, batch_size=batch_size, tta=tta)
+
+    def segment(self, scan: Scan, *, liver: np.ndarray | None = None, probabilities: bool = False) -> Segmentation:
+        """Find, outline, type and measure the lesions of a scan.
+
+        Args:
+            scan: a volume or a single slice, in any orientation.
+            liver: boolean (D, H, W) on the grid of the scan, in the place of the liver net; used as it is, so the
+                lesions must lie in it.
+            probabilities: keep the probability of every class.
+
+        Raises:
+            InputError: the model was trained on generated CT and the scan is none; the liver is on another grid.
+        """
+        self._refuse(scan, liver)
+        clock = _Clock()
+        hu = canonical(scan.hu, scan.affine)
+        found = self.find_liver(hu) if liver is None else canonical(liver, scan.affine).astype(bool)
+        clock.lap("liver net")
+        box = liver_box(found)
+        lesions = None if box is None else self.find_lesions(hu, np.flatnonzero(found.any((1, 2))), box, probabilities)
+        clock.lap("lesion nets")
+        ids = np.zeros(hu.shape, np.int32) if lesions is None else self._components(lesions, found, scan)
+        types = [] if lesions is None else self._types(lesions, ids)
+        result = self._assemble(scan, found, ids, types, given=liver is not None)
+        if probabilities:
+            result["classes"] = self.model.classes
+            result["probabilities"] = self._maps(lesions, scan)
+        clock.lap("measures")
+        return Segmentation(**result, seconds=clock.seconds)
+
+    def find_liver(self, hu: np.ndarray) -> np.ndarray:
+        """Boolean liver (D, H, W) of a canonical volume, cleaned."""
+        net, threshold = self.model.liver, self.model.thresholds.liver
+        return clean_liver(predict_liver(self.liver_net, net.spec, hu, threshold, self.how))
+
+    def find_lesions(self, hu: np.ndarray, slices: np.ndarray, box: Box, probabilities: bool = False) -> Lesions:
+        """What the lesion nets say of some slices of a canonical volume in a liver box, before any cleaning."""
+        return predict_lesions(
+            self.lesion_nets,
+            self.spec,
+            hu,
+            slices.tolist(),
+            box,
+            temperature=self.model.temperature,
+            how=self.how,
+            probabilities=probabilities,
+        )
+
+    def _components(self, lesions: Lesions, liver: np.ndarray, scan: Scan) -> np.ndarray:
+        least, lesion = least_voxels(self.model.thresholds, scan), lesions.classes > LIVER
+        lesion = lesion_ids(lesion, least) > 0
+        return lesion_ids(lesion & liver, least)
+
+    def _types(self, lesions: Lesions, ids: np.ndarray) -> list[tuple[str, dict[str, float]]]:
+        """Type and type probabilities of each lesion: the mean over its pixels."""
+        names = self.model.lesion_types
+        owner = ids.reshape(-1)[lesions.places]
+        counts = np.bincount(owner, minlength=ids.max() + 1)
+        if len(names) == 1:
+            return [(names[0], {})] * (len(counts) - 1)
+        sums = np.stack([np.bincount(owner, weights=column, minlength=len(counts)) for column in lesions.types.T], 1)
+        votes = [dict(zip(names, map(float, vote), strict=True)) for vote in (sums[1:] / counts[1:, None])]
+        return [(self._named(vote), vote) for vote in votes]
+
+    def _named(self, vote: dict[str, float]) -> str:
+        best = max(vote, key=lambda name: vote[name])
+        return best if vote[best] >= self.model.thresholds.undetermined else UNDETERMINED
+
+    def _assemble(
+        self, scan: Scan, liver: np.ndarray, ids: np.ndarray, types: list[tuple[str, dict[str, float]]], *, given: bool
+    ) -> dict[str, Any]:
+        """The fields of the `Segmentation`, on the grid of the scan."""
+        if len(types) > np.iinfo(np.uint16).max:
+            raise InputError(scan.scan_id, expected="a scan that the model fits", got=f"{len(types)} lesions",
+                             remedy="check that it is a CT of the abdomen in Hounsfield units")  # fmt: skip
+        label = np.array([0, *(LESION_IDS.get(name, UNTYPED_LESION) for name, _ in types)], dtype=np.uint8)
+        labels = np.where(ids > 0, label[ids], liver.astype(np.uint8) * LIVER)
+        numbered = np.ascontiguousarray(from_canonical(ids.astype(np.uint16), scan.affine))
+        return {
+            "scan": scan,
+            "labels": np.ascontiguousarray(from_canonical(labels, scan.affine)),
+            "lesion_ids": numbered,
+            "findings": measure_findings(scan, numbered, [name for name, _ in types], [vote for _, vote in types]),
+            "liver_ml": _volume_ml(int(np.count_nonzero(labels)), scan),
+            "slice_axis": canonical_axes(scan.affine)[0][0],
+            "model": self.model.card,
+            "settings": {
+                "tta": self.how.mirror,
+                "liver": "given" if given else "predicted",
+                "thresholds": asdict(self.model.thresholds),
+                "least_lesion_voxels": least_voxels(self.model.thresholds, scan),
+            },
+            "warnings": tuple(_warnings(scan, bool(liver.any()), given)),
+        }
+
+    def _maps(self, lesions: Lesions | None, scan: Scan) -> np.ndarray:
+        if lesions is None or lesions.probabilities is None:
+            return np.zeros((len(self.model.classes), *scan.hu.shape), dtype=np.float16)
+        return np.stack([from_canonical(plane, scan.affine) for plane in lesions.probabilities])
+
+    def _refuse(self, scan: Scan, liver: np.ndarray | None) -> None:
+        if self.model.generated and not scan.generated:
+            raise InputError("model", expected="one trained on real CT", got="a real scan and a model of the phantom",
+                             remedy="export a model from runs on LiTS and your own slices")  # fmt: skip
+        if liver is not None and liver.shape != scan.hu.shape:
+            raise InputError("liver mask", expected=f"the shape of the scan, {scan.hu.shape} (D, H, W)",
+                             got=str(liver.shape), remedy="give the mask that was drawn on this scan")  # fmt: skip
 
 
 @dataclass
@@ -45,7 +168,7 @@ class LiverPredictor:
     """
 
     run: Path
-    _loaded: tuple[nn.Module, InputSpec] | None = field(default=None, init=False, repr=False)
+    _loaded: tuple[nn.Module, Net] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         info = finished_run(self.run)
@@ -68,35 +191,60 @@ class LiverPredictor:
             raise InputError(self.run, expected="a liver net trained on real CT", got="one trained on the phantom",
                              remedy="make pretrain LITS=/path/to/LiTS")  # fmt: skip
         if self._loaded is None:
-            self._loaded = load_net(self.run)[:2]
-        liver = clean_liver(predict_classes(*self._loaded, canonical(scan.hu, scan.affine)) > 0)
-        return np.ascontiguousarray(from_canonical(liver, scan.affine))
+            held = Net.from_run(self.run)
+            self._loaded = held.build(), held
+        net, held = self._loaded
+        liver = predict_liver(net, held.spec, canonical(scan.hu, scan.affine), Thresholds().liver)
+        return np.ascontiguousarray(from_canonical(clean_liver(liver), scan.affine))
 
 
-def predict_classes(net: nn.Module, spec: InputSpec, hu: np.ndarray, liver_box: Box | None = None) -> np.ndarray:
-    """Class indices, uint8 (D, H, W), of the slices of a volume (D, H, W) in canonical orientation.
+def least_voxels(thresholds: Thresholds, scan: Scan) -> float:
+    """The size below which a lesion of this scan is removed, in voxels (in pixels for a single slice)."""
+    if scan.spacing_mm is None:
+        return thresholds.min_lesion_px
+    order = canonical_axes(scan.affine)[0]
+    thickness_mm, down_mm, across_mm = (scan.spacing_mm[axis] for axis in order)
+    if scan.hu.shape[order[0]] == 1:
+        return thresholds.min_lesion_mm2 / (down_mm * across_mm)
+    return thresholds.min_lesion_mm3 / (thickness_mm * down_mm * across_mm)
 
-    A net of the whole slice sees it all; a net of the liver box sees `liver_box`.
-    """
-    depth, height, width = hu.shape
-    box, out = spec.box(liver_box, height, width), np.empty(hu.shape, dtype=np.uint8)
-    for start in range(0, depth, _BATCH):
-        indices = range(start, min(start + _BATCH, depth))
-        images = torch.stack([spec.encode(neighbours(hu, i), box) for i in indices])
-        with torch.inference_mode():
-            scores = net(images)
-        for i, s in zip(indices, scores, strict=True):
-            out[i] = spec.decode(s, box, height, width).numpy()
+
+class _Clock:
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """Give the time since the last lap to a step."""
+        now = time.perf_counter()
+        self.seconds[name], self._last = now - self._last, now
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        got = f"{name} ({str(error).splitlines()[0]})"
+        raise InputError("device", expected="auto, cpu or cuda", got=got, remedy="use --device cpu") from None
+    return device
+
+
+def _volume_ml(voxels: int, scan: Scan) -> float | None:
+    depth = scan.hu.shape[canonical_axes(scan.affine)[0][0]]
+    if scan.spacing_mm is None or depth == 1:
+        return None
+    return voxels * float(np.prod(scan.spacing_mm)) / 1000
+
+
+def _warnings(scan: Scan, liver: bool, given: bool) -> list[str]:
+    out = []
+    if scan.spacing_mm is None:
+        out.append("The spacing is unknown: all sizes are in pixels.")
+    if scan.affine is None:
+        out.append("The orientation is unknown: rows were taken to run to the back and columns to the patient's left.")
+    if not liver:
+        out.append("The given liver mask is empty." if given else "No liver was found, so no lesion was looked for.")
     return out
-
-
-def clean_liver(liver: np.ndarray) -> np.ndarray:
-    """Fill holes and close gaps slice by slice, then keep the largest 3-D component of a boolean (D, H, W)."""
-    radius = CLOSING_DIAMETER_PX // 2
-    disc = np.hypot(*np.ogrid[-radius : radius + 1, -radius : radius + 1]) <= radius
-    padded = np.pad(liver, ((0, 0), (radius, radius), (radius, radius)))  # or closing would eat into the border
-    closed = np.stack([ndimage.binary_fill_holes(ndimage.binary_closing(plane, disc)) for plane in padded])
-    components, n = ndimage.label(closed[:, radius:-radius, radius:-radius], structure=np.ones((3, 3, 3)))
-    if n == 0:
-        return liver
-    return components == 1 + np.argmax(np.bincount(components.ravel())[1:])

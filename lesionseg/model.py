@@ -1,1 +1,289 @@
-"""The model folder."""
+"""The shareable model: a folder of `model.json` and safetensors that holds all the cascade needs; no pickle.
+
+    MODEL/model.json
+    MODEL/liver.safetensors
+    MODEL/lesion-0.safetensors, lesion-1.safetensors, …   one a fold and seed: an ensemble
+
+The names are fixed, and every file is known by its checksum: a folder from a stranger can hold wrong numbers, but it
+can neither run code nor lead out of itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from lesionseg.errors import InputError
+from lesionseg.inputs import InputSpec
+from lesionseg.labels import TARGETS
+from lesionseg.networks import build_unet
+from lesionseg.runs import finished_run, provenance, read_net
+from lesionseg.segmentation import RESEARCH_USE_ONLY
+
+MODEL_FILE = "model.json"
+#: Changes with the layout of the folder.
+MODEL_FORMAT = 1
+#: More lesion nets than this are no ensemble but a broken file.
+MOST_NETS = 100
+#: Fields of `run.json` that say where a net comes from; none names a machine's path or a patient.
+PROVENANCE = ("name", "fold", "folds", "seed", "epochs", "encoder", "encoder_weights", "commit", "version", "machine",
+              "store_sha256", "config_sha256", "weights_sha256", "generated")  # fmt: skip
+#: Names of encoders; a colon or slash would make a library fetch from elsewhere.
+_ENCODER = re.compile(r"[A-Za-z0-9_.-]+")
+_DESCRIPTION = ("encoder", "decoder_channels", "input", "target", "classes")
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What the cascade decides by.
+
+    Attributes:
+        liver: least probability of the liver. (The reference's 0.2 belongs to its sigmoid and its loss.)
+        undetermined: a lesion whose best type is less probable than this is `undetermined`.
+        min_lesion_mm2: smaller lesions of a single slice are removed: a disc of 4 mm.
+        min_lesion_mm3: smaller lesions of a volume are removed: a ball of 4 mm.
+        min_lesion_px: the same in pixels or voxels where the spacing is unknown: the reference's 50.
+    """
+
+    liver: float = 0.5
+    undetermined: float = 0.5
+    min_lesion_mm2: float = 12.6
+    min_lesion_mm3: float = 33.5
+    min_lesion_px: int = 50
+
+    def __post_init__(self) -> None:
+        if not (0 < self.liver < 1 and 0 <= self.undetermined <= 1):
+            raise ValueError("thresholds of probabilities must lie between 0 and 1")
+        if min(self.min_lesion_mm2, self.min_lesion_mm3, self.min_lesion_px) < 0:
+            raise ValueError("least sizes must be 0 or more")
+
+
+@dataclass(frozen=True, eq=False)
+class Net:
+    """One trained net.
+
+    Attributes:
+        description: how it is built and fed: encoder, decoder_channels, input, target, classes.
+        tensors: its state by name.
+        provenance: the fields `PROVENANCE` of its run.
+    """
+
+    description: dict[str, Any]
+    tensors: dict[str, Tensor] = field(repr=False)
+    provenance: dict[str, Any]
+
+    @classmethod
+    def from_run(cls, run: Path) -> Net:
+        """The net of a finished run, its last weights; `InputError` for one that has not finished."""
+        info = finished_run(run)
+        description, tensors = read_net(run)
+        return cls(
+            {key: description[key] for key in _DESCRIPTION},
+            {name: tensor.contiguous() for name, tensor in tensors.items()},
+            {name: getattr(info, name) for name in PROVENANCE},
+        )
+
+    @property
+    def spec(self) -> InputSpec:
+        """The input it was trained on."""
+        return InputSpec(**self.description["input"])
+
+    def build(self) -> nn.Module:
+        """The net with its weights, in eval mode; `InputError` where the tensors are of another net."""
+        encoder, channels = self.description["encoder"], self.description["decoder_channels"]
+        classes = len(self.description["classes"])
+        net = build_unet(encoder, classes=classes, encoder_weights=None, decoder_channels=channels)
+        try:
+            net.load_state_dict(self.tensors)
+        except RuntimeError:
+            raise _refused(Path(encoder), "tensors of another net than the one described") from None
+        return net.eval()
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """The cascade at rest: a liver net, one or more lesion nets of one kind, and what they are used with.
+
+    Attributes:
+        liver: finds the liver in a whole slice.
+        lesions: nets alike but for fold and seed; their probabilities are averaged.
+        thresholds: see there.
+        temperature: of the type votes (`calibration.vote`); 1: as the nets say.
+        calibration: how the temperature came out, or why there is none.
+        selected: how the schedule was chosen where test results chose it; None: named by the user.
+        trained_on: hashes of the voxels that any net, or the temperature, has seen.
+        generated: trained on generated CT.
+        provenance: commit, version and machine kind of the export.
+    """
+
+    liver: Net
+    lesions: tuple[Net, ...]
+    thresholds: Thresholds = Thresholds()
+    temperature: float = 1.0
+    calibration: dict[str, Any] | None = None
+    selected: dict[str, Any] | None = None
+    trained_on: tuple[str, ...] = ()
+    generated: bool = False
+    provenance: dict[str, Any] = field(default_factory=provenance)
+
+    @property
+    def target(self) -> str:
+        """Key of `labels.TARGETS` of the lesion nets."""
+        return self.lesions[0].description["target"]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names of the lesion nets."""
+        return TARGETS[self.target].classes
+
+    @property
+    def lesion_types(self) -> tuple[str, ...]:
+        """Names of the types the model tells apart; one: it names none."""
+        return TARGETS[self.target].lesion_types
+
+    @cached_property
+    def identity(self) -> str:
+        """Hash of all that `save` writes."""
+        return hashlib.sha256(self._json().encode()).hexdigest()
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """What a report says of the model: `model.json`, with the scans it has seen counted and not listed."""
+        content = json.loads(self._json())
+        del content["trained_on"]
+        return {**content, "identity": self.identity[:12], "scans_seen": len(self.trained_on)}
+
+    def save(self, folder: Path) -> None:
+        """Write the folder, whole or not at all; one of an earlier model is replaced.
+
+        Raises:
+            InputError: the folder holds something else.
+        """
+        if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / MODEL_FILE).exists())):
+            raise InputError(folder, expected="a new folder, or one of an earlier model", got="other files",
+                             remedy="name another folder")  # fmt: skip
+        partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+        old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            for name, net in self._files():
+                (partial / name).write_bytes(save(net.tensors))
+            (partial / MODEL_FILE).write_text(self._json())
+            if folder.exists():
+                folder.rename(old)
+            partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+    @classmethod
+    def load(cls, folder: Path) -> Model:
+        """Read a folder made by `save`.
+
+        Raises:
+            InputError: no such folder, another format, a file missing or changed, or content that does not fit.
+        """
+        path = folder / MODEL_FILE
+        try:
+            content = json.loads(path.read_text())
+            if content["format"] != MODEL_FORMAT:
+                raise ValueError(f"format {content['format']}, this version reads {MODEL_FORMAT}")
+            if not 1 <= len(content["lesions"]) <= MOST_NETS:
+                raise ValueError(f"{len(content['lesions'])} lesion nets")
+            model = cls(
+                _read_net(folder / "liver.safetensors", content["liver"]),
+                tuple(_read_net(folder / f"lesion-{i}.safetensors", net) for i, net in enumerate(content["lesions"])),
+                Thresholds(**content["thresholds"]),
+                float(content["temperature"]),
+                content["calibration"],
+                content["selected"],
+                tuple(map(str, content["trained_on"])),
+                bool(content["generated"]),
+                dict(content["provenance"]),
+            )
+            model._check()
+        except InputError:
+            raise
+        except OSError as error:
+            got = f"no {MODEL_FILE} ({error.strerror})" if folder.is_dir() else "no such folder"
+            raise _refused(folder, got, "name a folder made by `lesionseg export`") from None
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise _refused(path, f"{type(error).__name__}: {error}") from None
+        return model
+
+    def _check(self) -> None:
+        if not 0 < self.temperature < float("inf"):
+            raise ValueError(f"a temperature of {self.temperature}")
+        if self.liver.description["target"] != "liver" or self.target not in TARGETS or self.target == "liver":
+            raise ValueError("the nets are not those of a cascade")
+        if any(net.description != self.lesions[0].description for net in self.lesions):
+            raise ValueError("lesion nets that differ in how they are built or fed")
+
+    def _files(self) -> Iterator[tuple[str, Net]]:
+        yield "liver.safetensors", self.liver
+        for i, net in enumerate(self.lesions):
+            yield f"lesion-{i}.safetensors", net
+
+    def _json(self) -> str:
+        nets = [{**net.description, "sha256": _sha256(save(net.tensors)), "provenance": net.provenance}
+                for _, net in self._files()]  # fmt: skip
+        content = {
+            "format": MODEL_FORMAT,
+            "use": RESEARCH_USE_ONLY,
+            "generated": self.generated,
+            "liver": nets[0],
+            "lesions": nets[1:],
+            "thresholds": asdict(self.thresholds),
+            "temperature": self.temperature,
+            "calibration": self.calibration,
+            "selected": self.selected,
+            "provenance": self.provenance,
+            "trained_on": sorted(self.trained_on),
+        }
+        return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+
+def _read_net(path: Path, content: dict[str, Any]) -> Net:
+    """A net of a model folder; whether its tensors fit shows when it is built."""
+    data = _bytes(path, content["sha256"])
+    description = {key: content[key] for key in _DESCRIPTION}
+    target = TARGETS[description["target"]]
+    if tuple(description["classes"]) != target.classes or not _ENCODER.fullmatch(description["encoder"]):
+        raise ValueError(f"classes {description['classes']} of encoder {description['encoder']!r}")
+    try:
+        net = Net(description, load(data), dict(content["provenance"]))
+    except SafetensorError as error:
+        raise _refused(path, f"SafetensorError: {error}") from None
+    _ = net.spec  # refuses what is no InputSpec
+    return net
+
+
+def _bytes(path: Path, sha256: str) -> bytes:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise _refused(path, f"no readable file ({error.strerror})") from None
+    if _sha256(data) != sha256:
+        raise _refused(path, "another file than model.json names (checksum)")
+    return data
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _refused(where: Path, got: str, remedy: str = "copy the model again, or export it anew") -> InputError:
+    return InputError(where, expected="a model folder made by `lesionseg export`", got=got, remedy=remedy, code="model")

@@ -1,0 +1,168 @@
+"""Nets over the slices of a volume, arrays in and out: the liver, its cleaning, class scores in the liver box, lesions.
+
+Volumes are canonical (see `scan.canonical`). A net sees slices in batches; each slice is windowed and resized once,
+though it is the neighbour of two others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor, nn
+
+from lesionseg.inputs import Box, InputSpec, paste, resize
+from lesionseg.labels import LIVER
+from lesionseg.measurements import FULL_CONNECTIVITY
+
+#: Diameter of the disc that closes gaps of the liver on a slice, in pixels (reference code of arXiv 1907.13409).
+CLOSING_DIAMETER_PX = 10
+
+
+class Pass(NamedTuple):
+    """How slices go through nets: where, how many at once, and whether their mirror images (left-right) go as well."""
+
+    device: torch.device = torch.device("cpu")
+    batch_size: int = 8
+    mirror: bool = False
+
+
+PLAIN = Pass()
+
+
+class Lesions(NamedTuple):
+    """What the lesion nets say of a volume (D, H, W).
+
+    Attributes:
+        classes: uint8 (D, H, W), class indices; 0 where the nets did not look.
+        places: int64 (n,), flat index of each pixel of a lesion class, ascending.
+        types: float32 (n, n_types), the mean over the nets of their type probabilities there.
+        probabilities: float16 (K, D, H, W), the mean over the nets; None: not asked for.
+    """
+
+    classes: np.ndarray
+    places: np.ndarray
+    types: np.ndarray
+    probabilities: np.ndarray | None
+
+
+def predict_liver(net: nn.Module, spec: InputSpec, hu: np.ndarray, threshold: float, how: Pass = PLAIN) -> np.ndarray:
+    """Boolean (D, H, W): where the liver is more probable than `threshold`, not cleaned yet."""
+    _, height, width = hu.shape
+    box, out = spec.box(None, height, width), np.zeros(hu.shape, dtype=bool)
+    least = math.log(threshold / (1 - threshold))  # of two classes, the difference of scores is the log odds
+    for index, (scores,) in _scores([net], spec, hu, range(len(hu)), box, how._replace(mirror=False)):
+        odds = resize((scores[LIVER] - scores[0])[None], box.side)[0]
+        out[index] = paste(odds > least, box, height, width).cpu().numpy()
+    return out
+
+
+def predict_lesions(
+    nets: Sequence[nn.Module],
+    spec: InputSpec,
+    hu: np.ndarray,
+    slices: Sequence[int],
+    liver_box: Box,
+    *,
+    temperature: float = 1.0,
+    how: Pass = PLAIN,
+    probabilities: bool = False,
+) -> Lesions:
+    """Class of every pixel of the given slices in the liver box: the largest mean probability over nets (and mirrors).
+
+    Args:
+        nets: alike in classes and input.
+        spec: their input.
+        hu: (D, H, W).
+        slices: ascending; the others stay background.
+        liver_box: of the scan.
+        temperature: divides the scores of the types in `Lesions.types`; the classes do not depend on it.
+        how: see `Pass`.
+        probabilities: keep the maps of all classes.
+    """
+    _, height, width = hu.shape
+    box, classes = spec.box(liver_box, height, width), np.zeros(hu.shape, dtype=np.uint8)
+    maps, places, types = None, [np.zeros(0, np.int64)], []
+    for index, views in _scores(nets, spec, hu, slices, box, how):
+        scores = [resize(view, box.side) for view in views]
+        if len(scores) > 1 or probabilities:
+            mean = torch.stack([view.softmax(0) for view in scores]).mean(0)
+        else:
+            mean = scores[0]  # the largest score is the largest probability
+        plane = paste(mean.max(0).indices.to(torch.uint8), box, height, width)
+        classes[index] = plane.cpu().numpy()
+        if probabilities:
+            if maps is None:
+                maps = np.zeros((len(mean), *hu.shape), dtype=np.float16)
+            maps[:, index] = paste(mean, box, height, width).cpu().numpy()
+        row, column = torch.nonzero(plane > LIVER, as_tuple=True)
+        places.append(((index * height + row) * width + column).cpu().numpy())
+        at = (slice(LIVER + 1, None), row - box.top, column - box.left)
+        types.append(torch.stack([(view[at] / temperature).softmax(0) for view in scores]).mean(0).T.cpu().numpy())
+    kinds = types[0].shape[1] if types else 0
+    return Lesions(classes, np.concatenate(places), np.concatenate([np.zeros((0, kinds), np.float32), *types]), maps)
+
+
+def clean_liver(liver: np.ndarray) -> np.ndarray:
+    """Fill holes and close gaps slice by slice, then keep the largest 3-D component of a boolean (D, H, W)."""
+    radius = CLOSING_DIAMETER_PX // 2
+    disc = np.hypot(*np.ogrid[-radius : radius + 1, -radius : radius + 1]) <= radius
+    window = _bounds(liver)
+    if window is None:
+        return liver
+    out, inside = np.zeros_like(liver), liver[window]
+    closed = np.empty_like(inside)
+    for i, plane in enumerate(inside):
+        padded = np.pad(plane, radius)  # or closing would eat into the border
+        closing = ndimage.binary_fill_holes(ndimage.binary_closing(padded, disc))
+        closed[i] = closing[radius:-radius, radius:-radius]
+    components, _ = ndimage.label(closed, FULL_CONNECTIVITY)
+    out[window] = components == 1 + np.argmax(np.bincount(components.ravel())[1:])
+    return out
+
+
+def lesion_ids(lesion: np.ndarray, least_voxels: float) -> np.ndarray:
+    """Number the components (all neighbours) of a boolean (D, H, W), the largest first; smaller ones are left out.
+
+    Returns:
+        int32 (D, H, W); 0: no lesion. Of equal sizes the one whose first voxel comes first has the lower number.
+    """
+    out, window = np.zeros(lesion.shape, dtype=np.int32), _bounds(lesion)
+    if window is None:
+        return out
+    components, n = ndimage.label(lesion[window], FULL_CONNECTIVITY)
+    sizes = np.bincount(components.ravel(), minlength=n + 1)[1:]
+    kept = [i for i in np.argsort(-sizes, kind="stable") if sizes[i] >= least_voxels]
+    number = np.zeros(n + 1, dtype=np.int32)
+    number[1 + np.array(kept, dtype=np.intp)] = np.arange(1, len(kept) + 1)
+    out[window] = number[components]
+    return out
+
+
+def _scores(
+    nets: Sequence[nn.Module], spec: InputSpec, hu: np.ndarray, slices: Sequence[int], box: Box, how: Pass
+) -> Iterator[tuple[int, list[Tensor]]]:
+    """For each slice the scores (K, S, S) of every net, and of its mirror image where asked."""
+    last = len(hu) - 1
+    for start in range(0, len(slices), how.batch_size):
+        batch = list(slices[start : start + how.batch_size])
+        around = [(max(i - 1, 0), i, min(i + 1, last)) for i in batch]
+        needed = sorted({i for three in around for i in three})
+        planes = dict(zip(needed, spec.encode(hu[needed], box), strict=True))
+        images = torch.stack([torch.stack([planes[i] for i in three]) for three in around]).to(how.device)
+        with torch.inference_mode():
+            views = [net(images) for net in nets]
+            if how.mirror:
+                views += [net(images.flip(-1)).flip(-1) for net in nets]
+        for position, index in enumerate(batch):
+            yield index, [view[position].float() for view in views]
+
+
+def _bounds(mask: np.ndarray) -> tuple[slice, ...] | None:
+    """The smallest window that holds a boolean (D, H, W); None where it is empty."""
+    spans = [np.flatnonzero(mask.any(tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+    return tuple(slice(span[0], span[-1] + 1) for span in spans) if len(spans[0]) else None
