@@ -10,6 +10,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import shutil
 from collections.abc import Callable, Iterable
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -117,3 +118,40 @@ def pretrained(once, pretraining) -> Path:
     from lesionseg.cli import main
 
     return once("pretrained", lambda folder: main(pretraining(folder)))
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable:
+    """Makes a model of random nets that call about half of the liver lesion, each type somewhere."""
+    import torch
+
+    from lesionseg.inputs import InputSpec
+    from lesionseg.labels import TARGETS
+    from lesionseg.model import PROVENANCE, Model, Net, Thresholds
+    from lesionseg.networks import build_unet
+
+    def net(target: str, spec: InputSpec, seed: int) -> Net:
+        torch.manual_seed(seed)
+        description = {
+            "encoder": "tu-test_resnet", "decoder_channels": [8] * 5, "input": asdict(spec), "target": target,
+            "classes": list(TARGETS[target].classes),
+        }  # fmt: skip
+        provenance = dict.fromkeys(PROVENANCE) | {"name": "made", "fold": seed, "folds": 3, "seed": 0, "epochs": 1}
+        made = Net(description, {}, provenance)
+        built = build_unet("tu-test_resnet", classes=len(description["classes"]), encoder_weights=None,
+                           decoder_channels=[8] * 5).eval()  # fmt: skip
+        with torch.no_grad():
+            image = torch.nn.functional.interpolate(torch.randn(8, 3, 4, 4), (spec.size_px, spec.size_px))
+            scores = built(image).movedim(1, 0).flatten(1)
+            head = built.segmentation_head[0]
+            head.weight *= 4 / scores.std(1).view(-1, 1, 1, 1)
+            head.bias.copy_(-4 * scores.mean(1) / scores.std(1))
+            head.bias[0] -= 0 if target == "liver" else 4
+        return replace(made, tensors={name: tensor.contiguous() for name, tensor in built.state_dict().items()})
+
+    def make(target: str = "typed", members: int = 1, **fields) -> Model:
+        lesions = [net(target, InputSpec(64, "liver"), seed) for seed in range(members)]
+        small = Thresholds(undetermined=0.4, min_lesion_px=5)
+        return Model(net("liver", InputSpec(64, "slice"), 9), tuple(lesions), **{"thresholds": small, **fields})
+
+    return make

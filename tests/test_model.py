@@ -1,0 +1,156 @@
+"""The model folder: what is saved is loaded, and nothing else is."""
+
+import json
+import pickle
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lesionseg.errors import InputError
+from lesionseg.model import MODEL_FILE, Model, Net, Thresholds
+
+
+class Bomb:
+    """Leaves a file where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.fixture(scope="module")
+def model(make_model):
+    return make_model(members=2, temperature=1.5, trained_on=("b" * 64, "a" * 64), calibration={"n": 3})
+
+
+@pytest.fixture
+def folder(model, tmp_path):
+    model.save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_what_is_saved_is_loaded(model, folder):
+    held = Model.load(folder)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "lesion-0.safetensors", "lesion-1.safetensors", "liver.safetensors", MODEL_FILE,
+    ]  # fmt: skip
+    assert held.identity == model.identity
+    assert (held.thresholds, held.temperature, held.calibration) == (model.thresholds, 1.5, {"n": 3})
+    assert held.trained_on == ("a" * 64, "b" * 64)
+    assert held.classes == ("background", "liver", "cyst", "hemangioma", "metastasis")
+    for ours, theirs in zip((model.liver, *model.lesions), (held.liver, *held.lesions), strict=True):
+        assert ours.description == theirs.description
+        assert ours.provenance == theirs.provenance
+        a, b = ours.build().state_dict(), theirs.build().state_dict()
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_any_change_is_another_model(model):
+    others = [
+        replace(model, temperature=1.6),
+        replace(model, thresholds=Thresholds(min_lesion_px=6)),
+        replace(model, lesions=model.lesions[:1]),
+        replace(model, trained_on=("a" * 64,)),
+        replace(model, liver=replace(model.liver, tensors={
+            name: tensor + (name == "segmentation_head.0.bias") for name, tensor in model.liver.tensors.items()
+        })),
+    ]  # fmt: skip
+    assert len({model.identity, *(other.identity for other in others)}) == 6
+    assert replace(model).identity == model.identity
+
+
+def test_the_card_lists_no_training_scans(model):
+    assert "trained_on" not in model.card
+    assert model.card["scans_seen"] == 2
+    assert model.card["use"] == "Research use only. Not a medical device."
+
+
+def test_a_model_is_replaced_and_nothing_else(model, folder, tmp_path):
+    replace(model, lesions=model.lesions[:1]).save(folder)
+    assert len(Model.load(folder).lesions) == 1
+    assert not (folder / "lesion-1.safetensors").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("dear")
+    with pytest.raises(InputError, match="other files"):
+        model.save(tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "dear"
+
+
+def edit(folder, change):
+    content = json.loads((folder / MODEL_FILE).read_text())
+    change(content)
+    (folder / MODEL_FILE).write_text(json.dumps(content))
+
+
+EDITS = {
+    "format": lambda c: c.update(format=99),
+    "no lesion nets": lambda c: c.update(lesions=[]),
+    "lesions no list": lambda c: c.update(lesions=3),
+    "unknown threshold": lambda c: c["thresholds"].update(luck=1),
+    "threshold out of range": lambda c: c["thresholds"].update(liver=2.0),
+    "temperature": lambda c: c.update(temperature=-1),
+    "temperature no number": lambda c: c.update(temperature="hot"),
+    "another target": lambda c: c["liver"].update(target="kidney"),
+    "classes": lambda c: c["lesions"][0].update(classes=["background", "liver", "stone"]),
+    "no liver net": lambda c: c.update(liver=c["lesions"][0]),
+    "encoder fetched elsewhere": lambda c: c["liver"].update(encoder="tu-hf-hub:someone/net"),
+    "input size": lambda c: c["liver"]["input"].update(size_px=33),
+    "input field": lambda c: c["liver"]["input"].update(exec="rm"),
+    "checksum": lambda c: c["lesions"][1].update(sha256="0" * 64),
+    "missing key": lambda c: c.pop("thresholds"),
+    "one more net": lambda c: c["lesions"].append(c["lesions"][0]),
+    "nets that differ": lambda c: c["lesions"][0].update(decoder_channels=[16] * 5),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", EDITS.values(), ids=EDITS)
+def test_what_does_not_fit_is_refused(folder, change):
+    edit(folder, change)
+    with pytest.raises(InputError) as error:
+        Model.load(folder)
+    assert "model folder made by `lesionseg export`" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_files_that_are_none_are_refused(folder, tmp_path):
+    with pytest.raises(InputError, match="no such folder"):
+        Model.load(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"no model\.json"):
+        Model.load(tmp_path)
+    (folder / "liver.safetensors").unlink()
+    with pytest.raises(InputError, match=r"liver\.safetensors.*no readable file"):
+        Model.load(folder)
+    (folder / MODEL_FILE).write_text("[" * 100_000)
+    with pytest.raises(InputError):
+        Model.load(folder)
+
+
+def test_tensors_of_another_net_are_refused_when_it_is_built(model):
+    wrong = Net(model.liver.description, model.lesions[0].tensors, {})
+    with pytest.raises(InputError, match="tensors of another net"):
+        wrong.build()
+
+
+def test_a_pickle_is_not_opened(folder, tmp_path):
+    import hashlib
+
+    data = pickle.dumps({"state_dict": Bomb(tmp_path / "exploded")})
+    (folder / "liver.safetensors").write_bytes(data)
+    edit(folder, lambda c: c["liver"].update(sha256=hashlib.sha256(data).hexdigest()))
+    with pytest.raises(InputError, match="SafetensorError"):
+        Model.load(folder)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_a_link_out_of_the_folder_serves_only_the_same_bytes(model, folder, tmp_path):
+    save_file({"x": torch.zeros(1)}, tmp_path / "elsewhere.safetensors")
+    (folder / "liver.safetensors").unlink()
+    (folder / "liver.safetensors").symlink_to(tmp_path / "elsewhere.safetensors")
+    with pytest.raises(InputError, match="checksum"):
+        Model.load(folder)
