@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import highdicom as hd
 import numpy as np
@@ -34,7 +35,9 @@ PADDING_HU = -1024
 #: which may then differ by twice as much.
 _SPACING_TOLERANCE = 0.2
 #: Names that mean to be DICOM: such a file is not skipped when it cannot be read.
-_SUFFIXES = (".dcm", ".dicom", ".ima")
+SUFFIXES = (".dcm", ".dicom", ".ima")
+#: What tells which study and series a file is of, and of which kind.
+_PEEKED = ("SOPClassUID", "StudyInstanceUID", "SeriesInstanceUID", "ImageType", "Modality")
 
 
 def is_dicom(path: Path) -> bool:
@@ -44,7 +47,12 @@ def is_dicom(path: Path) -> bool:
     return head[128:] == b"DICM" or head[:4] in (b"\x08\0\0\0", b"\x08\0\x01\0", b"\x08\0\x05\0", b"\x08\0\x08\0")
 
 
-def read_dicom_series(folder: Path, series: str | None = None) -> Scan:
+def peek(path: Path) -> Dataset:
+    """The attributes `_PEEKED` of a file, as far as it holds them; `InputError` where its header cannot be read."""
+    return _read(path, stop_before_pixels=True, specific_tags=list(_PEEKED))
+
+
+def read_dicom_series(folder: Path, series: str | None = None, files: Sequence[Path] | None = None) -> Scan:
     """Read the CT series that a folder holds, sub-folders included.
 
     Files that are not DICOM, DICOMDIR, and series that are no CT beside one that is are passed over.
@@ -52,6 +60,7 @@ def read_dicom_series(folder: Path, series: str | None = None) -> Scan:
     Args:
         folder: the files may have any names, in any order.
         series: SeriesInstanceUID or the end of it; needed only where the folder holds several CT series.
+        files: the files to look at; None: all below the folder.
 
     Returns:
         the scan in the order of its positions; pixels marked as padding are `PADDING_HU`.
@@ -62,7 +71,7 @@ def read_dicom_series(folder: Path, series: str | None = None) -> Scan:
             (rescale missing, MONOCHROME1, colour); gantry tilt, gaps, doubles, uneven distances; undecodable pixels.
     """
     with _refused(folder, "a readable CT series"):
-        chosen = choose_series(folder, _read_headers(folder), series)
+        chosen = choose_series(folder, _read_headers(folder, files), series)
         if chosen[0].dataset.SOPClassUID in ENHANCED and len(chosen) == 1:
             return read_dicom_file(chosen[0].path)
         return _stack(folder, [Slice(item.path, _read(item.path)) for item in chosen])
@@ -144,15 +153,15 @@ def _fill_padding(hu: np.ndarray, dataset: Dataset, rescale: Dataset) -> np.ndar
     return np.where((hu > low - margin) & (hu < high + margin), np.float32(PADDING_HU), hu)
 
 
-def _read_headers(folder: Path) -> list[Slice]:
+def _read_headers(folder: Path, files: Sequence[Path] | None) -> list[Slice]:
     """Every DICOM file below a folder, without pixels. A file named as DICOM that cannot be read is an error."""
     found = []
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(folder.rglob("*") if files is None else files):
         if not path.is_file() or path.name.startswith(".") or path.name.upper() == "DICOMDIR":
             continue
         if is_dicom(path):
             found.append(Slice(path, _read(path, stop_before_pixels=True)))
-        elif path.suffix.lower() in _SUFFIXES:
+        elif path.suffix.lower() in SUFFIXES:
             raise InputError(
                 path,
                 expected="a DICOM file, as its name says",
@@ -163,9 +172,9 @@ def _read_headers(folder: Path) -> list[Slice]:
     return found
 
 
-def _read(path: Path, *, stop_before_pixels: bool = False) -> Dataset:
+def _read(path: Path, **how: Any) -> Dataset:
     with _refused(path, "a readable DICOM file"):
-        dataset = pydicom.dcmread(path, force=True, stop_before_pixels=stop_before_pixels)
+        dataset = pydicom.dcmread(path, force=True, **how)
         if "TransferSyntaxUID" not in dataset.file_meta:  # a data set without file header: as pydicom found it written
             implicit, little = dataset.original_encoding
             syntax = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
