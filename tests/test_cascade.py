@@ -1,4 +1,4 @@
-"""The liver net put to use: read back from a run folder, on the grid of any source, cleaned as the reference does."""
+"""The cascade put together, and the liver net of a run put to use on the grid of any source."""
 
 import itertools
 import pickle
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from lesionseg.cascade import LiverPredictor, clean_liver, load_net, predict_classes
+from lesionseg.cascade import LiverPredictor
 from lesionseg.errors import InputError
 from lesionseg.inputs import InputSpec
 from lesionseg.networks import build_unet
@@ -59,34 +59,6 @@ def run(net, tmp_path):
     (tmp_path / LAST_CHECKPOINT).parent.mkdir()
     torch.save({"state_dict": state, "lesionseg": description}, tmp_path / LAST_CHECKPOINT)
     return tmp_path
-
-
-def test_the_net_of_a_run_is_read_back_whole(net, run):
-    loaded, spec, description = load_net(run)
-    assert spec == SPEC
-    assert description["classes"] == ["background", "liver"]
-    assert not any(module.training for module in loaded.modules())
-    state = loaded.state_dict()
-    assert state.keys() == net.state_dict().keys()
-    assert all(torch.equal(state[name], tensor) for name, tensor in net.state_dict().items())
-
-
-@pytest.mark.parametrize("depth", [1, 8, 11])
-def test_every_slice_is_predicted_as_if_alone(net, depth):
-    hu = noise((depth, SIZE, SIZE), seed=depth)
-    classes = predict_classes(net, SPEC, hu)
-    assert classes.dtype == np.uint8
-    padded = np.concatenate([hu[:1], hu, hu[-1:]])
-    with torch.inference_mode():
-        for i in range(depth):
-            image = (np.clip(padded[i : i + 3], -150.0, 250.0) - 95) / 35
-            expected = net(torch.from_numpy(image[None]).float())[0].argmax(0).numpy()
-            assert (classes[i] == expected).mean() > 0.999  # batches of another size round otherwise
-    assert 0 < classes.mean() < 1
-
-
-def test_a_slice_of_any_shape_comes_back_in_its_shape(net):
-    assert predict_classes(net, SPEC, noise((2, 50, 37))).shape == (2, 50, 37)
 
 
 @pytest.mark.parametrize(
@@ -165,38 +137,3 @@ def test_a_net_of_generated_ct_serves_generated_ct_only(run):
     with pytest.raises(InputError, match="liver net trained on real CT"):
         predict(scan)
     assert predict(replace(scan, generated=True)).shape == scan.hu.shape
-
-
-# ---- cleaning ----
-
-
-def test_a_liver_is_filled_closed_and_rid_of_what_does_not_touch_it():
-    liver = np.zeros((3, 60, 60), bool)
-    liver[:2, 0:30, 0:30] = True  # in the corner of the image
-    expected = liver.copy()
-    liver[0, 10:14, 10:14] = False  # a hole
-    liver[1, 0:30, 15:18] = False  # a gap; the disc rounds its two ends
-    expected[1, [0, 29], 15:18] = False
-    liver[1, 45:50, 45:50] = True  # an island
-    liver[2, 45:55, 45:55] = True  # a second one, larger
-    np.testing.assert_array_equal(clean_liver(liver), expected)
-
-
-def test_parts_that_touch_by_a_corner_in_the_next_slice_are_one():
-    liver = np.zeros((2, 40, 40), bool)
-    liver[0, 0:10, 0:10] = True
-    liver[1, 10:20, 10:20] = True
-    np.testing.assert_array_equal(clean_liver(liver), liver)
-
-
-def test_a_gap_wider_than_the_disc_stays():
-    liver = np.zeros((1, 30, 60), bool)
-    liver[0, 5:25, 5:25] = liver[0, 5:20, 40:55] = True
-    expected = liver.copy()
-    expected[0, :, 40:] = False
-    np.testing.assert_array_equal(clean_liver(liver), expected)
-
-
-def test_no_liver_stays_none():
-    empty = np.zeros((2, 20, 20), bool)
-    np.testing.assert_array_equal(clean_liver(empty), empty)
