@@ -30,20 +30,17 @@ class Slice(NamedTuple):
 
 
 def choose_series(folder: Path, files: Sequence[Slice], series: str | None) -> list[Slice]:
-    """The files of the one CT series, or of the one named by (the end of) its UID; else `InputError` with the list."""
+    """The files of the one CT series, or of the one named by (the end of) its UID; else `InputError` with the list.
+
+    A series of localizers counts only where there is no other CT.
+    """
     groups: dict[str, list[Slice]] = defaultdict(list)
     for item in files:
         groups[str(item.dataset.get("SeriesInstanceUID", ""))].append(item)
-    ct = {uid: group for uid, group in groups.items() if any(_is_ct(item.dataset) for item in group)}
+    ct = {uid: group for uid, group in groups.items() if any(is_ct(item.dataset) for item in group)}
+    ct = {uid: group for uid, group in ct.items() if not all(is_localizer(item.dataset) for item in group)} or ct
     if not ct:
-        modalities = sorted({_word(item.dataset.get("Modality")) for item in files})
-        raise InputError(
-            folder,
-            expected="a CT series",
-            got=f"modality {', '.join(modalities)}" if files else "no DICOM file",
-            remedy="name the folder that holds the slices of one CT series",
-            code="not-ct" if files else "no-dicom",
-        )
+        raise _no_ct(folder, files)
     chosen = [uid for uid in ct if series is None or uid.endswith(series)]
     if len(chosen) != 1:
         tail = next(n for n in range(8, 65) if len({uid[-n:] for uid in ct}) == len(ct))
@@ -52,10 +49,20 @@ def choose_series(folder: Path, files: Sequence[Slice], series: str | None) -> l
             folder,
             expected="one CT series" if series is None else f"one CT series whose UID ends in {series}",
             got=f"{len(chosen)} of {len(ct)}: {listed}" if series is not None else f"{len(ct)}: {listed}",
-            remedy="name one of them by the end of its UID (series)",
+            remedy="name one of them by the end of its UID (`lesionseg segment --series`, `read_scan(series=)`)",
             code="several-series",
         )
     return ct[chosen[0]]
+
+
+def is_ct(dataset: Dataset) -> bool:
+    """Of a class of CT images."""
+    return dataset.get("SOPClassUID") in (CTImageStorage, *ENHANCED)
+
+
+def is_localizer(dataset: Dataset) -> bool:
+    """A scout view, on which others were planned."""
+    return "LOCALIZER" in _image_type(dataset)
 
 
 def check_series(where: Path, slices: Sequence[Slice]) -> None:
@@ -103,16 +110,41 @@ def _fault(where: Path, expected: str, got: str, remedy: str, code: str) -> Inpu
     return InputError(where, expected=expected, got=got, remedy=remedy, code=code)
 
 
-def _is_ct(dataset: Dataset) -> bool:
-    return dataset.get("SOPClassUID") in (CTImageStorage, *ENHANCED)
+def _no_ct(folder: Path, files: Sequence[Slice]) -> InputError:
+    modalities = ", ".join(sorted({_word(item.dataset.get("Modality")) for item in files}))
+    got, remedy = f"modality {modalities}", "name the folder that holds the slices of one CT series"
+    if not files:
+        got = "no DICOM file"
+    elif not all(item.dataset.get("SOPClassUID") for item in files):
+        got, remedy = f"{got}, without SOPClassUID", "export the series again with its UIDs"
+    elif "CT" in modalities.split(", "):
+        got += ", but of another class than CT images"
+    return _fault(folder, "a CT series", got, remedy, "not-ct" if files else "no-dicom")
 
 
 def _describe(group: Sequence[Slice]) -> str:
+    """What tells series apart: modality, slices, spacing in mm, the number a viewer shows."""
     dataset = group[0].dataset
-    spacing = " x ".join(f"{float(mm):.4g}" for mm in dataset.get("PixelSpacing") or ())
-    thickness = dataset.get("SliceThickness")
-    size = (f", {spacing} mm in plane" if spacing else "") + (f", {float(thickness):.4g} mm thick" if thickness else "")
-    return f"({_word(dataset.get('Modality'))}, {len(group)} file{'s' if len(group) > 1 else ''}{size})"
+    count = sum(int(item.dataset.get("NumberOfFrames") or 1) for item in group)
+    parts = [_word(dataset.get("Modality")), f"{count} slice{'s' if count > 1 else ''}"]
+    if spacing := " x ".join(f"{float(mm):.4g}" for mm in dataset.get("PixelSpacing") or ()):
+        parts.append(f"{spacing} mm in plane")
+    if (step := _step_mm(group)) is not None:
+        parts.append(f"one every {step:.4g} mm")
+    elif thickness := dataset.get("SliceThickness"):
+        parts.append(f"{float(thickness):.4g} mm thick")
+    if (number := dataset.get("SeriesNumber")) is not None:
+        parts.append(f"series {_word(number)}")
+    return f"({', '.join(parts)})"
+
+
+def _step_mm(group: Sequence[Slice]) -> float | None:
+    """Median distance of neighbouring slices; None where there are none, or no good positions."""
+    try:
+        steps = np.diff(np.sort(positions_mm(group)[:, 0]))
+    except (AttributeError, TypeError, ValueError):
+        return None
+    return float(np.median(steps)) if len(steps) and np.isfinite(steps).all() else None
 
 
 def _word(value: object) -> str:
@@ -129,10 +161,10 @@ def _image_type(dataset: Dataset) -> tuple[str, ...]:
 def _check_image(path: Path, dataset: Dataset) -> None:
     """A CT image with pixels of one channel."""
     modality = dataset.get("Modality")
-    if not _is_ct(dataset) or modality != "CT":
+    if not is_ct(dataset) or modality != "CT":
         got = f"modality {_word(modality)}, class {_word(dataset.get('SOPClassUID'))}"
         raise _fault(path, f"a CT image (class {CTImageStorage})", got, "take the file out of the series", "not-ct")
-    if "LOCALIZER" in _image_type(dataset):
+    if is_localizer(dataset):
         raise _fault(path, "an axial image", "a localizer", "take the file out of the series", "localizer")
     if not any(tag in dataset for tag in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
         raise _fault(path, "an image with pixels", "none", "export the series again", "no-pixels")

@@ -416,12 +416,37 @@ def test_frame_of_reference_may_be_missing(tmp_path):
 def test_several_series_are_listed_and_one_can_be_named(tmp_path):
     save(tmp_path / "study" / "a", stack())
     save(tmp_path / "study" / "b", stack(canonical_hu()[:3] + np.int16(1), series="other"))
-    error = refused(lambda: read_dicom_series(tmp_path / "study"), "5 files", "3 files", "0.8 x 0.7 mm", "series")
+    error = refused(lambda: read_dicom_series(tmp_path / "study"), "5 slices", "3 slices", "0.8 x 0.7 mm in plane, one every 2.5 mm", "--series")
     assert error.code == "several-series"
     assert uid("other")[-8:] in str(error)
     scan = read_dicom_series(tmp_path / "study", series=uid("other")[-8:])
     np.testing.assert_array_equal(canonical(scan).hu, canonical_hu()[:3] + 1)
     refused(lambda: read_dicom_series(tmp_path / "study", series="nonsense"), "nonsense", "got 0 of 2")
+
+
+def localizer(series="scout"):
+    ds = stack(series=series)[0]
+    ds.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+    return ds
+
+
+def test_a_series_of_localizers_is_no_choice(tmp_path):
+    save(tmp_path / "study" / "scout", [localizer()])
+    refused(lambda: read_dicom_series(tmp_path / "study"), "an axial image; got a localizer")
+    save(tmp_path / "study" / "ct", stack())
+    np.testing.assert_array_equal(canonical(read_dicom_series(tmp_path / "study")).hu, canonical_hu())
+
+
+def test_blanked_uids_are_named_as_the_reason(tmp_path):
+    slices = stack()
+    for ds in slices:
+        ds.SOPClassUID = ds.SeriesInstanceUID = ""
+        ds.file_meta.MediaStorageSOPClassUID = CTImageStorage
+    folder = tmp_path / "ct"
+    folder.mkdir()
+    for n, ds in enumerate(slices):
+        ds.save_as(folder / f"{n}.dcm")
+    refused(lambda: read_dicom_series(folder), "modality CT, without SOPClassUID")
 
 
 def test_folders_without_ct(tmp_path):

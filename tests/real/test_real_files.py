@@ -85,7 +85,7 @@ def test_retired_12_bit_syntaxes_are_refused(name):
         ("dicom2nifti_cases/failing/slicecount/001", "not-ct", ["modality MR"]),
         ("dicom2nifti_cases/failing/sliceorientation/001", "not-ct", ["modality MR"]),
         ("dicom2nifti_cases/generic/compressed/001", "not-ct", ["modality MR"]),
-        ("transfer_syntaxes", "several-series", ["16 files"]),
+        ("transfer_syntaxes", "several-series", ["16 slices"]),
         ("pydicom_data/data_store/data/eCT_Supplemental.dcm", "rescale", ["RescaleType US"]),
         ("transfer_syntaxes/testImages/CT0012.fragmented_no_bot_jpeg_baseline.51.dcm", "rescale", ["RescaleType US"]),
     ],
