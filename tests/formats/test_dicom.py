@@ -416,7 +416,13 @@ def test_frame_of_reference_may_be_missing(tmp_path):
 def test_several_series_are_listed_and_one_can_be_named(tmp_path):
     save(tmp_path / "study" / "a", stack())
     save(tmp_path / "study" / "b", stack(canonical_hu()[:3] + np.int16(1), series="other"))
-    error = refused(lambda: read_dicom_series(tmp_path / "study"), "5 slices", "3 slices", "0.8 x 0.7 mm in plane, one every 2.5 mm", "--series")
+    error = refused(
+        lambda: read_dicom_series(tmp_path / "study"),
+        "5 slices",
+        "3 slices",
+        "0.8 x 0.7 mm in plane, one every 2.5 mm",
+        "--series",
+    )
     assert error.code == "several-series"
     assert uid("other")[-8:] in str(error)
     scan = read_dicom_series(tmp_path / "study", series=uid("other")[-8:])
