@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +21,9 @@ from lesionseg.model import Model, Net, Thresholds
 from lesionseg.runs import finished_run, weights_sha256
 from lesionseg.scan import Scan, canonical, canonical_axes, from_canonical
 from lesionseg.segmentation import UNDETERMINED, Segmentation
+
+#: No liver is lower than this, from its top to its lowest tip; a first look may step over less.
+LEAST_LIVER_MM = 20.0
 
 
 class Cascade:
@@ -66,7 +70,8 @@ class Cascade:
         self._refuse(scan, liver)
         clock = _Clock()
         hu = canonical(scan.hu, scan.affine)
-        found = self.find_liver(hu) if liver is None else canonical(liver, scan.affine).astype(bool)
+        thickness_mm = None if scan.spacing_mm is None else scan.spacing_mm[canonical_axes(scan.affine)[0][0]]
+        found = self.find_liver(hu, thickness_mm) if liver is None else canonical(liver, scan.affine).astype(bool)
         clock.lap("liver net")
         box = liver_box(found)
         lesions = None if box is None else self.find_lesions(hu, np.flatnonzero(found.any((1, 2))), box, probabilities)
@@ -80,10 +85,11 @@ class Cascade:
         clock.lap("measures")
         return Segmentation(**result, seconds=clock.seconds)
 
-    def find_liver(self, hu: np.ndarray) -> np.ndarray:
-        """Boolean liver (D, H, W) of a canonical volume, cleaned."""
-        net, threshold = self.model.liver, self.model.thresholds.liver
-        return clean_liver(predict_liver(self.liver_net, net.spec, hu, threshold, self.how))
+    def find_liver(self, hu: np.ndarray, thickness_mm: float | None = None) -> np.ndarray:
+        """Boolean liver (D, H, W) of a canonical volume, cleaned; slices far from any liver are not all looked at."""
+        spec, threshold = self.model.liver.spec, self.model.thresholds.liver
+        stride = max(1, int(LEAST_LIVER_MM / thickness_mm)) if thickness_mm and math.isfinite(thickness_mm) else 1
+        return clean_liver(predict_liver(self.liver_net, spec, hu, threshold, stride=stride, how=self.how))
 
     def find_lesions(self, hu: np.ndarray, slices: np.ndarray, box: Box, probabilities: bool = False) -> Lesions:
         """What the lesion nets say of some slices of a canonical volume in a liver box, before any cleaning."""

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
+from torch import nn
 from torch.nn import functional
 
 from lesionseg.inference import Pass, clean_liver, lesion_ids, predict_lesions, predict_liver
@@ -68,12 +69,48 @@ def pasted(plane, box, shape):
 def test_the_liver_is_where_its_probability_exceeds_the_threshold(liver_net, depth, threshold):
     hu = noise(depth)
     whole = Box(0, -3, 50)
-    found = predict_liver(liver_net, InputSpec(SIZE, "slice"), hu, threshold, Pass(batch_size=4))
+    found = predict_liver(liver_net, InputSpec(SIZE, "slice"), hu, threshold, how=Pass(batch_size=4))
     for i in range(depth):
         # Scores are resized, then turned into a probability.
         probability = pasted(softmax(by_hand(liver_net, hu, i, whole))[1], whole, (50, 44))
         assert (found[i] == (probability > threshold)).mean() > 0.999  # batches of another size round otherwise
     assert 0.02 < found.mean() < 0.98
+
+
+class Brighter(nn.Module):
+    """Calls liver what is bright on the slice itself, and keeps count of the slices it has seen."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = 0
+
+    def forward(self, images):
+        self.seen += len(images)
+        return torch.stack([-images[:, 1], images[:, 1]], 1)
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=40), st.integers(1, 9))
+@settings(max_examples=60, deadline=None)
+def test_a_first_look_with_a_stride_misses_no_liver(holds, stride):
+    """Whatever the slices that hold liver: runs of `stride` or more of them are found whole, all of them if none is."""
+    hu = np.full((len(holds), 32, 32), -200, np.int16)
+    hu[np.array(holds), 8:20, 8:20] = 240
+    net = Brighter()
+    found = predict_liver(net, InputSpec(32, "slice"), hu, 0.5, stride=stride).any((1, 2))
+    runs = [(key, list(group)) for key, group in itertools.groupby(range(len(holds)), key=holds.__getitem__)]
+    for held, run in runs:
+        if held and (len(run) >= stride or sum(holds) == len(run)):
+            assert found[run].all()
+    assert not (found & ~np.array(holds)).any()
+    assert net.seen <= len(holds)
+
+
+def test_a_first_look_saves_what_is_far_from_the_liver():
+    hu = np.full((100, 32, 32), -200, np.int16)
+    hu[40:70, 8:20, 8:20] = 240
+    net = Brighter()
+    predict_liver(net, InputSpec(32, "slice"), hu, 0.5, stride=10)
+    assert net.seen == 11 + 4 * 9  # every tenth and the last, then what lies around 40, 50 and 60
 
 
 @pytest.mark.parametrize(("members", "mirror"), [(1, False), (2, False), (1, True), (2, True)])
