@@ -24,9 +24,10 @@ SPACING_RANGE_MM = (0.01, 100.0)
 #: More voxels than this are a broken header: four thousand slices of 1024 x 1024.
 MAX_VOXELS = 2**32
 
-_RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+#: Patient coordinates as NIfTI counts them → as DICOM does, and back.
+RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 #: Affines (RAS) that libraries write when nobody set one: nibabel's identity, and ITK's identity in LPS.
-_UNSET = (np.eye(4), _RAS_TO_LPS)
+_UNSET = (np.eye(4), RAS_TO_LPS)
 
 
 def read_nifti(path: Path, *, strict: bool = False) -> tuple[Scan, tuple[str, ...]]:
@@ -177,20 +178,31 @@ def check_affine(affine: np.ndarray, path: Path) -> None:
     )
 
 
+def read_nifti_header(path: Path) -> nib.Nifti1Header:
+    """The header of a NIfTI file (a `Nifti2Header` of version 2), packed or not; `InputError`: unreadable."""
+    with _readable(path), _open(path) as stream:
+        return _image(stream).header
+
+
 def _load(path: Path) -> tuple[np.ndarray, np.ndarray | None, bool]:
     """Values (D, H, W) in their own or, where the header scales them, float type; LPS affine or None; generated."""
+    with _readable(path), _open(path) as stream:
+        image = _image(stream)
+        header = image.header
+        values = _values(image, path)
+        affine = _affine(header, values.shape, path)
+        while stream.read(1 << 20):  # to the end, where gzip keeps its checksum
+            pass
+        generated = bytes(header["descrip"]).rstrip(b"\0") == PHANTOM_MARK.encode()
+    return values, affine, generated
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn whatever malformed bytes raise into `InputError`."""
     try:
-        # A broken header also makes numpy warn (overflow in casts); the checks here say it better.
-        with _open(path) as stream, np.errstate(all="ignore"):
-            version_2 = stream.read(4) in (b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c")  # size of the header: 540
-            stream.seek(0)
-            image = (nib.Nifti2Image if version_2 else nib.Nifti1Image).from_stream(stream)
-            header = image.header
-            values = _values(image, path)
-            affine = _affine(header, values.shape, path)
-            while stream.read(1 << 20):  # to the end, where gzip keeps its checksum
-                pass
-            generated = bytes(header["descrip"]).rstrip(b"\0") == PHANTOM_MARK.encode()
+        with np.errstate(all="ignore"):  # a broken header also makes numpy warn (overflow in casts)
+            yield
     except InputError:
         raise
     except Exception as error:  # nibabel, gzip and zlib answer malformed bytes with a dozen kinds of exception
@@ -201,7 +213,12 @@ def _load(path: Path) -> tuple[np.ndarray, np.ndarray | None, bool]:
             remedy="copy or export the file again",
             code="unreadable",
         ) from error
-    return values, affine, generated
+
+
+def _image(stream: io.BufferedIOBase) -> nib.Nifti1Image | nib.Nifti2Image:
+    version_2 = stream.read(4) in (b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c")  # size of the header: 540
+    stream.seek(0)
+    return (nib.Nifti2Image if version_2 else nib.Nifti1Image).from_stream(stream)
 
 
 @contextmanager
@@ -250,7 +267,7 @@ def _affine(header: nib.Nifti1Header, shape: tuple[int, ...], path: Path) -> np.
     if ras is None:
         return None
     _check_units(header, path)
-    affine = _RAS_TO_LPS @ ras[:, [2, 1, 0, 3]]
+    affine = RAS_TO_LPS @ ras[:, [2, 1, 0, 3]]
     check_affine(affine, path)
     if sform is not None and qform is not None:
         distance = grid_distance_voxels(sform, qform, shape[::-1])
