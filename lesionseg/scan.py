@@ -113,18 +113,24 @@ def from_canonical(array: np.ndarray, affine: np.ndarray | None) -> np.ndarray:
     return np.flip(array, [i for i in range(3) if flip[i]]).transpose(np.argsort(order))
 
 
+def canonical_affine(affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """(4, 4), index in the view that `canonical` gives of an array of this shape (D, H, W) → what the affine maps to."""
+    order, flip = canonical_axes(affine)
+    turn = np.zeros((4, 4))  # canonical index → index in the source array
+    turn[3, 3] = 1
+    for i, (axis, flipped) in enumerate(zip(order, flip, strict=True)):
+        turn[axis, i] = -1 if flipped else 1
+        turn[axis, 3] = shape[axis] - 1 if flipped else 0
+    return affine @ turn
+
+
 def to_canonical(case: Case) -> Case:
     """The case with its arrays turned by `canonical_axes`; the affine follows, so patient positions stay the same."""
     scan = case.scan
     if scan.affine is None:
         return case
-    order, flip = canonical_axes(scan.affine)
-    turn = np.zeros((4, 4))  # canonical index → index in the source array
-    turn[3, 3] = 1
-    for i, (axis, flipped) in enumerate(zip(order, flip, strict=True)):
-        turn[axis, i] = -1 if flipped else 1
-        turn[axis, 3] = scan.hu.shape[axis] - 1 if flipped else 0
-    affine = scan.affine @ turn
+    order, _ = canonical_axes(scan.affine)
+    affine = canonical_affine(scan.affine, scan.hu.shape)
     old = scan.spacing_mm
     spacing = None if old is None else (old[order[0]], old[order[1]], old[order[2]])
     hu = np.ascontiguousarray(canonical(scan.hu, scan.affine))
