@@ -36,8 +36,7 @@ PADDING_HU = -1024
 _SPACING_TOLERANCE = 0.2
 #: Names that mean to be DICOM: such a file is not skipped when it cannot be read.
 SUFFIXES = (".dcm", ".dicom", ".ima")
-#: What tells which study and series a file is of, and of which kind.
-_PEEKED = ("SOPClassUID", "StudyInstanceUID", "SeriesInstanceUID", "ImageType", "Modality")
+_REMEDY = "export the series again, uncompressed if it was compressed"
 
 
 def is_dicom(path: Path) -> bool:
@@ -45,11 +44,6 @@ def is_dicom(path: Path) -> bool:
     with path.open("rb") as file:
         head = file.read(132)
     return head[128:] == b"DICM" or head[:4] in (b"\x08\0\0\0", b"\x08\0\x01\0", b"\x08\0\x05\0", b"\x08\0\x08\0")
-
-
-def peek(path: Path) -> Dataset:
-    """The attributes `_PEEKED` of a file, as far as it holds them; `InputError` where its header cannot be read."""
-    return _read(path, stop_before_pixels=True, specific_tags=list(_PEEKED))
 
 
 def read_dicom_series(folder: Path, series: str | None = None, files: Sequence[Path] | None = None) -> Scan:
@@ -70,11 +64,11 @@ def read_dicom_series(folder: Path, series: str | None = None, files: Sequence[P
             studies, sizes or orientations; originals and derived images mixed; pixels that are not Hounsfield units
             (rescale missing, MONOCHROME1, colour); gantry tilt, gaps, doubles, uneven distances; undecodable pixels.
     """
-    with _refused(folder, "a readable CT series"):
+    with refused(folder, "a readable CT series"):
         chosen = choose_series(folder, _read_headers(folder, files), series)
         if chosen[0].dataset.SOPClassUID in ENHANCED and len(chosen) == 1:
             return read_dicom_file(chosen[0].path)
-        return _stack(folder, [Slice(item.path, _read(item.path)) for item in chosen])
+        return _stack(folder, [Slice(item.path, read_dataset(item.path)) for item in chosen])
 
 
 def read_dicom_file(path: Path) -> Scan:
@@ -83,20 +77,47 @@ def read_dicom_file(path: Path) -> Scan:
     The slice thickness stands for the first spacing of a single slice (NaN where the file states none; its affine then
     steps 1 mm).
     """
-    with _refused(path, "a readable DICOM file"):
-        dataset = _read(path)
+    with refused(path, "a readable DICOM file"):
+        dataset = read_dataset(path)
         if dataset.SOPClassUID in ENHANCED:
             return _read_enhanced(path, dataset)
         return _stack(path, [Slice(path, dataset)])
 
 
+def source_headers(path: Path, series: str | None = None, files: Sequence[Path] | None = None) -> list[Dataset]:
+    """The headers, without pixels, of the files that `read_scan` makes its scan of, in the order of its slices.
+
+    Args:
+        path: a DICOM file, or a folder.
+        series: as `read_dicom_series` takes it.
+        files: likewise.
+
+    Returns:
+        one data set a slice; of an enhanced CT the one that holds all.
+
+    Raises:
+        InputError: no DICOM file; no CT series, or several and none named.
+    """
+    with refused(path, "readable DICOM headers"):
+        if path.is_dir():
+            slices = choose_series(path, _read_headers(path, files), series)
+        else:
+            slices = [Slice(path, read_dataset(path, stop_before_pixels=True))]
+        return [item.dataset for item in (_in_order(slices) if len(slices) > 1 else slices)]
+
+
+def _in_order(slices: Sequence[Slice]) -> list[Slice]:
+    """Down the normal of the slices: as highdicom stacks them, so that (D, H, W) are right-handed in the patient."""
+    return [slices[i] for i in np.argsort(-positions_mm(slices)[:, 0])]
+
+
 def _stack(where: Path, slices: Sequence[Slice]) -> Scan:
     check_series(where, slices)
-    datasets = [slices[i].dataset for i in np.argsort(positions_mm(slices)[:, 0])]
+    datasets = [item.dataset for item in _in_order(slices)]
     for dataset in datasets:  # equal by the checks above, but to highdicom "equal" is to the last digit
         dataset.ImageOrientationPatient = datasets[0].ImageOrientationPatient
         dataset.FrameOfReferenceUID = datasets[0].get("FrameOfReferenceUID") or datasets[0].SeriesInstanceUID
-    with _refused(where, "CT slices whose pixels can be decoded", with_message=True):
+    with refused(where, "CT slices whose pixels can be decoded", with_message=True):
         decompress(slices)
         volume = hd.get_volume_from_series(
             datasets,
@@ -106,8 +127,6 @@ def _stack(where: Path, slices: Sequence[Slice]) -> Scan:
             apply_presentation_lut=False,
             rtol=_SPACING_TOLERANCE,
         )
-    if not np.allclose(volume.position, datasets[0].ImagePositionPatient):
-        datasets.reverse()  # highdicom stacked them downwards along the normal
     hu = np.stack([_fill_padding(hu, dataset, dataset) for hu, dataset in zip(volume.array, datasets, strict=True)])
     affine = np.array(volume.affine, dtype=np.float64)
     if len(datasets) > 1:
@@ -120,7 +139,7 @@ def _stack(where: Path, slices: Sequence[Slice]) -> Scan:
 
 def _read_enhanced(path: Path, dataset: Dataset) -> Scan:
     rescale = check_enhanced(path, dataset)
-    with _refused(path, "an enhanced CT whose frames form one volume", with_message=True):
+    with refused(path, "an enhanced CT whose frames form one volume", with_message=True):
         decompress([Slice(path, dataset)])
         volume = hd.Image.from_dataset(dataset, copy=False).get_volume(
             dtype=np.float32,
@@ -160,7 +179,7 @@ def _read_headers(folder: Path, files: Sequence[Path] | None) -> list[Slice]:
         if not path.is_file() or path.name.startswith(".") or path.name.upper() == "DICOMDIR":
             continue
         if is_dicom(path):
-            found.append(Slice(path, _read(path, stop_before_pixels=True)))
+            found.append(Slice(path, read_dataset(path, stop_before_pixels=True)))
         elif path.suffix.lower() in SUFFIXES:
             raise InputError(
                 path,
@@ -172,8 +191,9 @@ def _read_headers(folder: Path, files: Sequence[Path] | None) -> list[Slice]:
     return found
 
 
-def _read(path: Path, **how: Any) -> Dataset:
-    with _refused(path, "a readable DICOM file"):
+def read_dataset(path: Path, **how: Any) -> Dataset:
+    """A DICOM file, with or without file header; `how` goes to pydicom. `InputError`: not readable, no class."""
+    with refused(path, "a readable DICOM file"):
         dataset = pydicom.dcmread(path, force=True, **how)
         if "TransferSyntaxUID" not in dataset.file_meta:  # a data set without file header: as pydicom found it written
             implicit, little = dataset.original_encoding
@@ -185,7 +205,7 @@ def _read(path: Path, **how: Any) -> Dataset:
 
 
 @contextmanager
-def _refused(where: Path, expected: str, *, with_message: bool = False) -> Iterator[None]:
+def refused(where: Path, expected: str, *, remedy: str = _REMEDY, with_message: bool = False) -> Iterator[None]:
     """Turn whatever pydicom, highdicom and the decoders raise into `InputError`, and keep their warnings quiet.
 
     A warning of theirs, or the text of an exception, may quote an attribute, and so the patient's name. The text is
@@ -205,7 +225,7 @@ def _refused(where: Path, expected: str, *, with_message: bool = False) -> Itera
             where,
             expected=expected,
             got=f"{type(error).__name__}: {error}" if with_message else f"malformed content ({type(error).__name__})",
-            remedy="export the series again, uncompressed if it was compressed",
+            remedy=remedy,
             code="unreadable",
         ) from error
     finally:

@@ -44,7 +44,7 @@ def choose_series(folder: Path, files: Sequence[Slice], series: str | None) -> l
     chosen = [uid for uid in ct if series is None or uid.endswith(series)]
     if len(chosen) != 1:
         tail = next(n for n in range(8, 65) if len({uid[-n:] for uid in ct}) == len(ct))
-        listed = "; ".join(f"{_word('…' + uid[-tail:])} {_describe(group)}" for uid, group in ct.items())
+        listed = "; ".join(f"{word('…' + uid[-tail:])} {_describe(group)}" for uid, group in ct.items())
         raise InputError(
             folder,
             expected="one CT series" if series is None else f"one CT series whose UID ends in {series}",
@@ -111,7 +111,7 @@ def _fault(where: Path, expected: str, got: str, remedy: str, code: str) -> Inpu
 
 
 def _no_ct(folder: Path, files: Sequence[Slice]) -> InputError:
-    modalities = ", ".join(sorted({_word(item.dataset.get("Modality")) for item in files}))
+    modalities = ", ".join(sorted({word(item.dataset.get("Modality")) for item in files}))
     got, remedy = f"modality {modalities}", "name the folder that holds the slices of one CT series"
     if not files:
         got = "no DICOM file"
@@ -126,7 +126,7 @@ def _describe(group: Sequence[Slice]) -> str:
     """What tells series apart: modality, slices, spacing in mm, the number a viewer shows."""
     dataset = group[0].dataset
     count = sum(int(item.dataset.get("NumberOfFrames") or 1) for item in group)
-    parts = [_word(dataset.get("Modality")), f"{count} slice{'s' if count > 1 else ''}"]
+    parts = [word(dataset.get("Modality")), f"{count} slice{'s' if count > 1 else ''}"]
     if spacing := " x ".join(f"{float(mm):.4g}" for mm in dataset.get("PixelSpacing") or ()):
         parts.append(f"{spacing} mm in plane")
     if (step := _step_mm(group)) is not None:
@@ -134,7 +134,7 @@ def _describe(group: Sequence[Slice]) -> str:
     elif thickness := dataset.get("SliceThickness"):
         parts.append(f"{float(thickness):.4g} mm thick")
     if (number := dataset.get("SeriesNumber")) is not None:
-        parts.append(f"series {_word(number)}")
+        parts.append(f"series {word(number)}")
     return f"({', '.join(parts)})"
 
 
@@ -147,7 +147,7 @@ def _step_mm(group: Sequence[Slice]) -> float | None:
     return float(np.median(steps)) if len(steps) and np.isfinite(steps).all() else None
 
 
-def _word(value: object) -> str:
+def word(value: object) -> str:
     """A code as a message may quote it. A broken length makes any value swallow those after it, the name among them."""
     text = str(value)
     return text if re.fullmatch(r"…?[A-Za-z0-9_.]{1,64}", text) else "malformed"
@@ -162,7 +162,7 @@ def _check_image(path: Path, dataset: Dataset) -> None:
     """A CT image with pixels of one channel."""
     modality = dataset.get("Modality")
     if not is_ct(dataset) or modality != "CT":
-        got = f"modality {_word(modality)}, class {_word(dataset.get('SOPClassUID'))}"
+        got = f"modality {word(modality)}, class {word(dataset.get('SOPClassUID'))}"
         raise _fault(path, f"a CT image (class {CTImageStorage})", got, "take the file out of the series", "not-ct")
     if is_localizer(dataset):
         raise _fault(path, "an axial image", "a localizer", "take the file out of the series", "localizer")
@@ -170,11 +170,11 @@ def _check_image(path: Path, dataset: Dataset) -> None:
         raise _fault(path, "an image with pixels", "none", "export the series again", "no-pixels")
     sides = (dataset.get("Rows"), dataset.get("Columns"))
     if not all(isinstance(side, int) and 0 < side <= MAX_SIDE_PX for side in sides):
-        got = " and ".join(_word(side) for side in sides)
+        got = " and ".join(word(side) for side in sides)
         raise _fault(path, f"1 to {MAX_SIDE_PX} rows and columns", got, "export the series again", "size")
     photometric, samples = dataset.get("PhotometricInterpretation"), dataset.get("SamplesPerPixel")
     if photometric != "MONOCHROME2" or samples != 1:
-        got = f"{_word(photometric)} with {_word(samples)} samples per pixel"
+        got = f"{word(photometric)} with {word(samples)} samples per pixel"
         raise _fault(path, "MONOCHROME2 (more is brighter)", got, "export the original CT image", "photometric")
     syntax = dataset.file_meta.TransferSyntaxUID
     if syntax.name == syntax or not syntax.is_transfer_syntax:
@@ -195,7 +195,7 @@ def _check_hounsfield(path: Path, transform: Dataset, kinds: tuple[str, ...]) ->
     elif float(transform.RescaleSlope) <= 0:
         got = f"a RescaleSlope of {float(transform.RescaleSlope):g}"
     elif kind not in kinds:
-        got = f"RescaleType {_word(kind)}"
+        got = f"RescaleType {word(kind)}"
     else:
         return
     expected = "pixels that rescale to Hounsfield units (RescaleSlope, RescaleIntercept)"

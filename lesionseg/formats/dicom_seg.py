@@ -1,0 +1,204 @@
+"""`Segmentation` → DICOM-SEG: BINARY segments that viewers name and colour. Reading is in `dicom_seg_read`.
+
+Highdicom writes it, always from a `Volume`, which carries its place in the patient: a bare array beside its sources
+comes out mirrored wherever the two run in other directions.
+
+`dciodvfy` (dicom3tools) finds no errors in the files; what it warns of is listed in `docs/data.md`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import highdicom as hd
+import numpy as np
+from pydicom.datadict import dictionary_VR
+from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
+from pydicom.uid import generate_uid
+from pydicom.valuerep import DA, TM
+from scipy import ndimage
+
+from lesionseg import __version__
+from lesionseg.errors import InputError
+from lesionseg.formats.dicom import refused
+from lesionseg.formats.dicom_checks import ENHANCED
+from lesionseg.labels import CODES, COLORS, LESION_IDS, LIVER, NAMES, UNTYPED_LESION, is_liver
+from lesionseg.scan import Scan
+from lesionseg.segmentation import RESEARCH_USE_ONLY, Finding, Segmentation
+
+#: High, so that it does not meet the numbers that scanners give.
+SERIES_NUMBER = 9001
+_AGAIN = "export the series again"
+#: What a SEG copies though it may be empty, and what tells a valid value (one that is not stays out).
+_COPIED: dict[str, Callable[[str], object]] = {
+    "PatientID": str,
+    "PatientName": str,
+    "PatientBirthDate": DA,
+    "PatientSex": hd.PatientSexValues,
+    "AccessionNumber": str,
+    "StudyID": str,
+    "StudyDate": DA,
+    "StudyTime": TM,
+}
+
+
+def write_dicom_seg(path: Path, segmentation: Segmentation, sources: Sequence[Dataset]) -> hd.seg.Segmentation | None:
+    """Write a segmentation of a DICOM scan; whole or not at all.
+
+    Segment 1 is the liver with the lesions in it; segment 1 + `Finding.id` is that lesion, with a tracking UID by which
+    a report can name it. Frames without a voxel are left out. Patient and study are those of the sources. UIDs follow
+    from the sources, the model and the voxels: the same result has the same UIDs, and a PACS no doubles.
+
+    Args:
+        path: the file.
+        segmentation: of a scan whose place in the patient is known.
+        sources: what `dicom.source_headers` gives for the scan; left as they are.
+
+    Returns:
+        what was written; None, and no file, where neither liver nor lesion was found: a SEG must hold a frame.
+
+    Raises:
+        InputError: sources without study, series or instance UID, or with attributes that a SEG cannot take over.
+    """
+    scan = segmentation.scan
+    slices = np.flatnonzero(is_liver(segmentation.labels).any((1, 2)))
+    if not len(slices):
+        return None
+    identity = _identity(segmentation, sources)
+    with refused(path, "CT headers that a DICOM-SEG can refer to", remedy=_AGAIN):
+        prepared = _prepared(sources, scan)
+        dataset = hd.seg.Segmentation(
+            prepared,
+            _volume(segmentation, int(slices[0]), int(slices[-1]) + 1, prepared[0].FrameOfReferenceUID),
+            hd.seg.SegmentationTypeValues.BINARY,
+            [_description(1, NAMES[LIVER], LIVER), *(_lesion(finding, identity) for finding in segmentation.findings)],
+            series_instance_uid=_uid(identity, "series"),
+            series_number=SERIES_NUMBER,
+            sop_instance_uid=_uid(identity, "instance"),
+            instance_number=1,
+            manufacturer="lesionseg",
+            manufacturer_model_name="lesionseg",
+            software_versions=__version__,
+            device_serial_number=str(segmentation.model.get("identity", "unknown")),
+            content_label="LIVER_LESIONS",
+            content_description="Liver and liver lesions, found automatically",
+            series_description=f"Liver lesions. {RESEARCH_USE_ONLY}",
+        )
+        if len(scan.hu) == 1:  # no distance of slices; highdicom makes one up
+            measures = dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+            measures.pop("SpacingBetweenSlices", None)
+            if scan.spacing_mm is None or np.isnan(scan.spacing_mm[0]):
+                measures.pop("SliceThickness", None)
+        part = path.with_name(path.name + ".part")
+        dataset.save_as(part)
+    os.replace(part, path)
+    return dataset
+
+
+def _identity(segmentation: Segmentation, sources: Sequence[Dataset]) -> str:
+    """A hash of what was segmented, by what, and of the result."""
+    instances = [str(source.get("SOPInstanceUID")) for source in sources]
+    types = [finding.type for finding in segmentation.findings]
+    digest = hashlib.sha256(json.dumps([instances, types, segmentation.model, __version__], default=str).encode())
+    for array in (segmentation.labels, segmentation.lesion_ids):
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def _uid(identity: str, what: str) -> str:
+    return str(generate_uid(entropy_srcs=[identity, what]))
+
+
+def _prepared(sources: Sequence[Dataset], scan: Scan) -> list[Dataset]:
+    """Copies of the sources as highdicom needs them: on the very grid of the scan, with every attribute it looks for.
+
+    Highdicom refers from a frame to its source where both lie within 0.001 mm; headers may round more than that.
+    """
+    if scan.affine is None:
+        raise ValueError("the place of the scan in the patient is not known")
+    prepared = [source[:] for source in sources]  # shallow: below, elements are replaced and never changed
+    step_mm = float(np.linalg.norm(scan.affine[:3, 0]))
+    for d, source in enumerate(prepared):
+        for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
+            if not source.get(name):
+                raise InputError("DICOM headers", expected=f"a {name}", got="none", remedy=_AGAIN, code="uid")
+        frame = source.get("FrameOfReferenceUID") or generate_uid(entropy_srcs=[source.SeriesInstanceUID, "frame"])
+        source.add_new("FrameOfReferenceUID", "UI", frame)
+        for name, read in _COPIED.items():
+            if not _is_valid(source.get(name), read):
+                source.add_new(name, dictionary_VR(name), "")
+        if source.SOPClassUID in ENHANCED:
+            continue
+        source.add_new("ImagePositionPatient", "DS", (scan.affine @ (d, 0, 0, 1))[:3].tolist())
+        source.add_new("ImageOrientationPatient", "DS", list(prepared[0].ImageOrientationPatient))
+        if not source.get("SliceThickness"):
+            source.add_new("SliceThickness", "DS", step_mm)
+        if len(prepared) > 1:  # measured: what the scanner states may be wrong
+            source.add_new("SpacingBetweenSlices", "DS", step_mm)
+    return prepared
+
+
+def _is_valid(value: object, read: Callable[[str], object]) -> bool:
+    try:
+        return value is not None and (not value or bool(read(str(value))))
+    except ValueError:
+        return False
+
+
+def _volume(segmentation: Segmentation, first: int, stop: int, frame_of_reference: str) -> hd.Volume:
+    """Slices `first` to `stop` of all segments, (D, H, W, segments).
+
+    It begins as zeros, to which the system gives memory only where they are written to: a segment costs what its
+    lesion takes, however many there are.
+    """
+    affine = np.array(segmentation.scan.affine)
+    affine[:3, 3] += first * affine[:3, 0]
+    ids = segmentation.lesion_ids[first:stop]
+    masks = np.zeros((1 + len(segmentation.findings), *ids.shape), dtype=np.uint8)
+    masks[0] = is_liver(segmentation.labels[first:stop])
+    for finding, box in zip(segmentation.findings, ndimage.find_objects(ids), strict=True):
+        masks[finding.id][box] = ids[box] == finding.id
+    return hd.Volume(
+        masks.transpose(1, 2, 3, 0),
+        affine,
+        coordinate_system="PATIENT",
+        frame_of_reference_uid=frame_of_reference,
+        channels={"SegmentNumber": list(range(1, 1 + len(masks)))},
+    )
+
+
+def _lesion(finding: Finding, identity: str) -> hd.seg.SegmentDescription:
+    label = LESION_IDS.get(finding.type, UNTYPED_LESION)
+    name = f"lesion {finding.id}"
+    return _description(
+        1 + finding.id,
+        name if finding.type == NAMES[UNTYPED_LESION] else f"{name}: {finding.type}",
+        label,
+        tracking_id=name,
+        tracking_uid=_uid(identity, name),
+        anatomic_regions=[_code(LIVER)],
+    )
+
+
+def _description(number: int, name: str, label: int, **more: Any) -> hd.seg.SegmentDescription:
+    return hd.seg.SegmentDescription(
+        number,
+        name,
+        codes.SCT.AnatomicalStructure if label == LIVER else codes.SCT.MorphologicallyAbnormalStructure,
+        _code(label),
+        hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+        hd.AlgorithmIdentificationSequence("lesionseg", codes.DCM.ArtificialIntelligence, __version__),
+        display_color=hd.color.CIELabColor.from_rgb(*COLORS[label]),
+        **more,
+    )
+
+
+def _code(label: int) -> Code:
+    return Code(CODES[label].value, "SCT", CODES[label].meaning)

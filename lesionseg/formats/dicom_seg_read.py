@@ -1,0 +1,206 @@
+"""DICOM-SEG of any tool → masks on the grid of a scan.
+
+Each frame is placed by its position in the patient. (Highdicom's `get_volume` and `match_geometry` do not compare
+frames of reference, allow for no rounding, and hold all frames in memory.)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from pydicom.dataset import Dataset
+from pydicom.sr.coding import Code
+from pydicom.uid import SegmentationStorage
+
+from lesionseg.errors import InputError
+from lesionseg.formats.dicom import read_dataset, refused
+from lesionseg.formats.dicom_checks import word
+from lesionseg.labels import CODES
+from lesionseg.scan import GEOMETRY_TOLERANCE_VOXELS, Scan
+
+#: Frames closer than this lie on one slice.
+_SAME_MM = 0.01
+_REMEDY = "save the segmentation again"
+_OTHER = "give the SEG that was drawn on this image"
+
+
+class Segment(NamedTuple):
+    """A segment on the grid of a scan: its id in `lesionseg.labels`, its own name, and where it is, bool (D, H, W)."""
+
+    label: int
+    name: str
+    mask: np.ndarray
+
+
+class _Frame(NamedTuple):
+    """Segment number; in the patient (mm) the first pixel and the steps from row to row and column to column; distance
+    of the slices as stated (0: not stated).
+    """
+
+    segment: int
+    position: np.ndarray
+    row_step: np.ndarray
+    column_step: np.ndarray
+    slice_step_mm: float
+
+
+def read_dicom_seg(path: Path, scan: Scan, frame_of_reference: str | None = None) -> list[Segment]:
+    """Read the segments of a BINARY DICOM-SEG that are coded as liver or lesion, on the grid of a scan.
+
+    A slice without a frame is background. Frames beyond the scan are passed over, so that the SEG of a series serves a
+    single slice of it. A retired SNOMED code (scheme SRT) stands for the one that replaced it.
+
+    Args:
+        path: as lesionseg, dcmqi, 3D Slicer or highdicom write it.
+        scan: whose place in the patient must be known.
+        frame_of_reference: UID of the scan's, where it is known.
+
+    Returns:
+        one a segment, in the order of the file.
+
+    Raises:
+        InputError: no SEG, FRACTIONAL, compressed or malformed; a code that is neither liver nor lesion; a frame that
+            is no slice of the scan (corners within 0.1 voxel); another frame of reference; every frame beyond the scan,
+            unless the frames of reference are known to be one.
+    """
+    if scan.affine is None:
+        got, remedy = "an image that does not say so", "give the image as DICOM or NIfTI"
+        raise _fault(path, "an image whose place in the patient is known", got, remedy, "mask-geometry")
+    with refused(path, "a readable DICOM-SEG", remedy=_REMEDY):
+        dataset = read_dataset(path)
+        described = _described(path, dataset)
+        theirs = dataset.get("FrameOfReferenceUID")
+        if frame_of_reference and theirs and theirs != frame_of_reference:
+            raise _fault(path, "the frame of reference of its image", "another", _OTHER, "mask-geometry")
+        frames = _frames(dataset)
+        grid = _grid(scan, frames)
+        masks = {number: np.zeros(scan.hu.shape, dtype=bool) for number in described}
+        beyond = 0
+        for index, frame in enumerate(frames):
+            target = _plane(path, masks[frame.segment], grid, frame, (int(dataset.Rows), int(dataset.Columns)))
+            if target is None:
+                beyond += 1
+            else:
+                target |= _pixels(dataset, index)
+    if beyond == len(frames) and not (frame_of_reference and theirs):
+        raise _fault(path, "a frame on its image", f"{beyond} frames, all of other slices", _OTHER, "mask-geometry")
+    return [Segment(label, name, masks[number]) for number, (label, name) in described.items()]
+
+
+def segment_labels(path: Path) -> set[int]:
+    """Label ids of the segments of a DICOM-SEG, from its header alone; `InputError` as in `read_dicom_seg`."""
+    with refused(path, "a readable DICOM-SEG", remedy=_REMEDY):
+        return {label for label, _ in _described(path, read_dataset(path, stop_before_pixels=True)).values()}
+
+
+def _fault(where: Path, expected: str, got: str, remedy: str, code: str) -> InputError:
+    return InputError(where, expected=expected, got=got, remedy=remedy, code=code)
+
+
+def _described(path: Path, dataset: Dataset) -> dict[int, tuple[int, str]]:
+    """Label id and name of each segment, by its number, of a SEG that can be read."""
+    if dataset.SOPClassUID != SegmentationStorage:
+        got = f"DICOM of class {word(dataset.SOPClassUID)}"
+        raise _fault(path, "a DICOM-SEG", got, "save the mask as DICOM-SEG, NIfTI or PNG", "format")
+    if dataset.SegmentationType != "BINARY" or dataset.BitsAllocated != 1:
+        remedy = "save it as BINARY, cut at a threshold if it holds probabilities"
+        raise _fault(path, "a BINARY DICOM-SEG", word(dataset.SegmentationType), remedy, "seg-type")
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if syntax.is_encapsulated or not syntax.is_little_endian:
+        raise _fault(path, "an uncompressed DICOM-SEG", word(syntax.keyword), "save it uncompressed", "transfer-syntax")
+    known = {label: Code(code.value, "SCT", code.meaning) for label, code in CODES.items()}
+    found, unknown = {}, []
+    for item in dataset.SegmentSequence:
+        kind = item.SegmentedPropertyTypeCodeSequence[0]
+        code = Code(str(kind.get("CodeValue")), str(kind.get("CodingSchemeDesignator")), "")
+        name = str(item.get("SegmentLabel", ""))
+        label = next((label for label, other in known.items() if other == code), None)  # equal: SRT and SCT as well
+        if label is None:
+            unknown.append(f"{_shown(name)} ({word(code.scheme_designator)} {word(code.value)})")
+        else:
+            found[int(item.SegmentNumber)] = (label, name)
+    if unknown:
+        expected = "segments coded as " + " or ".join(f"{code.meaning} (SCT {code.value})" for code in known.values())
+        remedy = "correct the codes, or take these segments out"
+        raise _fault(path, expected, ", ".join(unknown[:8]), remedy, "seg-code")
+    return found
+
+
+def _shown(name: str) -> str:
+    """The name of a segment as a message may quote it."""
+    return name if re.fullmatch(r"[\w .,:+/-]{1,64}", name, re.ASCII) else "malformed"
+
+
+def _frames(dataset: Dataset) -> list[_Frame]:
+    shared, frames = dataset.SharedFunctionalGroupsSequence[0], dataset.PerFrameFunctionalGroupsSequence
+    if len(frames) != int(dataset.NumberOfFrames):
+        raise ValueError("frames without a place")
+    found = []
+    for own in frames:
+        identity, position, orientation, measures = (
+            (own if f"{name}Sequence" in own else shared)[f"{name}Sequence"][0]
+            for name in ("SegmentIdentification", "PlanePosition", "PlaneOrientation", "PixelMeasures")
+        )
+        cosines = np.array(orientation.ImageOrientationPatient, dtype=float)
+        between_rows, between_columns = map(float, measures.PixelSpacing)
+        place = np.array(position.ImagePositionPatient, dtype=float)
+        number = int(identity.ReferencedSegmentNumber)
+        step_mm = abs(float(measures.get("SpacingBetweenSlices") or 0))
+        found.append(_Frame(number, place, cosines[3:] * between_rows, cosines[:3] * between_columns, step_mm))
+    return found
+
+
+def _grid(scan: Scan, frames: Sequence[_Frame]) -> np.ndarray:
+    """The affine of the scan. A single slice steps as the frames do, since thickness is not distance."""
+    grid = np.array(scan.affine)
+    if len(scan.hu) == 1:
+        normal = grid[:3, 0] / np.linalg.norm(grid[:3, 0])
+        apart_mm = np.diff(np.sort([frame.position @ normal for frame in frames]))
+        steps_mm = [*apart_mm[apart_mm > _SAME_MM], *(frame.slice_step_mm for frame in frames if frame.slice_step_mm)]
+        grid[:3, 0] = normal * min(steps_mm, default=float(np.linalg.norm(grid[:3, 0])))
+    return grid
+
+
+def _plane(path: Path, mask: np.ndarray, grid: np.ndarray, frame: _Frame, shape: tuple[int, int]) -> np.ndarray | None:
+    """The slice of a mask (D, H, W) that a frame is: a view turned as the frame (rows, columns); None: beyond the mask.
+
+    The slices of the frames may lie along any axis of the scan, and rows and columns run in any direction.
+    """
+    to_index = np.linalg.inv(grid[:3, :3])
+    steps = to_index @ np.stack([frame.row_step, frame.column_step], axis=1)
+    rows, columns = (int(axis) for axis in np.abs(steps).argmax(0))
+    if rows == columns or (mask.shape[rows], mask.shape[columns]) != shape:
+        expected = f"slices of an image of {mask.shape} voxels (D, H, W)"
+        raise _fault(path, expected, "frames of {} x {} pixels".format(*shape), _OTHER, "mask-shape")
+    ends = np.array([[0, 0, 1, 1], [0, 1, 0, 1]])  # of rows and of columns, at the four corners
+    last = np.array(shape)[:, None] - 1
+    corners = (to_index @ (frame.position - grid[:3, 3]))[:, None] + steps @ (ends * last)
+    across = 3 - rows - columns
+    flipped = steps[[rows, columns], [0, 1]] < 0
+    slice_index = int(np.rint(corners[across].mean()))
+    on_grid = np.full_like(corners, slice_index)
+    on_grid[[rows, columns]] = np.where(flipped[:, None], 1 - ends, ends) * last
+    parallel = np.ptp(corners[across]) <= 2 * GEOMETRY_TOLERANCE_VOXELS
+    if parallel and not 0 <= slice_index < mask.shape[across]:
+        return None
+    distance = np.abs(corners - on_grid).max()
+    if not distance <= GEOMETRY_TOLERANCE_VOXELS:
+        expected = f"frames that are slices of its image (corners within {GEOMETRY_TOLERANCE_VOXELS} voxel)"
+        got = f"corners {distance:.3g} voxels apart (shifted, tilted or resampled)"
+        raise _fault(path, expected, got, _OTHER, "mask-geometry")
+    view = mask[(slice(None),) * across + (slice_index,)]
+    return np.flip(view.T if rows > columns else view, tuple(np.flatnonzero(flipped).tolist()))
+
+
+def _pixels(dataset: Dataset, index: int) -> np.ndarray:
+    """One frame, bool (H, W). Frames follow each other bit by bit, so that one may begin within a byte."""
+    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    start = index * rows * columns
+    stop = start + rows * columns
+    packed = np.frombuffer(dataset.PixelData[start // 8 : -(-stop // 8)], dtype=np.uint8)
+    bits = np.unpackbits(packed, bitorder="little")[start % 8 :][: stop - start]
+    return bits.reshape(rows, columns).astype(bool)
