@@ -109,6 +109,13 @@ def _compare(options: argparse.Namespace) -> None:
     compare(options.root, options.output)
 
 
+def _export(options: argparse.Namespace) -> None:
+    from lesionseg.export import best_runs, export
+
+    lesions, selected = (options.lesion, None) if options.best_of is None else best_runs(options.best_of)
+    export(options.liver, lesions, options.output, selected=selected)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lesionseg", description="Find and name liver lesions in CT.")
     parser.add_argument("--version", action="version", version=f"lesionseg {__version__}")
@@ -157,6 +164,18 @@ def _parser() -> argparse.ArgumentParser:
     verb.set_defaults(verb=_compare)
     verb.add_argument("root", type=Path, metavar="RUNS", help="folder of runs, SCHEDULE/foldK-seedS")
     verb.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="folder for table and figure")
+
+    verb = verbs.add_parser("export", help="make a model folder of trained runs, to share and to segment with")
+    verb.set_defaults(verb=_export)
+    verb.add_argument("--liver", type=Path, required=True, metavar="RUN", help="run of the liver net")
+    lesion = verb.add_mutually_exclusive_group(required=True)
+    lesion.add_argument(
+        "--lesion", type=Path, nargs="+", metavar="RUN", help="runs of lesion nets: folds and seeds of one schedule"
+    )
+    lesion.add_argument(
+        "--best-of", type=Path, metavar="RUNS", help="those of the schedule that `compare` finds best, marked as such"
+    )
+    verb.add_argument("-o", "--output", type=Path, required=True, metavar="MODEL", help="the model folder to make")
 
     for name, text in TRAINING_VERBS.items():
         usage = f"lesionseg {name} --config YAML [--config YAML …] [--KEY VALUE …]"

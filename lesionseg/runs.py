@@ -18,7 +18,8 @@ from torch import Tensor
 from lesionseg import __version__
 from lesionseg.errors import InputError
 
-RUN_FILE = "run.json"
+#: What the run is, its resolved settings, and its cases of each part.
+RUN_FILE, CONFIG_FILE, SPLIT_FILE = "run.json", "config.yaml", "split.json"
 LAST_CHECKPOINT = Path("checkpoints", "last.ckpt")
 
 

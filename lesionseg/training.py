@@ -33,7 +33,7 @@ from lesionseg.data.folds import imbalance
 from lesionseg.errors import InputError
 from lesionseg.networks import blocks
 from lesionseg.run_identity import describe_run
-from lesionseg.runs import LAST_CHECKPOINT, RunInfo, finished_run, write_text
+from lesionseg.runs import CONFIG_FILE, LAST_CHECKPOINT, SPLIT_FILE, RunInfo, finished_run, write_text
 from lesionseg.tasks.base import SegmentationTask
 
 #: How Lightning begins what it says on every start, whatever the run.
@@ -46,9 +46,6 @@ _SMALL_TALK = (
     "Restor",
     "You are using a CUDA",
 )
-
-
-CONFIG_FILE = "config.yaml"
 
 
 class RunIsDone(Exception):  # noqa: N818 (nothing went wrong)
@@ -249,7 +246,7 @@ class RunCLI(LightningCLI):
             shutil.rmtree(self.run_dir)
         self.run.write(self.run_dir)
         parts = {part: list(cases) for part, cases in asdict(self.datamodule.split).items()}
-        write_text(self.run_dir / "split.json", json.dumps(parts, indent=1) + "\n")
+        write_text(self.run_dir / SPLIT_FILE, json.dumps(parts, indent=1) + "\n")
         table = imbalance(list(self.datamodule.records.values()), self.datamodule.split)
         rank_zero_info(
             f"{self.run.name}, fold {self.run.fold + 1} of {self.run.folds}, seed {self.run.seed} → {self.run_dir}"

@@ -18,7 +18,7 @@ FLOORS: list[set[str]] = [
     {"data", "cascade"},
     {"tasks", "callbacks", "statistics", "grid", "run_identity"},
     {"compare_table", "training"},
-    {"compare"},
+    {"compare", "export"},
     {"cli"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

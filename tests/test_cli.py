@@ -13,7 +13,7 @@ from lesionseg.cli import main
 from lesionseg.data.store import Store
 from lesionseg.errors import InputError
 
-VERBS = ("phantom", "prepare", "check", "fit", "validate", "test", "compare")
+VERBS = ("phantom", "prepare", "check", "fit", "validate", "test", "compare", "export")
 
 
 @pytest.fixture(scope="module")
