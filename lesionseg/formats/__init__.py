@@ -10,6 +10,11 @@ from lesionseg.formats.nifti import read_nifti
 from lesionseg.scan import Scan
 
 
+def is_nifti(path: Path) -> bool:
+    """Whether a file means to be NIfTI, by its name."""
+    return path.name.lower().endswith((".nii", ".nii.gz"))
+
+
 def read_scan(path: Path, *, strict: bool = False, series: str | None = None) -> Scan:
     """Read a CT from a NIfTI file, a DICOM file or a folder of DICOM files.
 
@@ -31,7 +36,7 @@ def read_scan(path: Path, *, strict: bool = False, series: str | None = None) ->
             remedy="check the path",
             code="missing-file",
         )
-    if path.name.lower().endswith((".nii", ".nii.gz")):
+    if is_nifti(path):
         return read_nifti(path, strict=strict)[0]
     if is_dicom(path):
         return read_dicom_file(path)

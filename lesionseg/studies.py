@@ -1,0 +1,249 @@
+"""The studies that an input holds, told apart by what the files say of themselves, and listed before any is read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from lesionseg.errors import InputError
+from lesionseg.formats import is_nifti, read_scan
+from lesionseg.formats.dicom import SUFFIXES, is_dicom, read_dicom_file, read_dicom_series
+from lesionseg.formats.dicom_checks import word
+from lesionseg.formats.dicom_index import StudyFiles, by_study
+from lesionseg.formats.nifti import read_nifti, stem
+from lesionseg.scan import Scan
+
+#: File that `lesionseg segment` leaves in every folder it makes; nothing in such a folder is input again.
+RECORD = "segment.json"
+#: Longer names are cut, as file systems end at 255 bytes.
+MOST_NAME_BYTES = 120
+#: Share of neighbouring voxels that are equal, from which on whole numbers of 0 to 255 are a label map. Measured: label
+#: maps 0.94 and more, CT 0.02 to 0.37 and never without negative values.
+LABEL_MAP_SHARE = 0.8
+#: So many series are listed, no more.
+_MOST_LISTED = 8
+
+
+@dataclass(frozen=True)
+class Study:
+    """One CT to segment, not read yet.
+
+    Attributes:
+        name: names its output; made of names of files and folders, or of the study UID, never of what a header says of
+            the patient.
+        path: the NIfTI file, the DICOM file, or the folder that holds the DICOM files.
+        files: all that it is made of; of DICOM also what else belongs to the study.
+        dicom: the files are DICOM.
+        series: UID of the series to take, or its end; None: the one CT series it holds.
+        remarks: what a reader should know of how it was found, one sentence each.
+    """
+
+    name: str
+    path: Path
+    files: tuple[Path, ...]
+    dicom: bool
+    series: str | None = None
+    remarks: tuple[str, ...] = ()
+
+    def read(self) -> tuple[Scan, tuple[str, ...]]:
+        """The scan, and what a reader should know of it.
+
+        Raises:
+            InputError: see the readers of the formats; or values that are not Hounsfield units (code `not-ct` for a
+                label map, `no-negative-hu` else).
+        """
+        warnings: tuple[str, ...] = ()
+        if not self.dicom:
+            scan, warnings = read_nifti(self.path)
+        elif self.path.is_dir():
+            scan = read_dicom_series(self.path, self.series, self.files)
+        else:
+            scan = read_dicom_file(self.path)
+        _check_hounsfield(self.path, scan.hu)
+        return scan, (*self.remarks, *warnings)
+
+    def fingerprint(self) -> str:
+        """Hash of the names below `path`, sizes and times of the files, and of the series: changes when they do."""
+        root = self.path if self.path.is_dir() else self.path.parent
+        stats = [(os.path.relpath(path, root), path.stat()) for path in self.files]
+        content = [self.series, *((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    @property
+    def place(self) -> str:
+        """Hash of where it lies and which study it is: the same while its files change."""
+        return hashlib.sha256(f"{self.path.resolve()}\0{self.series}\0{self.name}".encode()).hexdigest()
+
+
+class Found(NamedTuple):
+    """The studies of an input in the order of their names, and what was passed over, one sentence each."""
+
+    studies: tuple[Study, ...]
+    passed_over: tuple[str, ...] = ()
+
+
+def find_studies(path: Path, series: str | None = None) -> Found:
+    """List the studies of a NIfTI file, a DICOM file, or a folder of any nesting; only headers of DICOM are read.
+
+    Every NIfTI file is a study (a label map shows when it is read), and so are the DICOM files of one StudyInstanceUID.
+    Passed over: hidden files, folders that `lesionseg segment` made, DICOM studies without CT beside others.
+
+    Args:
+        path: the input.
+        series: take the DICOM study that holds the CT series with this UID, or this end of its UID, and no other study.
+
+    Raises:
+        InputError: no such file, no study below the folder, or a series that is not there exactly once.
+    """
+    return _below(path, series) if path.is_dir() else Found((_single(path, series),))
+
+
+def _single(path: Path, series: str | None) -> Study:
+    if series is not None:
+        raise _wrong_series(series, f"the file {path.name}", "leave --series out")
+    dicom = path.is_file() and not is_nifti(path) and is_dicom(path)
+    if not dicom and not (is_nifti(path) and path.exists()):
+        read_scan(path)  # says what is missing or wrong
+    base = stem(path) if path.suffix.lower() in (".gz", ".nii", *SUFFIXES) else path.name
+    return Study(_plain(base), path, (path,), dicom)
+
+
+def _below(root: Path, series: str | None) -> Found:
+    nifti, dicom, earlier = _walk(root)
+    groups = by_study(dicom)
+    with_ct, without = [g for g in groups if g.is_ct], [g for g in groups if not g.is_ct]
+    passed_over = [f"{earlier} folder{'s' if earlier > 1 else ''} of earlier results"] if earlier else []
+    if series is not None:
+        nifti, with_ct = [], [g for g in with_ct if any(uid.endswith(series) for uid in g.all_ct)] or with_ct
+        if len(with_ct) != 1:
+            raise _wrong_series(series, _listed(series, with_ct), "name a longer end of one of them")
+    elif without:
+        if not with_ct and not nifti:
+            read_dicom_series(root, files=[path for group in without for path in group.files])  # says what it is
+        kinds = ", ".join(sorted({kind for group in without for kind in group.modalities}))
+        passed_over.append(f"{len(without)} DICOM stud{'ies' if len(without) > 1 else 'y'} without CT ({kinds})")
+    if not with_ct and not nifti:
+        got = f"only {passed_over[0]}" if passed_over else "neither among its files"
+        remedy = "give NIfTI (.nii, .nii.gz) or DICOM files; convert other formats first"
+        raise InputError(root, expected="a CT in NIfTI or DICOM", got=got, remedy=remedy, code="no-study")
+    studies = [_nifti_study(root, path) for path in nifti]
+    studies += [_dicom_study(root, group, with_ct, series) for group in with_ct]
+    return Found(tuple(sorted(_distinct(root, studies), key=lambda study: study.name)), tuple(passed_over))
+
+
+def _walk(root: Path) -> tuple[list[Path], list[Path], int]:
+    """NIfTI files, files that are or mean to be DICOM, and the number of folders with results. Links are followed."""
+    nifti: list[Path] = []
+    dicom: list[Path] = []
+    earlier, seen = 0, set()
+    for here, folders, names in os.walk(root, onerror=_raise, followlinks=True):
+        place = os.path.realpath(here)
+        if place in seen or RECORD in names:
+            folders.clear()
+            earlier += place not in seen
+            seen.add(place)
+            continue
+        seen.add(place)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            path = Path(here, name)
+            if name.startswith(".") or name.upper() == "DICOMDIR":
+                continue
+            if is_nifti(path):
+                nifti.append(path)
+            elif path.suffix.lower() in SUFFIXES or _may_be_dicom(path):
+                dicom.append(path)
+    return nifti, dicom, earlier
+
+
+def _nifti_study(root: Path, path: Path) -> Study:
+    below = path.relative_to(root)
+    return Study(_plain("_".join([*below.parent.parts, stem(path)])), path, (path,), dicom=False)
+
+
+def _dicom_study(root: Path, group: StudyFiles, others: Sequence[StudyFiles], series: str | None) -> Study:
+    """Named after its folder, with the end of the study UID where that is the input itself or holds another study."""
+    folder = group.folder
+    shared = any(other is not group and any(f.is_relative_to(folder) for f in other.folders) for other in others)
+    parts = list(folder.relative_to(root).parts)
+    if shared or not parts:
+        parts.append(f"study-{word(group.uid[-8:].strip('.'))}" if group.uid else "study")
+    chosen = [uid for uid in group.ct if series is None or uid.endswith(series)]
+    one = chosen[0] if len(chosen) == 1 and chosen[0] else series
+    remarks = (f"Not segmented: {_rest(group)}.",) if len(chosen) == 1 and len(group.all_ct) > 1 else ()
+    return Study(_plain("_".join(parts)), folder, tuple(sorted(group.files)), True, one, remarks)
+
+
+def _rest(group: StudyFiles) -> str:
+    """The CT series of a study besides the one that is taken."""
+    others, localizers = len(group.ct) - 1, len(group.localizers - group.ct)
+    parts = [f"{n} {kind} series" for n, kind in ((others, "other CT"), (localizers, "localizer")) if n]
+    return f"{' and '.join(parts)} of the study"
+
+
+def _distinct(root: Path, studies: Sequence[Study]) -> list[Study]:
+    """Names that no other study has, also where upper and lower case are one, by a hash that stays the same."""
+    count = Counter(study.name.casefold() for study in studies)
+    return [
+        study if count[study.name.casefold()] == 1 else replace(study, name=f"{study.name}-{_hash(root, study)}")
+        for study in studies
+    ]
+
+
+def _hash(root: Path, study: Study) -> str:
+    return hashlib.sha256(f"{study.path.relative_to(root)}\0{study.series}".encode()).hexdigest()[:6]
+
+
+def _plain(text: str) -> str:
+    """A file name made of a path: letters, digits, `.`, `-` and `_`, not hidden, not too long."""
+    plain = re.sub(r"[^\w.-]+", "_", text).strip("._-")
+    return plain.encode()[-MOST_NAME_BYTES:].decode(errors="ignore").strip("._-") or "study"
+
+
+def _may_be_dicom(path: Path) -> bool:
+    """A file that cannot be opened may be a slice, and must not be missed unsaid."""
+    try:
+        return path.is_file() and is_dicom(path)
+    except OSError:
+        return True
+
+
+def _check_hounsfield(path: Path, hu: np.ndarray) -> None:
+    """Refuse what has no voxel below 0 HU, so neither fat nor air: a label map, or grey values of another kind."""
+    if hu.min() < 0:
+        return
+    same = np.count_nonzero(hu[..., 1:] == hu[..., :-1]) >= LABEL_MAP_SHARE * max(hu[..., 1:].size, 1)
+    if hu.max() <= 255 and same:
+        got, remedy, code = f"a label map of values {hu.min()} to {hu.max()}", "give the CT it was drawn on", "not-ct"
+    else:
+        got, remedy = f"values from {hu.min()} to {hu.max()}", "export the CT again in Hounsfield units"
+        code = "no-negative-hu"
+    raise InputError(
+        path, expected="Hounsfield units, where fat and air lie below 0", got=got, remedy=remedy, code=code
+    )
+
+
+def _listed(series: str, groups: Sequence[StudyFiles]) -> str:
+    uids = sorted(uid for group in groups for uid in group.all_ct)
+    fitting = [uid for uid in uids if uid.endswith(series)]
+    shown = ", ".join(word(f"…{uid[-12:]}") for uid in (fitting or uids)[:_MOST_LISTED])
+    more = f" and {len(fitting or uids) - _MOST_LISTED} more" if len(fitting or uids) > _MOST_LISTED else ""
+    return f"{len(fitting)} of {len(uids)}: {shown}{more}" if uids else "no DICOM file of a CT"
+
+
+def _wrong_series(series: str, got: str, remedy: str) -> InputError:
+    expected = f"one CT series below the folder whose UID ends in {series}"
+    return InputError("--series", expected=expected, got=got, remedy=remedy, code="several-series")
+
+
+def _raise(error: OSError) -> None:
+    raise error
