@@ -12,9 +12,11 @@ import numpy as np
 from lesionseg.data.table import Row
 from lesionseg.errors import InputError
 from lesionseg.formats import read_scan
+from lesionseg.formats.dicom import is_dicom, source_headers
+from lesionseg.formats.dicom_seg_read import read_dicom_seg, segment_labels
 from lesionseg.formats.nifti import check_same_grid, checked_labels, read_nifti, read_nifti_labels, stem
 from lesionseg.formats.png import read_png_image, read_png_labels
-from lesionseg.labels import BACKGROUND, LESION_IDS, LIVER, is_lesion
+from lesionseg.labels import BACKGROUND, LESION_IDS, LIVER, NAMES, UNTYPED_LESION, is_lesion
 from lesionseg.scan import Case, Scan, canonical_axes
 
 #: The spacing of the table may differ this much from that of the image (rounding in the table).
@@ -43,6 +45,8 @@ def read_slice_case(
     """Read one image with its masks.
 
     Lesion pixels outside of the liver belong to the liver; where they are more than 5 % the case carries a warning.
+    A DICOM-SEG is a label map that its codes explain; a row with a lesion type takes all lesions in it for that type,
+    and its liver is the liver of the image unless a liver mask says otherwise.
 
     Args:
         rows: one row with a label map, or rows with a lesion type and a binary mask each.
@@ -52,7 +56,7 @@ def read_slice_case(
 
     Raises:
         InputError: an image that is no axial slice, a mask on another grid or with other values, masks of two types
-            that overlap, a spacing that contradicts the image.
+            that overlap, a spacing that contradicts the image, a DICOM-SEG without what the cell must tell.
     """
     first = rows[0]
     scan, warnings = _read_image(first)
@@ -60,9 +64,11 @@ def read_slice_case(
     lesion = is_lesion(labels)
     liver = None
     if first.liver_mask is not None:
-        liver = _read_mask(first.liver_mask, scan) > 0
+        liver = _liver(first.liver_mask, first, scan)
     elif predict_liver is not None:
         liver = predict_liver(scan)
+    elif first.lesion_type is not None:
+        liver = np.any([_liver(row.mask, row, scan) for row in rows if holds_liver(row.mask)], axis=0)
     if liver is not None:
         outside = int(np.count_nonzero(lesion & ~liver)) / max(int(np.count_nonzero(lesion)), 1)
         if outside > OUTSIDE_LIVER_SHARE:
@@ -102,19 +108,60 @@ def _read_image(row: Row) -> tuple[Scan, tuple[str, ...]]:
     return scan, warnings
 
 
+def holds_liver(mask: Path) -> bool:
+    """Whether a mask is a DICOM-SEG with a segment coded as liver; `InputError` where it cannot be used."""
+    return is_seg(mask) and LIVER in segment_labels(mask)
+
+
 def _read_mask(path: Path, scan: Scan) -> np.ndarray:
-    """Values of a mask on the grid of the scan, uint8 (1, H, W)."""
+    """Values of a PNG or NIfTI mask on the grid of the scan, uint8 (1, H, W)."""
     if _is_nifti({path}):
         return read_nifti_labels(path, scan, range(256))
     if not _is_png(path):
-        remedy = "save the mask as PNG or NIfTI"
-        raise InputError(path, expected="a mask as PNG or NIfTI", got=path.suffix, remedy=remedy, code="format")
+        remedy = "save the mask in one of these formats"
+        raise InputError(path, expected="a DICOM-SEG, PNG or NIfTI", got=path.suffix, remedy=remedy, code="format")
     values = read_png_labels(path)
     check_same_grid(path, values.shape, scan.affine, scan)  # a PNG tells its shape alone
     return checked_labels(values, path, range(256))
 
 
+def _read_seg(path: Path, row: Row, scan: Scan) -> np.ndarray:
+    """Label ids of a DICOM-SEG on the grid of the scan, uint8 (1, H, W); a lesion is set over the liver."""
+    frame = source_headers(row.image)[0].get("FrameOfReferenceUID") if is_dicom(row.image) else None
+    labels = np.full(scan.hu.shape, BACKGROUND, dtype=np.uint8)
+    for label, _, mask in sorted(read_dicom_seg(path, scan, frame), key=lambda segment: segment.label):
+        clash = mask & is_lesion(labels) & (labels != label)
+        if clash.any():
+            other = NAMES[int(labels[clash][0])]
+            raise InputError(
+                path,
+                expected="segments of different types that do not overlap",
+                got=f"{int(clash.sum())} pixels that are {NAMES[label]} and {other}",
+                remedy="correct the segments",
+                code="masks-overlap",
+            )
+        labels[mask] = label
+    return labels
+
+
+def _liver(path: Path, row: Row, scan: Scan) -> np.ndarray:
+    """The liver with the lesions in it, bool (1, H, W)."""
+    if not is_seg(path):
+        return _read_mask(path, scan) > 0
+    if not holds_liver(path):
+        raise InputError(
+            path,
+            expected="a segment coded as liver",
+            got="lesions alone",
+            remedy="give a mask of the liver",
+            code="no-liver",
+        )
+    return _read_seg(path, row, scan) > 0
+
+
 def _label_map(row: Row, scan: Scan, values: Mapping[str, int]) -> np.ndarray:
+    if is_seg(row.mask):
+        return _coded(row, scan)
     found = checked_labels(_read_mask(row.mask, scan), row.mask, (0, *values.values()))
     table = np.full(256, BACKGROUND, dtype=np.uint8)
     for name, value in values.items():
@@ -122,10 +169,26 @@ def _label_map(row: Row, scan: Scan, values: Mapping[str, int]) -> np.ndarray:
     return table[found]
 
 
+def _coded(row: Row, scan: Scan) -> np.ndarray:
+    """Labels as the codes of a DICOM-SEG tell them; its liver only where the table names no other."""
+    labels = _read_seg(row.mask, row, scan)
+    if np.any(labels == UNTYPED_LESION):
+        raise InputError(
+            row.mask,
+            expected=f"lesions coded as {' or '.join(LESION_IDS)}",
+            got="a lesion without type",
+            remedy="correct the code of the segment, or give the row a lesion_type",
+            code="lesion-type",
+        )
+    if row.liver_mask is not None:
+        labels[labels == LIVER] = BACKGROUND
+    return labels
+
+
 def _merged(rows: Sequence[Row], scan: Scan) -> np.ndarray:
     labels = np.full(scan.hu.shape, BACKGROUND, dtype=np.uint8)
     for row in rows:
-        values = _read_mask(row.mask, scan)
+        values = is_lesion(_read_seg(row.mask, row, scan)) if is_seg(row.mask) else _read_mask(row.mask, scan)
         kinds = np.unique(values[values > 0])
         if len(kinds) > 1:
             raise InputError(
@@ -151,6 +214,11 @@ def _merged(rows: Sequence[Row], scan: Scan) -> np.ndarray:
 
 def _is_png(path: Path) -> bool:
     return path.suffix.lower() == ".png"
+
+
+def is_seg(path: Path) -> bool:
+    """Whether a mask is read as DICOM-SEG: DICOM by content, of any name but those of the other formats."""
+    return not _is_png(path) and not _is_nifti({path}) and is_dicom(path)
 
 
 def _is_nifti(paths: set[Path]) -> bool:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from lesionseg.data.groups import check_excluded, read_groups
-from lesionseg.data.slice_case import LiverPredictor, read_slice_case
+from lesionseg.data.slice_case import LiverPredictor, holds_liver, is_seg, read_slice_case
 from lesionseg.data.table import Row, read_rows
 from lesionseg.errors import InputError
 from lesionseg.labels import LESION_TYPES
@@ -31,7 +31,8 @@ def cases(
     Args:
         table: CSV with columns `patient_id,image,mask` and optionally `lesion_type,liver_mask,spacing_mm,window_low_hu,
             window_high_hu` (the window is for PNG); paths relative to its folder. A row with `lesion_type` has a binary
-            mask, and the rows of one image are merged; a row without has a label map.
+            mask, and the rows of one image are merged; a row without has a label map. A DICOM-SEG may stand for either,
+            and for the liver mask where it holds the liver.
         labels: value of each lesion type in the label maps; default 1, 2, … in the order of `LESION_TYPES`. `liver` may
             be among them, and then no liver mask is needed.
         groups: CSV with columns `case,patient` (case: the image as the table names it), over `patient_id`.
@@ -76,14 +77,15 @@ def find(
             continue
         try:
             _check_merge(group)
+            needs_liver = _needs_liver(group, values)
         except InputError as error:
             problems.append(error)
             continue
-        if predict_liver is None and _needs_liver(first, values):
+        if predict_liver is None and needs_liver:
             without_liver.append(first)
             continue
         patient_id = patients.get(first.image_name, first.patient_id)
-        sources.append(_source(tuple(group), patient_id, values, predict_liver))
+        sources.append(_source(tuple(group), patient_id, values, predict_liver if needs_liver else None))
     if without_liver:
         problems.append(
             InputError(
@@ -134,16 +136,18 @@ def _check_merge(group: Sequence[Row]) -> None:
             )
 
 
-def _needs_liver(row: Row, values: Mapping[str, int]) -> bool:
-    """Whether neither a liver mask nor the label map of the row says where the liver is."""
-    return row.liver_mask is None and ("liver" not in values or row.lesion_type is not None)
+def _needs_liver(rows: Sequence[Row], values: Mapping[str, int]) -> bool:
+    """Whether neither a liver mask, nor a DICOM-SEG, nor the label map of one image says where its liver is."""
+    first = rows[0]
+    if first.liver_mask is not None or any(holds_liver(row.mask) for row in rows):
+        return False
+    return "liver" not in values or first.lesion_type is not None or is_seg(first.mask)
 
 
 def _source(
-    rows: tuple[Row, ...], patient_id: str, values: Mapping[str, int], predict_liver: LiverPredictor | None
+    rows: tuple[Row, ...], patient_id: str, values: Mapping[str, int], predict: LiverPredictor | None
 ) -> CaseSource:
     first = rows[0]
-    predict = predict_liver if _needs_liver(first, values) else None
     options = {
         "labels": dict(sorted(values.items())) if first.lesion_type is None else [row.lesion_type for row in rows],
         "spacing_mm": first.spacing_mm,
