@@ -9,6 +9,7 @@ comes out mirrored wherever the two run in other directions.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -53,8 +54,9 @@ def write_dicom_seg(path: Path, segmentation: Segmentation, sources: Sequence[Da
     """Write a segmentation of a DICOM scan; whole or not at all.
 
     Segment 1 is the liver with the lesions in it; segment 1 + `Finding.id` is that lesion, with a tracking UID by which
-    a report can name it. Frames without a voxel are left out. Patient and study are those of the sources. UIDs follow
-    from the sources, the model and the voxels: the same result has the same UIDs, and a PACS no doubles.
+    a report can name it. Frames without a voxel are left out, and slices beyond the liver are not referred to. Patient
+    and study are those of the sources. UIDs follow from the sources, the model and the voxels: the same result has the
+    same UIDs, and fills no PACS with doubles.
 
     Args:
         path: the file.
@@ -74,9 +76,10 @@ def write_dicom_seg(path: Path, segmentation: Segmentation, sources: Sequence[Da
     identity = _identity(segmentation, sources)
     with refused(path, "CT headers that a DICOM-SEG can refer to", remedy=_AGAIN):
         prepared = _prepared(sources, scan)
+        first, stop = int(slices[0]), int(slices[-1]) + 1
         dataset = hd.seg.Segmentation(
-            prepared,
-            _volume(segmentation, int(slices[0]), int(slices[-1]) + 1, prepared[0].FrameOfReferenceUID),
+            prepared[first:stop] if len(prepared) > 1 else prepared,
+            _volume(segmentation, first, stop, prepared[0].FrameOfReferenceUID),
             hd.seg.SegmentationTypeValues.BINARY,
             [_description(1, NAMES[LIVER], LIVER), *(_lesion(finding, identity) for finding in segmentation.findings)],
             series_instance_uid=_uid(identity, "series"),
@@ -96,8 +99,10 @@ def write_dicom_seg(path: Path, segmentation: Segmentation, sources: Sequence[Da
             measures.pop("SpacingBetweenSlices", None)
             if scan.spacing_mm is None or np.isnan(scan.spacing_mm[0]):
                 measures.pop("SliceThickness", None)
-        part = path.with_name(path.name + ".part")
-        dataset.save_as(part)
+        content = io.BytesIO()
+        dataset.save_as(content)
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(content.getbuffer())
     os.replace(part, path)
     return dataset
 
