@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from lesionseg.calibration import vote
 from lesionseg.errors import InputError
 from lesionseg.findings import measure_findings
 from lesionseg.inference import Lesions, Pass, clean_liver, lesion_ids, predict_lesions, predict_liver
@@ -111,18 +112,18 @@ class Cascade:
 
     def _types(self, lesions: Lesions, ids: np.ndarray) -> list[tuple[str, dict[str, float]]]:
         """Type and type probabilities of each lesion: the mean over its pixels."""
-        names = self.model.lesion_types
-        owner = ids.reshape(-1)[lesions.places]
-        counts = np.bincount(owner, minlength=ids.max() + 1)
+        names, n = self.model.lesion_types, int(ids.max())
         if len(names) == 1:
-            return [(names[0], {})] * (len(counts) - 1)
-        sums = np.stack([np.bincount(owner, weights=column, minlength=len(counts)) for column in lesions.types.T], 1)
-        votes = [dict(zip(names, map(float, vote), strict=True)) for vote in (sums[1:] / counts[1:, None])]
-        return [(self._named(vote), vote) for vote in votes]
+            return [(names[0], {})] * n
+        if not n:
+            return []
+        votes = vote(lesions.types, ids.reshape(-1)[lesions.places], n)
+        shares = [dict(zip(names, row, strict=True)) for row in votes.tolist()]
+        return [(self._named(share), share) for share in shares]
 
-    def _named(self, vote: dict[str, float]) -> str:
-        best = max(vote, key=lambda name: vote[name])
-        return best if vote[best] >= self.model.thresholds.undetermined else UNDETERMINED
+    def _named(self, shares: dict[str, float]) -> str:
+        best = max(shares, key=lambda name: shares[name])
+        return best if shares[best] >= self.model.thresholds.undetermined else UNDETERMINED
 
     def _assemble(
         self, scan: Scan, liver: np.ndarray, ids: np.ndarray, types: list[tuple[str, dict[str, float]]], *, given: bool

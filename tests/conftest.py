@@ -146,7 +146,7 @@ def make_model() -> Callable:
             head = built.segmentation_head[0]
             head.weight *= 4 / scores.std(1).view(-1, 1, 1, 1)
             head.bias.copy_(-4 * scores.mean(1) / scores.std(1))
-            head.bias[0] -= 0 if target == "liver" else 4
+            head.bias[1] += 0 if target == "liver" else 14
         return replace(made, tensors={name: tensor.contiguous() for name, tensor in built.state_dict().items()})
 
     def make(target: str = "typed", members: int = 1, **fields) -> Model:
