@@ -38,7 +38,7 @@ def outline(mask: np.ndarray) -> np.ndarray:
     right = mask.shape[1] - 1 - mask[rows, ::-1].argmax(1)
     ends = np.concatenate([np.stack([rows, left], 1), np.stack([rows, right], 1)])  # the hull needs no other pixels
     steps = np.array([(0.5, 0), (-0.5, 0), (0, 0.5), (0, -0.5)])
-    points = np.unique((ends[:, None] + steps).reshape(-1, 2), axis=0)
+    points = (ends[:, None] + steps).reshape(-1, 2)
     return points[ConvexHull(points).vertices]
 
 
