@@ -29,6 +29,8 @@ MOST_NAME_BYTES = 120
 #: Share of neighbouring voxels that are equal, from which on whole numbers of 0 to 255 are a label map. Measured: label
 #: maps 0.94 and more, CT 0.02 to 0.37 and never without negative values.
 LABEL_MAP_SHARE = 0.8
+#: `InputError.code` of a label map in the place of a CT.
+LABEL_MAP = "label-map"
 #: So many series are listed, no more.
 _MOST_LISTED = 8
 
@@ -58,7 +60,7 @@ class Study:
         """The scan, and what a reader should know of it.
 
         Raises:
-            InputError: see the readers of the formats; or values that are not Hounsfield units (code `not-ct` for a
+            InputError: see the readers of the formats; or values that are not Hounsfield units (code `LABEL_MAP` for a
                 label map, `no-negative-hu` else).
         """
         warnings: tuple[str, ...] = ()
@@ -223,7 +225,7 @@ def _check_hounsfield(path: Path, hu: np.ndarray) -> None:
         return
     same = np.count_nonzero(hu[..., 1:] == hu[..., :-1]) >= LABEL_MAP_SHARE * max(hu[..., 1:].size, 1)
     if hu.max() <= 255 and same:
-        got, remedy, code = f"a label map of values {hu.min()} to {hu.max()}", "give the CT it was drawn on", "not-ct"
+        got, remedy, code = f"a label map of values {hu.min()} to {hu.max()}", "give the CT it was drawn on", LABEL_MAP
     else:
         got, remedy = f"values from {hu.min()} to {hu.max()}", "export the CT again in Hounsfield units"
         code = "no-negative-hu"

@@ -15,7 +15,7 @@ FLOORS: list[set[str]] = [
     {"lesions", "measurements", "networks", "schedules", "runs", "phantom", "figures", "schedule_figure"},
     {"segmentation", "metrics", "results", "inference", "calibration"},
     {"formats", "model", "findings", "command_line"},
-    {"data", "cascade"},
+    {"data", "cascade", "studies"},
     {"tasks", "callbacks", "statistics", "grid", "run_identity"},
     {"compare_table", "training"},
     {"compare", "export"},
