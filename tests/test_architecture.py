@@ -12,7 +12,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 FLOORS: list[set[str]] = [
     {"__init__"},
     {"errors", "labels", "scan", "inputs", "request"},
-    {"lesions", "measurements", "networks", "schedules", "runs", "phantom", "figures", "schedule_figure"},
+    {"lesions", "matching", "measurements", "networks", "schedules", "runs", "phantom", "figures", "schedule_figure"},
     {"segmentation", "metrics", "results", "inference", "calibration"},
     {"formats", "model", "findings", "command_line"},
     {"data", "cascade", "studies"},
