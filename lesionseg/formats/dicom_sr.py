@@ -233,9 +233,11 @@ def _probabilities(finding: Finding) -> Iterator[sr.Measurement]:
 
 
 def _measured(name: Code, value: float | None, unit: Code, derivation: Code | None = None) -> Iterator[sr.Measurement]:
-    """One measurement; none where the value is not known."""
+    """One measurement, exact as a float and in six digits as viewers show it; none where the value is not known."""
     if value is not None and math.isfinite(value):
-        yield sr.Measurement(name, value if isinstance(value, int) else float(value), unit, derivation=derivation)
+        measurement = sr.Measurement(name, float(value), unit, derivation=derivation)
+        measurement[0].MeasuredValueSequence[0].NumericValue = f"{value:.6g}"
+        yield measurement
 
 
 def _evidence(dataset: Dataset) -> Dataset:

@@ -1,5 +1,6 @@
 import copy
 import logging
+import resource
 import shutil
 import subprocess
 
@@ -7,6 +8,7 @@ import highdicom as hd
 import numpy as np
 import pydicom
 import pytest
+import test_dicom
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import (
     Comprehensive3DSRStorage,
@@ -159,8 +161,8 @@ def groups(path):
             if item.ValueType == "NUM":
                 how = [code(mod.ConceptCodeSequence) for mod in item.get("ContentSequence", ())]
                 value = item.MeasuredValueSequence[0]
-                exact = value.get("FloatingPointValue", float(value.NumericValue))
-                assert float(value.NumericValue) == pytest.approx(exact, rel=1e-9)
+                exact = value.FloatingPointValue
+                assert str(value.NumericValue) == f"{exact:.6g}"
                 unit = code(value.MeasurementUnitsCodeSequence)
                 assert unit[1] == UCUM
                 held["NUM"][(*name, *how)] = (exact, unit[0])
@@ -272,6 +274,24 @@ def test_highdicom_reads_a_slice_back(flat):
         source_image = frame.source_image_for_segmentation
         assert source_image.referenced_sop_instance_uid == flat.sources[0].SOPInstanceUID
         assert source_image.referenced_frame_numbers is None
+
+
+def test_frames_of_an_enhanced_ct_are_named(tmp_path):
+    path = test_dicom.TestEnhanced().file(tmp_path, test_dicom.canonical_hu())
+    scan, sources = read_scan(path), source_headers(path)
+    labels = np.ones(scan.hu.shape, np.uint8)
+    ids = np.zeros(scan.hu.shape, np.uint16)
+    ids[1:3, 2:4, 2:5] = 1
+    labels[ids > 0] = UNTYPED_LESION
+    found = Segmentation(scan, labels, ids, measure_findings(scan, ids, ["lesion"], [{}]), 1.0, 0, {}, {})
+    write_dicom_sr(tmp_path / "sr.dcm", found, sources, write_dicom_seg(tmp_path / "seg.dcm", found, sources))
+    liver, lesion = groups(tmp_path / "sr.dcm")
+    for group, frames in ((liver, [1, 2, 3, 4, 5]), (lesion, [2, 3])):
+        (image,) = group["IMAGE"]["121233"]
+        assert image.ReferencedSOPInstanceUID == sources[0].SOPInstanceUID
+        assert sorted(image.ReferencedFrameNumber) == frames
+    held = hd.sr.srread(tmp_path / "sr.dcm").content.get_volumetric_roi_measurement_groups()
+    assert [group.referenced_segment.referenced_segment_numbers for group in held] == [[1], [2]]
 
 
 def test_segments_are_tracked_by_one_uid_in_both_files(volume):
@@ -401,6 +421,20 @@ def test_types_that_the_model_does_not_name_have_no_probability(tmp_path):
         assert group["CODE"]["121071", DCM] == sct(UNTYPED_LESION)
         assert ("TYPE", "99LESIONSEG") not in group["CODE"]
         assert len(group["NUM"]) == 6
+
+
+def test_a_full_disk_leaves_the_earlier_file_and_nothing_else(volume, tmp_path):
+    path = tmp_path / "report.dcm"
+    path.write_bytes(b"earlier")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            write_dicom_sr(path, volume.found, volume.sources, volume.seg)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == b"earlier"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_headers_without_uids_are_refused_in_one_line(tmp_path):
