@@ -116,6 +116,27 @@ def _export(options: argparse.Namespace) -> None:
     export(options.liver, lesions, options.output, selected=selected)
 
 
+def _segment(options: argparse.Namespace) -> int:
+    from lesionseg.segment import segment
+
+    outcomes = segment(
+        options.input,
+        options.output,
+        options.model,
+        series=options.series,
+        formats=None if options.formats is None else options.formats.split(","),
+        liver_mask=options.liver_mask,
+        probabilities=options.probabilities,
+        tta=options.tta,
+        device=options.device,
+        batch_size=options.batch_size,
+    )
+    endings = {outcome.ending for outcome in outcomes}
+    if "failed" in endings:
+        return FAILED
+    return WRONG_INPUT if "refused" in endings or endings == {"passed over"} else DONE
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lesionseg", description="Find and name liver lesions in CT.")
     parser.add_argument("--version", action="version", version=f"lesionseg {__version__}")
@@ -177,10 +198,32 @@ def _parser() -> argparse.ArgumentParser:
     )
     verb.add_argument("-o", "--output", type=Path, required=True, metavar="MODEL", help="the model folder to make")
 
+    _add_segment(verbs.add_parser("segment", help="find the lesions of new studies, in DICOM or NIfTI"))
+
     for name, text in TRAINING_VERBS.items():
         usage = f"lesionseg {name} --config YAML [--config YAML …] [--KEY VALUE …]"
         verbs.add_parser(name, help=text, usage=usage, description=f"{text}; `{name} --help all` lists every key")
     return parser
+
+
+def _add_segment(verb: argparse.ArgumentParser) -> None:
+    verb.set_defaults(verb=_segment)
+    verb.add_argument(
+        "input", type=Path, metavar="INPUT", help="a NIfTI or DICOM file, a DICOM folder, or a folder of many studies"
+    )  # fmt: skip
+    verb.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="takes one folder a study")
+    verb.add_argument("--model", type=Path, required=True, metavar="MODEL", help="folder made by `lesionseg export`")
+    verb.add_argument("--series", metavar="UID", help="the CT series to take, by the end of its UID")
+    verb.add_argument(
+        "--formats", metavar="nifti,dicom-seg,dicom-sr,csv,json,html", help="what to write (all that fit the input)"
+    )
+    verb.add_argument("--tta", action="store_true", help="average with the mirror image of every slice")
+    verb.add_argument("--device", default="auto", help="auto, cpu or cuda (%(default)s)")
+    verb.add_argument("--batch-size", type=int, default=8, metavar="N", help="slices at once (%(default)s)")
+    verb.add_argument("--probabilities", action="store_true", help="write the probability of every class as well")
+    verb.add_argument(
+        "--liver-mask", type=Path, metavar="FILE", help="the liver of a single study, NIfTI or DICOM-SEG, on its grid"
+    )
 
 
 def _add_labels(verb: argparse.ArgumentParser) -> None:

@@ -16,9 +16,9 @@ FLOORS: list[set[str]] = [
     {"segmentation", "metrics", "results", "inference", "calibration"},
     {"formats", "model", "findings", "command_line"},
     {"data", "cascade", "studies"},
-    {"tasks", "callbacks", "statistics", "grid", "run_identity"},
+    {"tasks", "callbacks", "statistics", "grid", "run_identity", "study_folder", "deliver"},
     {"compare_table", "training"},
-    {"compare", "export"},
+    {"compare", "export", "segment"},
     {"cli"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

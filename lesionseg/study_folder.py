@@ -1,0 +1,142 @@
+"""The folder of one study in an output: put in place whole, known by its record, and never replaced where a user's
+work lies in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from lesionseg.errors import InputError
+from lesionseg.runs import write_text
+from lesionseg.studies import RECORD
+
+_LOCK, _TEMPORARY = ".lesionseg.lock", ".lesionseg-"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a study's folder was made of and what it holds.
+
+    Attributes:
+        made_of: all that decides its content, plain JSON data; equal, equal content.
+        place: `Study.place`.
+        facts: of the segmentation, for the summary, plain JSON data.
+        files: hash of each file by name.
+    """
+
+    made_of: dict[str, Any]
+    place: str
+    facts: dict[str, Any]
+    files: dict[str, str]
+
+    @classmethod
+    def read(cls, folder: Path) -> Record | None:
+        """That of a folder; None where it has none, or a damaged one."""
+        try:
+            record = cls(**json.loads((folder / RECORD).read_bytes()))
+            return record if all(type(part) is dict for part in (record.made_of, record.facts, record.files)) else None
+        except (OSError, ValueError, TypeError, RecursionError):
+            return None
+
+    def is_whole(self, folder: Path) -> bool:
+        """No file is gone."""
+        return all((folder / name).is_file() for name in self.files)
+
+
+def finished(folder: Path, made_of: dict[str, Any]) -> dict[str, Any] | None:
+    """The facts of a folder that is whole and was made of the same; else None."""
+    record = Record.read(folder)
+    return record.facts if record is not None and record.made_of == made_of and record.is_whole(folder) else None
+
+
+@contextmanager
+def made(folder: Path, made_of: dict[str, Any], place: str, facts: dict[str, Any]) -> Iterator[Path]:
+    """A folder to write into, which takes its place when the block ends without an error, and else leaves no trace.
+
+    Args:
+        folder: the place; replaced where `refuse_replacing` lets it.
+        made_of: see `Record`.
+        place: see `Record`.
+        facts: see `Record`.
+    """
+    temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=folder.parent))
+    try:
+        yield temporary
+        files = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
+        write_text(temporary / RECORD, json.dumps(asdict(Record(made_of, place, facts, files)), indent=1) + "\n")
+        temporary.chmod(0o755)  # mkdtemp lets nobody else in
+        refuse_replacing(folder, place)
+        if folder.exists():  # a folder with files cannot be replaced in one step
+            folder.rename(Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=folder.parent), folder.name))
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def refuse_replacing(folder: Path, place: str) -> None:
+    """Raise `InputError` unless the folder is not there, empty, or an earlier result of the same study, untouched."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    record = Record.read(folder)
+    if record is None:
+        got = "something else"
+    elif record.place != place:
+        got = "the results of a study elsewhere that has the same name"
+    else:
+        held = {path.name: path for path in folder.iterdir() if path.name != RECORD and not path.name.startswith(".")}
+        touched = [name for name, path in held.items() if record.files.get(name) != _sha256(path)]
+        if not touched:
+            return
+        got = f"files changed or added since ({', '.join(sorted(touched)[:4])}{', …' if len(touched) > 4 else ''})"
+    raise InputError(folder, expected="a new folder, or an earlier result of this study as it was written", got=got,
+                     remedy="move the folder away, or name another output", code="output")  # fmt: skip
+
+
+@contextmanager
+def locked(output: Path) -> Iterator[None]:
+    """Make the output folder and hold it: one `segment` at a time. A new one that stays empty is removed again.
+
+    The system holds the lock, so that a killed process leaves it free. What that left half-written is removed.
+    """
+    if output.exists() and not output.is_dir():
+        raise InputError(output, expected="a folder", got="a file", remedy="name another output", code="output")
+    new = not output.exists()
+    output.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(output / _LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(output, expected="one `lesionseg segment` at a time", got="another at work",
+                         remedy="wait until it ends, or name another output", code="output-busy") from None  # fmt: skip
+    try:
+        _remove_temporaries(output)
+        yield
+    finally:
+        _remove_temporaries(output)
+        lock.release()
+        if new and [path.name for path in output.iterdir()] == [_LOCK]:
+            shutil.rmtree(output)
+
+
+def _remove_temporaries(output: Path) -> None:
+    for path in output.iterdir():
+        if path.name.startswith(_TEMPORARY):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _sha256(path: Path) -> str:
+    """Of a file; of a folder, which no result holds, a word that is no hash."""
+    if not path.is_file():
+        return "folder"
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
