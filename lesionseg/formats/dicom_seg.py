@@ -18,12 +18,14 @@ from typing import Any
 
 import highdicom as hd
 import numpy as np
+from pydicom.config import RAISE
 from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import generate_uid
-from pydicom.valuerep import DA, TM
+from pydicom.valuerep import DA, DT, TM, validate_value
 from scipy import ndimage
 
 from lesionseg import __version__
@@ -37,16 +39,17 @@ from lesionseg.segmentation import RESEARCH_USE_ONLY, Finding, Segmentation
 #: High, so that it does not meet the numbers that scanners give.
 SERIES_NUMBER = 9001
 _AGAIN = "export the series again"
-#: What a SEG copies though it may be empty, and what tells a valid value (one that is not stays out).
-_COPIED: dict[str, Callable[[str], object]] = {
-    "PatientID": str,
-    "PatientName": str,
-    "PatientBirthDate": DA,
-    "PatientSex": hd.PatientSexValues,
-    "AccessionNumber": str,
-    "StudyID": str,
-    "StudyDate": DA,
-    "StudyTime": TM,
+#: What a SEG must hold though it may be empty (type 2).
+_REQUIRED = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate",
+             "StudyTime")  # fmt: skip
+#: Taken over even where they break a rule: they say whose the study is.
+_IDENTITY = ("PatientID", "PatientName", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
+#: What reads a value of a kind, and refuses one that is none.
+_READERS: dict[str, Callable[[str], object]] = {
+    **dict.fromkeys(("AS", "CS", "DS", "IS", "LO", "PN", "SH", "UI"), str),
+    "DA": DA,
+    "DT": DT,
+    "TM": TM,
 }
 
 
@@ -56,7 +59,7 @@ def write_dicom_seg(path: Path, segmentation: Segmentation, sources: Sequence[Da
     Segment 1 is the liver with the lesions in it; segment 1 + `Finding.id` is that lesion, with a tracking UID by which
     a report can name it. Frames without a voxel are left out, and slices beyond the liver are not referred to. Patient
     and study are those of the sources. UIDs follow from the sources, the model and the voxels: the same result has the
-    same UIDs, and fills no PACS with doubles.
+    same UIDs, and fills no PACS with doubles. A slice of unknown thickness is given 1 mm, which the format demands.
 
     Args:
         path: the file.
@@ -73,12 +76,14 @@ def write_dicom_seg(path: Path, segmentation: Segmentation, sources: Sequence[Da
     slices = np.flatnonzero(is_liver(segmentation.labels).any((1, 2)))
     if not len(slices):
         return None
-    identity = _identity(segmentation, sources)
     with refused(path, "CT headers that a DICOM-SEG can refer to", remedy=_AGAIN):
-        prepared = _prepared(sources, scan)
+        identity = _identity(segmentation, sources)
         first, stop = int(slices[0]), int(slices[-1]) + 1
+        prepared = _prepared(sources, scan)
+        prepared = prepared[first:stop] if len(prepared) > 1 else prepared
+        _complete(prepared[0])
         dataset = hd.seg.Segmentation(
-            prepared[first:stop] if len(prepared) > 1 else prepared,
+            prepared,
             _volume(segmentation, first, stop, prepared[0].FrameOfReferenceUID),
             hd.seg.SegmentationTypeValues.BINARY,
             [_description(1, NAMES[LIVER], LIVER), *(_lesion(finding, identity) for finding in segmentation.findings)],
@@ -93,12 +98,10 @@ def write_dicom_seg(path: Path, segmentation: Segmentation, sources: Sequence[Da
             content_label="LIVER_LESIONS",
             content_description="Liver and liver lesions, found automatically",
             series_description=f"Liver lesions. {RESEARCH_USE_ONLY}",
+            specific_character_set="ISO_IR 192",  # UTF-8: of those of the sources highdicom does not know all
         )
         if len(scan.hu) == 1:  # no distance of slices; highdicom makes one up
-            measures = dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
-            measures.pop("SpacingBetweenSlices", None)
-            if scan.spacing_mm is None or np.isnan(scan.spacing_mm[0]):
-                measures.pop("SliceThickness", None)
+            dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].pop("SpacingBetweenSlices", None)
         content = io.BytesIO()
         dataset.save_as(content)
     part = path.with_name(path.name + ".part")
@@ -122,39 +125,60 @@ def _uid(identity: str, what: str) -> str:
 
 
 def _prepared(sources: Sequence[Dataset], scan: Scan) -> list[Dataset]:
-    """Copies of the sources as highdicom needs them: on the very grid of the scan, with every attribute it looks for.
+    """Copies of the sources on the very grid of the scan.
 
     Highdicom refers from a frame to its source where both lie within 0.001 mm; headers may round more than that.
     """
     if scan.affine is None:
         raise ValueError("the place of the scan in the patient is not known")
-    prepared = [source[:] for source in sources]  # shallow: below, elements are replaced and never changed
+    prepared = [source[:] for source in sources]  # shallow: elements are replaced and never changed
     step_mm = float(np.linalg.norm(scan.affine[:3, 0]))
     for d, source in enumerate(prepared):
         for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
             if not source.get(name):
                 raise InputError("DICOM headers", expected=f"a {name}", got="none", remedy=_AGAIN, code="uid")
         frame = source.get("FrameOfReferenceUID") or generate_uid(entropy_srcs=[source.SeriesInstanceUID, "frame"])
-        source.add_new("FrameOfReferenceUID", "UI", frame)
-        for name, read in _COPIED.items():
-            if not _is_valid(source.get(name), read):
-                source.add_new(name, dictionary_VR(name), "")
+        _set(source, "FrameOfReferenceUID", frame)
         if source.SOPClassUID in ENHANCED:
             continue
-        source.add_new("ImagePositionPatient", "DS", (scan.affine @ (d, 0, 0, 1))[:3].tolist())
-        source.add_new("ImageOrientationPatient", "DS", list(prepared[0].ImageOrientationPatient))
+        _set(source, "ImagePositionPatient", (scan.affine @ (d, 0, 0, 1))[:3].tolist())
+        _set(source, "ImageOrientationPatient", list(prepared[0].ImageOrientationPatient))
         if not source.get("SliceThickness"):
-            source.add_new("SliceThickness", "DS", step_mm)
+            _set(source, "SliceThickness", step_mm)
         if len(prepared) > 1:  # measured: what the scanner states may be wrong
-            source.add_new("SpacingBetweenSlices", "DS", step_mm)
+            _set(source, "SpacingBetweenSlices", step_mm)
     return prepared
 
 
-def _is_valid(value: object, read: Callable[[str], object]) -> bool:
+def _complete(source: Dataset) -> None:
+    """What a SEG takes over of the patient and the study: what is missing becomes empty, what is invalid goes."""
+    taken_over = [*source[0x00080000:0x00110000], *source[0x00200010:0x00200011]]  # the second: StudyID
+    for element in taken_over:
+        if element.keyword not in _IDENTITY and not _is_valid(element):
+            del source[element.tag]
+    for name in _REQUIRED:
+        if source.get(name) is None:
+            _set(source, name, "")
+    removed = source.get("PatientIdentityRemoved") == "YES"
+    if removed and not source.get("DeidentificationMethod") and "DeidentificationMethodCodeSequence" not in source:
+        _set(source, "DeidentificationMethod", "not stated in the CT")
+
+
+def _is_valid(element: DataElement) -> bool:
+    if element.VR not in _READERS or element.is_empty:
+        return True
     try:
-        return value is not None and (not value or bool(read(str(value))))
+        for value in element.value if element.VM > 1 else [element.value]:
+            validate_value(element.VR, str(value), RAISE)
+            _READERS[element.VR](str(value))
+        return element.keyword != "PatientSex" or hd.PatientSexValues(element.value) is not None
     except ValueError:
         return False
+
+
+def _set(dataset: Dataset, name: str, value: object) -> None:
+    """Give an attribute another element; assignment would change the one that a shallow copy shares."""
+    dataset.add_new(name, dictionary_VR(name), value)
 
 
 def _volume(segmentation: Segmentation, first: int, stop: int, frame_of_reference: str) -> hd.Volume:

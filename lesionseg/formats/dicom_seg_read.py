@@ -24,6 +24,8 @@ from lesionseg.scan import GEOMETRY_TOLERANCE_VOXELS, Scan
 
 #: Frames closer than this lie on one slice.
 _SAME_MM = 0.01
+#: A SEG may be drawn on slices this many times as far apart as those of the scan (rounding in what files state).
+_MOST_STEPS = 1.5
 _REMEDY = "save the segmentation again"
 _OTHER = "give the SEG that was drawn on this image"
 
@@ -77,7 +79,7 @@ def read_dicom_seg(path: Path, scan: Scan, frame_of_reference: str | None = None
         if frame_of_reference and theirs and theirs != frame_of_reference:
             raise _fault(path, "the frame of reference of its image", "another", _OTHER, "mask-geometry")
         frames = _frames(dataset)
-        grid = _grid(scan, frames)
+        grid = _grid(path, scan, frames)
         masks = {number: np.zeros(scan.hu.shape, dtype=bool) for number in described}
         beyond = 0
         for index, frame in enumerate(frames):
@@ -154,15 +156,33 @@ def _frames(dataset: Dataset) -> list[_Frame]:
     return found
 
 
-def _grid(scan: Scan, frames: Sequence[_Frame]) -> np.ndarray:
-    """The affine of the scan. A single slice steps as the frames do, since thickness is not distance."""
-    grid = np.array(scan.affine)
+def _grid(path: Path, scan: Scan, frames: Sequence[_Frame]) -> np.ndarray:
+    """The affine of the scan; that of a single slice steps as the frames do, since thickness is not distance.
+
+    Raises:
+        InputError: the frames were drawn on slices further apart than the scan's, most of which they would leave empty.
+    """
+    grid, step_mm = np.array(scan.affine), _step_mm(frames)
+    if step_mm is None:
+        return grid
     if len(scan.hu) == 1:
-        normal = grid[:3, 0] / np.linalg.norm(grid[:3, 0])
-        apart_mm = np.diff(np.sort([frame.position @ normal for frame in frames]))
-        steps_mm = [*apart_mm[apart_mm > _SAME_MM], *(frame.slice_step_mm for frame in frames if frame.slice_step_mm)]
-        grid[:3, 0] = normal * min(steps_mm, default=float(np.linalg.norm(grid[:3, 0])))
+        grid[:3, 0] *= step_mm / np.linalg.norm(grid[:3, 0])
+        return grid
+    normal = np.cross(frames[0].row_step, frames[0].column_step)
+    across = int(np.abs(normal @ grid[:3, :3] / np.linalg.norm(grid[:3, :3], axis=0)).argmax())
+    own_mm = float(np.linalg.norm(grid[:3, across]))
+    if step_mm > _MOST_STEPS * own_mm:
+        expected = f"a segmentation of slices {own_mm:.4g} mm apart"
+        raise _fault(path, expected, f"slices {step_mm:.4g} mm apart", _OTHER, "mask-geometry")
     return grid
+
+
+def _step_mm(frames: Sequence[_Frame]) -> float | None:
+    """Distance of the slices that the frames were drawn on: the least that is stated or seen; None: none is stated."""
+    normal = np.cross(frames[0].row_step, frames[0].column_step)
+    seen = np.diff(np.sort([frame.position @ normal for frame in frames])) / np.linalg.norm(normal)
+    stated = [frame.slice_step_mm for frame in frames if frame.slice_step_mm]
+    return float(min([*stated, *seen[seen > _SAME_MM]])) if stated else None
 
 
 def _plane(path: Path, mask: np.ndarray, grid: np.ndarray, frame: _Frame, shape: tuple[int, int]) -> np.ndarray | None:

@@ -1,17 +1,21 @@
 import pickle
 from dataclasses import dataclass
 
+import highdicom as hd
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from lesionseg.data import slices
 from lesionseg.errors import InputError
 from lesionseg.formats.png import write_png
-from lesionseg.labels import BACKGROUND, LESION_IDS, LIVER
+from lesionseg.labels import BACKGROUND, LESION_IDS, LESION_TYPES, LIVER
 
 SHAPE = (8, 6)
 CYST, HEMANGIOMA, METASTASIS = (LESION_IDS[name] for name in ("cyst", "hemangioma", "metastasis"))
@@ -55,6 +59,26 @@ def save_dicom(path, hu=HU):
     ds.BitsAllocated, ds.BitsStored, ds.HighBit = 16, 16, 15
     ds.RescaleSlope, ds.RescaleIntercept, ds.PixelData = 1, 0, hu.astype("<i2").tobytes()
     ds.save_as(path, enforce_file_format=True)
+
+
+def save_seg(path, image, frame="1.2.3", **masks):
+    """A DICOM-SEG as another tool writes it: segments named by their masks, and frames of the slice above as well."""
+    source = pydicom.dcmread(image)
+    source.FrameOfReferenceUID = frame
+    for name in ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID"):
+        setattr(source, name, "")
+    source.StudyDate = source.StudyTime = None
+    kinds = {"liver": codes.SCT.Liver, "lesion": codes.SCT.Lesion, "spleen": codes.SCT.Spleen}
+    kinds |= {name: Code(kind.code.value, "SCT", kind.code.meaning) for name, kind in LESION_TYPES.items()}
+    described = [
+        hd.seg.SegmentDescription(n, name, codes.SCT.Tissue, kinds[name], "MANUAL") for n, name in enumerate(masks, 1)
+    ]
+    arrays = np.stack([np.stack([mask, np.ones_like(mask)]) for mask in masks.values()], axis=-1) > 0
+    affine = np.array([[0, 0, 0.7, 0], [0, 0.8, 0, 0], [2.5, 0, 0, 0], [0, 0, 0, 1]])
+    volume = hd.Volume(arrays, affine, "PATIENT", frame, channels={"SegmentNumber": list(range(1, 1 + len(masks)))})
+    hd.seg.Segmentation(
+        [source], volume, "BINARY", described, generate_uid(), 1, generate_uid(), 1, "maker", "model", "1", "0"
+    ).save_as(path)
 
 
 def save_nifti(path, array, affine=AFFINE):
@@ -284,6 +308,82 @@ def test_wrong_label_values_are_refused(folder, labels):
     assert only_problem(folder, text, labels=labels).code == "labels"
 
 
+class TestDicomSeg:
+    """`whole.dcm`: the liver holds its lesions, as this package writes it; `apart`: it lies beside them."""
+
+    @pytest.fixture
+    def seg(self, folder):
+        lesions = {"cyst": spot((2, 2)), "metastasis": spot((3, 3), (0, 0))}
+        save_seg(folder / "whole.dcm", folder / "img/a.dcm", liver=LIVER_MASK, **lesions)
+        save_seg(folder / "apart", folder / "img/a.dcm", liver=LIVER_MASK * (1 - spot((2, 2), (3, 3))), **lesions)
+        save_seg(folder / "lesions.dcm", folder / "img/a.dcm", **lesions)
+        save_seg(folder / "untyped.dcm", folder / "img/a.dcm", lesion=spot((2, 2)), liver=LIVER_MASK)
+        return folder
+
+    def labels(self, **places):
+        labels = expected(**places)
+        labels[0, 0, 0] = METASTASIS
+        return labels
+
+    @pytest.mark.parametrize("name", ["whole.dcm", "apart"])
+    def test_its_codes_tell_types_and_liver(self, seg, name):
+        """The slice above, which the SEG holds as well, does not matter; `labels` is for other formats."""
+        case = read_one(seg, f"patient_id,image,mask\np1,img/a.dcm,{name}\n", labels={"cyst": 7})
+        np.testing.assert_array_equal(case.labels, self.labels(cyst=(2, 2), metastasis=(3, 3)))
+        assert not case.liver_predicted
+        assert case.warnings == ()
+
+    @pytest.mark.parametrize("name", ["whole.dcm", "apart"])
+    def test_a_lesion_type_stands_for_all_its_lesions(self, seg, name):
+        case = read_one(seg, f"patient_id,image,mask,lesion_type\np1,img/a.dcm,{name},metastasis\n")
+        labels = self.labels(metastasis=(3, 3))
+        labels[0, 2, 2] = METASTASIS
+        np.testing.assert_array_equal(case.labels, labels)
+
+    def test_beside_masks_of_other_formats(self, seg):
+        text = "patient_id,image,mask,lesion_type,liver_mask\np1,img/a.dcm,lesions.dcm,metastasis,liver.png\n"
+        assert read_one(seg, text).labels[0, 2, 2] == METASTASIS
+        text = "patient_id,image,mask,liver_mask\np1,img/a.dcm,map.png,whole.dcm\n"
+        case = read_one(seg, text)
+        assert (case.labels[0, 1, 1], case.labels[0, 4, 4], case.labels[0, 0, 1]) == (LIVER, METASTASIS, BACKGROUND)
+        write_png(seg / "small.png", spot((5, 3)))
+        case = read_one(seg, "patient_id,image,mask,liver_mask\np1,img/a.dcm,whole.dcm,small.png\n")
+        assert np.argwhere(case.labels[0] == LIVER).tolist() == [[5, 3]]
+
+    def test_a_liver_is_needed_where_it_holds_none(self, seg):
+        text = "patient_id,image,mask\np1,img/a.dcm,lesions.dcm\n"
+        assert only_problem(seg, text, labels={"liver": 9, "cyst": 1}).code == "no-liver"
+        case = read_one(seg, text, predict_liver=WholeSlice())
+        assert case.liver_predicted
+        assert case.labels[0, 7, 5] == LIVER
+        with pytest.raises(InputError, match="coded as liver; got lesions alone"):
+            read_one(seg, "patient_id,image,mask,liver_mask\np1,img/a.dcm,map.png,lesions.dcm\n")
+
+    def test_on_another_image_or_without_types_it_is_refused(self, seg):
+        save_seg(seg / "clash.dcm", seg / "img/a.dcm", liver=LIVER_MASK, cyst=spot((2, 2)), metastasis=spot((2, 2)))
+        other = pydicom.dcmread(seg / "img/b.dcm")
+        other.FrameOfReferenceUID = "1.2.4"
+        other.save_as(seg / "other.dcm")
+        Image.fromarray(LIVER_MASK).save(seg / "a.png")
+        for image, mask, code, word in (
+            ("img/a.dcm", "untyped.dcm", "lesion-type", "a lesion without type"),
+            ("img/a.dcm", "clash.dcm", "masks-overlap", "1 pixels that are metastasis and cyst"),
+            ("other.dcm", "whole.dcm", "mask-geometry", "frame of reference"),
+            ("a.png", "whole.dcm", "mask-geometry", "place in the patient"),
+        ):
+            text = f"patient_id,image,mask,window_low_hu,window_high_hu\np1,{image},{mask},-100,200\n"
+            with pytest.raises(InputError, match=word) as error:
+                read_one(seg, text)
+            assert error.value.code == code
+
+    def test_what_cannot_be_used_shows_before_an_image_is_read(self, seg):
+        save_seg(seg / "spleen.dcm", seg / "img/a.dcm", liver=LIVER_MASK, spleen=spot((2, 2)))
+        text = "patient_id,image,mask\np1,img/a.dcm,spleen.dcm\np2,img/b.dcm,img/a.dcm\n"
+        _, problems = found(seg, text)
+        assert [problem.code for problem in problems] == ["seg-code", "format"]
+        assert "spleen (SCT 78961009)" in str(problems[0])
+
+
 def test_masks_that_do_not_fit_are_refused(folder):
     write_png(folder / "high.png", spot((2, 2), value=9))
     write_png(folder / "turned.png", spot((2, 2)).T)
@@ -291,7 +391,7 @@ def test_masks_that_do_not_fit_are_refused(folder):
     for mask, kind, code, word in (
         ("high.png", "", "mask-values", "values 0, 1, 2, 3; got the value 9"),
         ("turned.png", "", "mask-shape", r"\(1, 8, 6\).*got \(1, 6, 8\)"),
-        ("mask.bmp", "", "format", "PNG or NIfTI"),
+        ("mask.bmp", "", "format", "a DICOM-SEG, PNG or NIfTI"),
         ("map.png", "cyst", "mask-values", "binary mask.*got values 1, 2, 3"),
     ):
         text = f"patient_id,image,mask,liver_mask,lesion_type\np1,img/a.dcm,{mask},liver.png,{kind}\n"
