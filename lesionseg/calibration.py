@@ -6,7 +6,7 @@ Temperature scaling: Guo et al., On calibration of modern neural networks, ICML 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ RESAMPLES = 1000
 
 #: Starting points between the bounds: the loss may have more than one low.
 _GRID = np.log(np.geomspace(*BOUNDS, 25))
-#: Closer to a bound than this, as a logarithm, counts as on it.
+#: Closer to the lower bound than this, as a logarithm, counts as on it.
 _AT_BOUND = 0.01
 #: Least probability that a logarithm is taken of.
 _TINY = float(np.finfo(np.float64).tiny)
@@ -122,26 +122,31 @@ def fit_temperature(voters: Voters) -> float:
     return math.exp(found.x)
 
 
-def errors(votes: np.ndarray, types: np.ndarray, weights: np.ndarray | None = None) -> dict[str, float]:
-    """How far votes (n, K) are from the true types (n,), means with the given weights (n,).
+def errors(votes: np.ndarray, types: np.ndarray, weights: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """How far votes (n, K) are from the true types (n,).
+
+    Args:
+        votes: rows sum to 1.
+        types: index of the true type.
+        weights: of the lesions in each mean, (n,) or (R, n) for R means at once; None: all alike.
 
     Returns:
         `nll`: negative log-likelihood of the true type, natural logarithm. `ece`: expected calibration error, share
         right against mean probability of the best type in `BINS` bins of one width (Guo et al., equation 3). `brier`:
-        squared distance to the true type over all types, 0…2 (Brier 1950). `accuracy`: share rightly typed.
+        squared distance to the true type over all types, 0…2 (Brier 1950). `accuracy`: share rightly typed. Each a
+        number, or (R,).
     """
     weights = np.ones(len(types)) if weights is None else weights
     top, right = votes.max(1), votes.argmax(1) == types
     bins = np.clip(np.ceil(top * BINS).astype(int) - 1, 0, BINS - 1)
-    gaps = np.bincount(bins, weights * (right - top), BINS)
-    distance = ((votes - np.eye(votes.shape[1])[types]) ** 2).sum(1)
-    means = {
+    gaps = (right - top)[:, None] * np.eye(BINS)[bins]
+    sums = {
         "nll": weights @ _surprise(votes, types),
-        "ece": np.abs(gaps).sum(),
-        "brier": weights @ distance,
+        "ece": np.abs(weights @ gaps).sum(-1),
+        "brier": weights @ ((votes - np.eye(votes.shape[1])[types]) ** 2).sum(1),
         "accuracy": weights @ right,
     }
-    return {name: float(value / weights.sum()) for name, value in means.items()}
+    return {name: value / weights.sum(-1) for name, value in sums.items()}
 
 
 def calibrate(lesions: Sequence[TypedLesion], names: Sequence[str]) -> tuple[float, dict[str, Any]]:
@@ -156,7 +161,8 @@ def calibrate(lesions: Sequence[TypedLesion], names: Sequence[str]) -> tuple[flo
         names: of the types.
 
     Returns:
-        1.0 and `{"reason": …}` where the lesions are too few or fit no temperature.
+        1.0 and `{"reason": …}` where the lesions are too few, or would make votes surer without end. (The other end of
+        the range is kept: there the nets know nothing of types, and every vote comes close to a tie.)
     """
     counts = {name: sum(lesion.type == i for lesion in lesions) for i, name in enumerate(names)}
     kinds, patients = sum(n > 0 for n in counts.values()), sorted({lesion.patient for lesion in lesions})
@@ -167,10 +173,10 @@ def calibrate(lesions: Sequence[TypedLesion], names: Sequence[str]) -> tuple[flo
         }
     voters = Voters.of(lesions)
     temperature = fit_temperature(voters)
-    if min(abs(math.log(temperature / bound)) for bound in BOUNDS) < _AT_BOUND:
+    if math.log(temperature / BOUNDS[0]) < _AT_BOUND:
         return 1.0, {
-            "reason": f"nothing holds the temperature of {len(lesions)} typed lesions: it ran to {temperature:.2g}, "
-            "the end of its range"
+            "reason": f"nothing holds the temperature of {len(lesions)} typed lesions: votes would become surer "
+            "without end, as where every type is right"
         }
     by, parts = _parts(lesions, patients)
     before, after, table = voters.votes(1.0), np.zeros((len(lesions), len(names))), []
@@ -186,7 +192,9 @@ def calibrate(lesions: Sequence[TypedLesion], names: Sequence[str]) -> tuple[flo
         "types": counts,
         "parts": table,
         "bins": BINS,
-        **_before_and_after(before, after, voters.types, [patients.index(lesion.patient) for lesion in lesions]),
+        **_before_and_after(
+            before, after, voters.types, np.array([patients.index(lesion.patient) for lesion in lesions])
+        ),
     }
     return round(temperature, _DIGITS), record
 
@@ -206,37 +214,26 @@ def _others(lesions: Sequence[TypedLesion], parts: Sequence[str], part: str) -> 
     return [lesion for lesion in lesions if lesion.patient not in inside]
 
 
-def _before_and_after(
-    before: np.ndarray, after: np.ndarray, types: np.ndarray, patient: Iterable[int]
-) -> dict[str, Any]:
+def _before_and_after(before: np.ndarray, after: np.ndarray, types: np.ndarray, patient: np.ndarray) -> dict[str, Any]:
     """Errors of votes (n, K) before and after, with 95 % percentile intervals from resampled patients (n,)."""
-    of_lesion = np.fromiter(patient, dtype=int)
-    n = int(of_lesion.max()) + 1
-    draws = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)[:, of_lesion]
-    ends: dict[str, list[dict[str, float]]] = {"before": [], "after": [], "change": []}
-    for weights in draws[draws.sum(1) > 0]:
-        for name, figures in _compared(before, after, types, weights).items():
-            ends[name].append(figures)
-    found = _compared(before, after, types, None)
+    n = int(patient.max()) + 1
+    draws = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)[:, patient]
+    found, resampled = _compared(before, after, types, None), _compared(before, after, types, draws)
     return {
-        **{name: {key: round(value, _DIGITS) for key, value in figures.items()} for name, figures in found.items()},
-        "intervals_95": {name: _percentiles(figures) for name, figures in ends.items()},
-        "improved": found["change"]["nll"] < 0,
+        **{name: {key: round(float(value), _DIGITS) for key, value in each.items()} for name, each in found.items()},
+        "intervals_95": {
+            name: {key: np.percentile(value, (2.5, 97.5)).round(_DIGITS).tolist() for key, value in each.items()}
+            for name, each in resampled.items()
+        },
+        "improved": bool(found["change"]["nll"] < 0),
     }
 
 
 def _compared(
     before: np.ndarray, after: np.ndarray, types: np.ndarray, weights: np.ndarray | None
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, np.ndarray]]:
     old, new = errors(before, types, weights), errors(after, types, weights)
     return {"before": old, "after": new, "change": {name: new[name] - old[name] for name in old}}
-
-
-def _percentiles(figures: list[dict[str, float]]) -> dict[str, list[float]]:
-    return {
-        name: [round(float(end), _DIGITS) for end in np.percentile([each[name] for each in figures], (2.5, 97.5))]
-        for name in figures[0]
-    }
 
 
 def _surprise(votes: np.ndarray, types: np.ndarray) -> np.ndarray:

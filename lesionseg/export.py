@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import yaml
@@ -15,7 +15,7 @@ import yaml
 from lesionseg.calibration import TypedLesion, calibrate, true_types
 from lesionseg.cascade import least_voxels
 from lesionseg.compare_table import in_paper_order
-from lesionseg.data.store import Store
+from lesionseg.data.store import CaseRecord, Store
 from lesionseg.errors import InputError
 from lesionseg.grid import SHARED, read_grid
 from lesionseg.inference import lesion_ids, predict_lesions
@@ -33,6 +33,8 @@ OPTIMISTIC = "chosen on the test folds: its own figures there are optimistic"
 #: What the nets of an ensemble share: they are folds and seeds of one schedule.
 _ALIKE = {"name": "schedule", **SHARED, "weights_sha256": "pretrained weights"}
 _TINY = np.finfo(np.float32).tiny
+
+T = TypeVar("T")
 
 
 def export(liver: Path, lesions: Sequence[Path], output: Path, *, selected: dict[str, Any] | None = None) -> Model:
@@ -170,8 +172,9 @@ def _calibrate(runs: Sequence[tuple[Path, RunInfo]], model: Model) -> tuple[floa
         return 1.0, {"reason": "the nets name no types"}
     lesions: list[TypedLesion] = []
     cases, predicted = 0, 0
+    store = _store(*runs[0])  # that of all: they name the same checksum
     for (folder, info), net in zip(runs, model.lesions, strict=True):
-        store, held_out = _inner_validation(folder, info)
+        held_out = _inner_validation(folder, store)
         typed, n = _held_out_lesions(net, store, held_out, info.fold, model.thresholds)
         lesions, cases, predicted = lesions + typed, cases + len(held_out), predicted + n
     if not cases:
@@ -182,28 +185,36 @@ def _calibrate(runs: Sequence[tuple[Path, RunInfo]], model: Model) -> tuple[floa
     return temperature, record
 
 
-def _inner_validation(run: Path, info: RunInfo) -> tuple[Store, list[str]]:
-    """Store of a run, and the cases in it that steered its training but that no weights learned from."""
-    try:
-        path = Path(yaml.safe_load((run / CONFIG_FILE).read_text())["data"]["store"])
-        cases = list(json.loads((run / SPLIT_FILE).read_text())["validation"])
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise InputError(run, expected=f"{CONFIG_FILE} and {SPLIT_FILE} of its fit", got=str(error).splitlines()[0],
-                         remedy="train the run again") from None  # fmt: skip
+def _store(run: Path, info: RunInfo) -> Store:
+    """The store of a run, as it was when the run was trained."""
+    path = Path(_left_by_fit(run, CONFIG_FILE, lambda text: yaml.safe_load(text)["data"]["store"]))
     if not path.is_dir():
         raise InputError(path, expected=f"the store that {run} was trained on, for its calibration", got="no folder",
                          remedy="call from the folder that the training was called from, or prepare it again",
                          )  # fmt: skip
     store = Store.open(path)
-    known = {record.case_id for record in store.records}
-    if store.manifest_sha256 != info.store_sha256 or not known.issuperset(cases):
+    if store.manifest_sha256 != info.store_sha256:
         raise InputError(path, expected=f"the store that {run} was trained on ({_short(info.store_sha256)})",
                          got=_short(store.manifest_sha256), remedy="prepare it as it was, or train again")  # fmt: skip
-    return store, cases
+    return store
+
+
+def _inner_validation(run: Path, store: Store) -> list[CaseRecord]:
+    """The cases that steered the training of a run, but that no weights learned from."""
+    return _left_by_fit(run, SPLIT_FILE, lambda text: [store.record(case) for case in json.loads(text)["validation"]])
+
+
+def _left_by_fit(run: Path, name: str, read: Callable[[str], T]) -> T:
+    """What a file of a run folder says."""
+    try:
+        return read((run / name).read_text())
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError) as error:
+        got = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        raise InputError(run / name, expected="as its fit left it", got=got, remedy="train the run again") from None
 
 
 def _held_out_lesions(
-    net: Net, store: Store, cases: Sequence[str], fold: int, thresholds: Thresholds
+    net: Net, store: Store, cases: Sequence[CaseRecord], fold: int, thresholds: Thresholds
 ) -> tuple[list[TypedLesion], int]:
     """Lesions that the cascade would name with this net and the reference liver: those with a true type, and all.
 
@@ -212,7 +223,7 @@ def _held_out_lesions(
     built, target = net.build(), TARGETS[net.description["target"]]
     typed: list[TypedLesion] = []
     predicted = 0
-    for record in (store.record(case) for case in cases):
+    for record in cases:
         hu, labels = np.asarray(store.hu(record.case_id)), np.asarray(store.labels(record.case_id))
         if record.liver_box is None:
             continue
@@ -239,15 +250,19 @@ def _identity(folder: Path) -> str | None:
         return None
 
 
+def _counted(n: int, name: str) -> str:
+    return f"{n} {name}" if n == 1 else f"{n} {name}s"
+
+
 def _said(output: Path, model: Model) -> list[str]:
     provenance = [net.provenance for net in model.lesions]
     folds, seeds = (", ".join(map(str, sorted({p[key] for p in provenance}))) for key in ("fold", "seed"))
-    nets = f"{len(model.lesions)} lesion net{'s' if len(model.lesions) > 1 else ''}"
+    nets = f"{_counted(len(model.lesions), 'lesion net')}"
     where = f"{provenance[0]['name']}, fold {folds} of {provenance[0]['folds']}, seed {seeds}"
     lines = [f"{output}: liver net and {nets} ({where})"]
     if model.selected is not None:
         lines.append(f"selected by {model.selected['figure']} {model.selected['value']:.3f} among "
-                     f"{len(model.selected['among'])} schedules; {model.selected['note']}")  # fmt: skip
+                     f"{_counted(len(model.selected['among']), 'schedule')}; {model.selected['note']}")  # fmt: skip
     held = model.calibration or {}
     if "reason" in held:
         return [*lines, f"type votes not calibrated: {held['reason']}"]
