@@ -15,7 +15,7 @@ FLOORS: list[set[str]] = [
     {"lesions", "matching", "measurements", "networks", "schedules", "runs", "phantom", "figures", "schedule_figure"},
     {"segmentation", "metrics", "results", "inference", "calibration"},
     {"formats", "model", "findings", "command_line"},
-    {"data", "cascade", "studies"},
+    {"data", "cascade", "report", "studies"},
     {"tasks", "callbacks", "statistics", "grid", "run_identity", "study_folder", "deliver"},
     {"compare_table", "training"},
     {"compare", "export", "segment"},

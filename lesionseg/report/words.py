@@ -1,0 +1,85 @@
+"""What the page says in words of a segmentation: the headline, the notices, how the CT is shown."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+from lesionseg.figures import WINDOW_HU
+from lesionseg.labels import COLORS, LESION_TYPES, LIVER, NAMES, UNTYPED_LESION, is_liver
+from lesionseg.report.lesions import css_color, signed, type_color
+from lesionseg.report.volumes import Cut
+from lesionseg.scan import canonical_axes
+from lesionseg.segmentation import UNDETERMINED, Segmentation
+
+
+@dataclass(frozen=True)
+class Swatch:
+    """A name with its colour (`#rrggbb`) and what stands after it."""
+
+    name: str
+    color: str
+    text: str = ""
+
+
+def notices(segmentation: Segmentation) -> list[str]:
+    """What must be in plain sight besides the use."""
+    found = []
+    if segmentation.model.get("generated"):
+        found.append("The model was trained on generated CT (the phantom): its results say nothing about patients.")
+    if segmentation.scan.generated:
+        found.append("The scan is generated, not of a patient.")
+    return found
+
+
+def headline(segmentation: Segmentation) -> str:
+    """How many lesions of which type, or that there are none, or no liver; the liver's volume."""
+    findings = segmentation.findings
+    if not is_liver(segmentation.labels).any():
+        return "No liver was found, so no lesion was looked for."
+    liver = "" if segmentation.liver_ml is None else f" Liver with its lesions: {segmentation.liver_ml:,.0f} ml."
+    if not findings:
+        return f"No lesion was found.{liver}"
+    counts = Counter(finding.type for finding in findings)
+    kinds = "" if set(counts) == {"lesion"} else ": " + ", ".join(
+        f"{counts[name]} {name}" for name in sorted(counts, key=lambda name: (-counts[name], name))
+    )  # fmt: skip
+    return f"{len(findings)} {'lesion' if len(findings) == 1 else 'lesions'}{kinds}.{liver}"
+
+
+def legend(segmentation: Segmentation) -> list[Swatch]:
+    """The labels of this model with their colours."""
+    typed = any(finding.probabilities for finding in segmentation.findings)
+    untyped = UNDETERMINED if typed else NAMES[UNTYPED_LESION]
+    types = [Swatch(name, type_color(name)) for name in LESION_TYPES] if typed else []
+    return [Swatch(NAMES[LIVER], css_color(COLORS[LIVER])), *types, Swatch(untyped, css_color(COLORS[UNTYPED_LESION]))]
+
+
+def viewer_note(segmentation: Segmentation, cut: Cut) -> str:
+    """What of the scan the viewer shows, and how."""
+    scan = segmentation.scan
+    order, _ = canonical_axes(scan.affine)
+    d, h, w = (scan.hu.shape[axis] for axis in order)
+    low, high = (signed(f"{value:.0f}") for value in WINDOW_HU)
+    parts = [f"The scan has {d} {'slice' if d == 1 else 'slices'} of {h} × {w} pixels{_size(segmentation, order)}."]
+    if cut.shape != (d, h, w):
+        parts.append("The viewer shows the part around the liver.")
+    parts.append(f"Grey values run from {low} to {high} HU in 256 steps, so densities in it are approximate.")
+    if cut.factors != (1, 1, 1):
+        down, tall, wide = cut.factors
+        parts.append(
+            f"To keep the page small, {down} × {tall} × {wide} voxels (slice × row × column) were averaged into one in "
+            "the viewer: small lesions and outlines look coarser there than they are. Table and key pictures come from "
+            "the full resolution."
+        )
+    return " ".join(parts)
+
+
+def _size(segmentation: Segmentation, order: tuple[int, int, int]) -> str:
+    spacing = segmentation.scan.spacing_mm
+    if spacing is None:
+        return " of unknown size"
+    thickness, height, width = (spacing[axis] for axis in order)
+    size = f" of {height:.3g} × {width:.3g} mm"
+    return size if math.isnan(thickness) else f"{size}, {thickness:.3g} mm apart"
