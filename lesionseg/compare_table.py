@@ -38,9 +38,8 @@ HEADINGS = {
     "accuracy_found": "accuracy_found",
     "false_positives_per_slice": "FP / slice",
 }
-DEFINITIONS = f"""\
-The definitions are this package's own.
-
+#: Of the figures themselves, wherever they are printed.
+FIGURE_DEFINITIONS = f"""\
 - **Dice1**: Dice of lesion against everything else, types merged, on each slice that holds a lesion in the reference or
   the prediction; mean over these slices (n).
 - **Dice2**: Dice of each lesion type that the slice holds in the reference or the prediction; mean over the types, then
@@ -50,7 +49,11 @@ The definitions are this package's own.
 - **accuracy_all** (primary): share of all reference lesions (n) that are found and rightly typed, by the majority of
   the predicted lesion pixels inside the lesion.
 - **accuracy_found**: the same among the lesions found (n). Each row finds other lesions, so it never stands alone.
-- **FP / slice**: predicted components (types merged) that hold no reference lesion pixel, per test slice (n).
+- **FP / slice**: predicted components (types merged) that hold no reference lesion pixel, per test slice (n)."""
+DEFINITIONS = f"""\
+The definitions are this package's own.
+
+{FIGURE_DEFINITIONS}
 - **interval**: 95 %, percentiles of {RESAMPLES} resamples of patients; means stay those over slices and lesions.
   None where every resample gives the same value (every lesion found, say): that is no proof of certainty.
 - **smallest**: the smallest true difference that this n could show (two-sided 5 %, power 80 %): (1.96 + 0.84) standard
@@ -75,9 +78,9 @@ def markdown(grid: Grid, schedules: Sequence[str], table: pd.DataFrame) -> str:
         f"# Freeze schedules compared ({data_kind(grid)})",
         "\n".join(f"- {line}" for line in provenance(grid)),
         "## Figures\n\nEstimate [95 % interval], n.",
-        _pipe_table(
+        pipe_table(
             ["schedule", "starts from", *HEADINGS.values()],
-            [[title(name), _start(grid, name), *map(_cell, rows[name])] for name in schedules],
+            [[title(name), _start(grid, name), *map(cell, rows[name])] for name in schedules],
         ),
         "## Difference to baseline, on the same patients",
         _differences(schedules, rows),
@@ -87,7 +90,7 @@ def markdown(grid: Grid, schedules: Sequence[str], table: pd.DataFrame) -> str:
         "## Definitions\n\n" + DEFINITIONS,
         "## The paper's table: other data and other definitions\n\n"
         "arXiv 1907.13409: 332 private slices. Anchors, not values to reach.",
-        _pipe_table(
+        pipe_table(
             ["schedule", "Dice1", "Dice2", "success rate", "accuracy"],
             [[title(name), *(f"{value:.2f}" for value in figures.values())] for name, figures in PAPER.items()],
         ),
@@ -117,14 +120,20 @@ def provenance(grid: Grid) -> list[str]:
         lines.append("One seed: the intervals hold given these trained models, they do not cover training anew.")
     else:
         lines.append(f"{len(grid.seeds)} seeds: figures are means over seeds; the intervals cover patients and seeds.")
-    if len(grid.patients) < FEW_PATIENTS:
-        lines.append(
-            f"Only {len(grid.patients)} patients: the intervals are too narrow (simulated, a 95 % interval held the "
-            "truth in 82, 89, 91 and 94 % of studies of 5, 10, 20 and 40 patients)."
-        )
+    lines += few_patients(len(grid.patients))
     if BASELINE not in grid.schedules:
         lines.append("No row `baseline`: there is nothing to take differences to.")
     return lines
+
+
+def few_patients(n: int) -> list[str]:
+    """What to say of intervals over so few patients, if anything."""
+    if n >= FEW_PATIENTS:
+        return []
+    return [
+        f"Only {n} patients: the intervals are too narrow (simulated, a 95 % interval held the truth in 82, 89, 91 and "
+        "94 % of studies of 5, 10, 20 and 40 patients)."
+    ]
 
 
 def data_kind(grid: Grid) -> str:
@@ -155,7 +164,8 @@ def _interval(low: float, high: float, sign: str = "") -> str:
     return "" if math.isnan(low) else f" [{_number(low, sign)}, {_number(high, sign)}]"
 
 
-def _cell(row: pd.Series) -> str:
+def cell(row: pd.Series) -> str:
+    """Estimate [95 % interval], n."""
     return f"{_number(row.estimate)}{_interval(row.low, row.high)}, {row.n}"
 
 
@@ -168,12 +178,13 @@ def _rows(table: pd.DataFrame, schedule: str) -> list[pd.Series]:
 def _differences(schedules: Sequence[str], rows: Mapping[str, list[pd.Series]]) -> str:
     if BASELINE not in rows:
         return "No row `baseline`."
-    lines = [[title(name), *map(_difference, rows[name])] for name in schedules if name != BASELINE]
+    lines = [[title(name), *map(difference_cell, rows[name])] for name in schedules if name != BASELINE]
     heads = ["schedule", *HEADINGS.values()]
-    return "Difference [95 % interval]; smallest that this n could show.\n\n" + _pipe_table(heads, lines)
+    return "Difference [95 % interval]; smallest that this n could show.\n\n" + pipe_table(heads, lines)
 
 
-def _difference(row: pd.Series) -> str:
+def difference_cell(row: pd.Series) -> str:
+    """Difference [95 % interval]; smallest that this n could show."""
     interval = _interval(row.difference_low, row.difference_high, "+")
     return f"{_number(row.difference, '+')}{interval}; {_number(row.smallest_detectable)}"
 
@@ -183,10 +194,11 @@ def _confusion(grid: Grid, schedules: Sequence[str]) -> str:
     for name in schedules:
         counts = confusion(grid.tables(name)[1], grid.lesion_types)
         lines += [[title(name), true, *map(str, row), str(sum(row))] for true, *row in counts.itertuples()]
-    return _pipe_table(["schedule", "true type", *grid.lesion_types, MISSED, "n"], lines)
+    return pipe_table(["schedule", "true type", *grid.lesion_types, MISSED, "n"], lines)
 
 
-def _pipe_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def pipe_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

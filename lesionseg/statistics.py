@@ -134,7 +134,7 @@ def patient_bootstrap(
         value, draws = estimates(sums), resampled(sums, resamples)
         part = {
             "estimate": value,
-            **_interval("", draws),
+            **intervals("", draws),
             "n": np.rint(sums.counts.sum(axis=1).mean(axis=0)).astype(int),
         }
         if base_value is None or name == baseline:
@@ -142,7 +142,7 @@ def patient_bootstrap(
             part |= dict.fromkeys(("difference", "difference_low", "difference_high", "smallest_detectable"), none)
         else:
             difference = draws - base_draws
-            part |= {"difference": value - base_value, **_interval("difference_", difference)}
+            part |= {"difference": value - base_value, **intervals("difference_", difference)}
             part["smallest_detectable"] = DETECTABLE_SE * standard_error(difference)
         table.append(pd.DataFrame({"schedule": name, "figure": FIGURES, **part}))
     return pd.concat(table, ignore_index=True)
@@ -161,7 +161,7 @@ def confusion(lesions: pd.DataFrame, types: Sequence[str]) -> pd.DataFrame:
     return table.reindex(index=list(types), columns=[*types, MISSED], fill_value=0)
 
 
-def _interval(prefix: str, draws: np.ndarray) -> dict[str, np.ndarray]:
+def intervals(prefix: str, draws: np.ndarray) -> dict[str, np.ndarray]:
     """Percentile interval of each column of draws (n, figures); NaN where they all agree."""
     tail = (1 - LEVEL) / 2
     none = (np.nan, np.nan)
