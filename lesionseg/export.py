@@ -73,9 +73,9 @@ def export(liver: Path, lesions: Sequence[Path], output: Path, *, selected: dict
     )
     temperature, calibration = _calibrate(runs, model)
     model = replace(model, temperature=temperature, calibration=calibration)
-    if _identity(output) == model.identity:
+    if (held := _held(output)) is not None and replace(held, provenance=model.provenance).identity == model.identity:
         print(f"{output} is done already")
-        return model
+        return held
     model.save(output)
     print("\n".join(_said(output, model)))
     return model
@@ -242,10 +242,10 @@ def _held_out_lesions(
 # ---- what is said ----
 
 
-def _identity(folder: Path) -> str | None:
-    """Of the model that a folder holds; None: none that can be read."""
+def _held(folder: Path) -> Model | None:
+    """The model that a folder holds; None: none that can be read."""
     try:
-        return Model.load(folder).identity
+        return Model.load(folder)
     except InputError:
         return None
 
