@@ -12,8 +12,10 @@ import numpy as np
 import pydicom
 import pytest
 import test_dicom
+from pydicom.encaps import encapsulate
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
+from pydicom.uid import JPEG2000Lossless
 from test_dicom import NAME, PATIENT, SHAPE, SPACING, canonical_hu, ct, refused, save, stack, uid
 
 from lesionseg import __version__
@@ -316,9 +318,14 @@ def test_sources_that_nothing_can_refer_to_are_refused(tmp_path, name):
 
 
 class TestReading:
+    @pytest.fixture(scope="class")
+    def once(self, tmp_path_factory):
+        return written(tmp_path_factory.mktemp("seg"), stack())
+
     @pytest.fixture
-    def made(self, tmp_path):
-        return written(tmp_path, stack())
+    def made(self, once, tmp_path):
+        scan, found, path, seg = once
+        return scan, found, Path(shutil.copy(path, tmp_path)), seg
 
     def changed(self, made, change):
         scan, _, path, _ = made
@@ -413,8 +420,14 @@ class TestReading:
         def fractional(ds):
             ds.SegmentationType = "FRACTIONAL"
 
+        def compressed(ds):
+            ds.file_meta.TransferSyntaxUID = JPEG2000Lossless
+            ds.PixelData = encapsulate([b"no JPEG at all"])
+
+        assert refused(self.changed(made, compressed), "got JPEG2000Lossless").code == "transfer-syntax"
         assert refused(self.changed(made, fractional), "FRACTIONAL", "save it as BINARY").code == "seg-type"
-        refused(lambda: read_dicom_seg(next((tmp_path / "ct").iterdir()), made[0]), "a DICOM-SEG; got DICOM of class")
+        save(tmp_path, stack()[:1])
+        refused(lambda: read_dicom_seg(tmp_path / "003.dcm", made[0]), "a DICOM-SEG; got DICOM of class")
         (tmp_path / "a.txt").write_text("no DICOM")
         refused(lambda: read_dicom_seg(tmp_path / "a.txt", made[0]), "a readable DICOM file")
 
