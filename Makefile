@@ -48,6 +48,7 @@ THREADS = $$(( $(CORES) > $(JOBS) ? $(CORES) / $(JOBS) : 1 ))
 help: ## list the targets
 	@echo "make TARGET [LITS=/path/to/LiTS] [SLICES=/path/to/slices.csv] [PROFILE=phantom|paper] [NAME=...]"
 	@echo "            [SCHEDULES='a b'] [FOLDS=3] [SEEDS='0 1'] [EPOCHS=n] [DEVICES=n] [-j N]"
+	@echo "            [SCHEDULE=a] [INPUT=/path/to/study] [OUT=folder]"
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 16
 
 # ---- set-up: an environment of its own, from pinned and hashed packages ----
@@ -134,6 +135,25 @@ finetune: $(CELLS) pretrain ## pretrain where needed, fine-tune under every sche
 
 compare: setup ## compare the finished runs again
 	@$(LESIONSEG) compare $(RUN)/finetune --output $(RUN)/compare
+
+# ---- a model to share, and its use ----
+# The schedule whose runs are exported; none: the best of the comparison.
+SCHEDULE :=
+INPUT :=
+OUT := $(RUN)/segmented
+
+.PHONY: export segment
+export: setup ## a model folder of the trained runs: SCHEDULE=name, or the best of the comparison
+	@$(LESIONSEG) export --liver $(RUN)/pretrain/liver \
+	  $(if $(SCHEDULE),--lesion $(RUN)/finetune/$(SCHEDULE)/fold*-seed*,--best-of $(RUN)/finetune) --output $(RUN)/model
+
+ifneq ($(INPUT),)
+segment: setup ## find the lesions of INPUT=study (DICOM or NIfTI) with the exported model, into OUT=folder
+	@$(LESIONSEG) segment "$(INPUT)" --model $(RUN)/model --output "$(OUT)"
+else
+segment:
+	@echo "lesionseg: wrong input: INPUT: expected a study, DICOM or NIfTI; got none; add INPUT=/path/to/study" >&2; exit 2
+endif
 
 # ---- for developers ----
 .PHONY: test lint check-real

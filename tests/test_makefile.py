@@ -163,14 +163,47 @@ def test_cells_side_by_side_share_the_cores(jobs):
     assert int(said) == max(cores // jobs, 1)
 
 
+def test_export_takes_the_schedule_named_or_the_best():
+    runs = "runs/given"
+    start, end = ["export", "--liver", f"{runs}/pretrain/liver"], ["--output", f"{runs}/model"]
+    assert commands("export", "NAME=given") == [[*start, "--best-of", f"{runs}/finetune", *end]]
+    lesion = ["--lesion", f"{runs}/finetune/baseline/fold*-seed*"]  # the shell spreads it
+    assert commands("export", "NAME=given", "SCHEDULE=baseline") == [[*start, *lesion, *end]]
+
+
+def test_segment_takes_the_exported_model():
+    model = ["--model", "runs/given/model", "--output"]
+    assert commands("segment", "NAME=given", "INPUT=/a study") == [
+        ["segment", "/a study", *model, "runs/given/segmented"]
+    ]
+    assert commands("segment", "NAME=given", "INPUT=a.nii", "OUT=b") == [["segment", "a.nii", *model, "b"]]
+    done = make("segment")
+    assert done.returncode == 2
+    assert "lesionseg: wrong input: INPUT: expected a study" in done.stderr
+
+
 def test_help_lists_targets_that_are_there():
     done = make("help")
     assert make().stdout == done.stdout
     listed = re.findall(r"^  ([a-z-]+)  +\S", done.stdout, re.MULTILINE)
-    assert {"setup", "pretrain", "finetune", "compare", "test", "lint", "check-real"} <= set(listed)
+    assert {"setup", "pretrain", "finetune", "compare", "export", "segment", "test", "lint"} <= set(listed)
+    assert "check-real" in listed
     for target in listed:
         assert make("-n", target).returncode == 0
-    for variable in ("LITS", "SLICES", "PROFILE", "NAME", "SCHEDULES", "FOLDS", "SEEDS", "EPOCHS", "DEVICES"):
+    for variable in (
+        "LITS",
+        "SLICES",
+        "PROFILE",
+        "NAME",
+        "SCHEDULES",
+        "FOLDS",
+        "SEEDS",
+        "EPOCHS",
+        "DEVICES",
+        "SCHEDULE",
+        "INPUT",
+        "OUT",
+    ):
         assert f"[{variable}=" in done.stdout
 
 
