@@ -190,20 +190,8 @@ def test_help_lists_targets_that_are_there():
     assert "check-real" in listed
     for target in listed:
         assert make("-n", target).returncode == 0
-    for variable in (
-        "LITS",
-        "SLICES",
-        "PROFILE",
-        "NAME",
-        "SCHEDULES",
-        "FOLDS",
-        "SEEDS",
-        "EPOCHS",
-        "DEVICES",
-        "SCHEDULE",
-        "INPUT",
-        "OUT",
-    ):
+    variables = "LITS SLICES PROFILE NAME SCHEDULES FOLDS SEEDS EPOCHS DEVICES SCHEDULE INPUT OUT"
+    for variable in variables.split():
         assert f"[{variable}=" in done.stdout
 
 
