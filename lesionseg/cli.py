@@ -137,6 +137,21 @@ def _segment(options: argparse.Namespace) -> int:
     return WRONG_INPUT if "refused" in endings or endings == {"passed over"} else DONE
 
 
+def _evaluate(options: argparse.Namespace) -> None:
+    from lesionseg.evaluation.evaluate import evaluate
+
+    evaluate(
+        options.store,
+        options.model,
+        options.output,
+        device=options.device,
+        batch_size=options.batch_size,
+        tta=options.tta,
+        exclude_trained=options.exclude_trained,
+        submission=options.submission,
+    )
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lesionseg", description="Find and name liver lesions in CT.")
     parser.add_argument("--version", action="version", version=f"lesionseg {__version__}")
@@ -199,6 +214,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("-o", "--output", type=Path, required=True, metavar="MODEL", help="the model folder to make")
 
     _add_segment(verbs.add_parser("segment", help="find the lesions of new studies, in DICOM or NIfTI"))
+    _add_evaluate(verbs.add_parser("evaluate", help="score the whole cascade on the cases of a store"))
 
     for name, text in TRAINING_VERBS.items():
         usage = f"lesionseg {name} --config YAML [--config YAML …] [--KEY VALUE …]"
@@ -212,18 +228,31 @@ def _add_segment(verb: argparse.ArgumentParser) -> None:
         "input", type=Path, metavar="INPUT", help="a NIfTI or DICOM file, a DICOM folder, or a folder of many studies"
     )  # fmt: skip
     verb.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="takes one folder a study")
-    verb.add_argument("--model", type=Path, required=True, metavar="MODEL", help="folder made by `lesionseg export`")
+    _add_model(verb)
     verb.add_argument("--series", metavar="UID", help="the CT series to take, by the end of its UID")
     verb.add_argument(
         "--formats", metavar="nifti,dicom-seg,dicom-sr,csv,json,html", help="what to write (all that fit the input)"
     )
-    verb.add_argument("--tta", action="store_true", help="average with the mirror image of every slice")
-    verb.add_argument("--device", default="auto", help="auto, cpu or cuda (%(default)s)")
-    verb.add_argument("--batch-size", type=int, default=8, metavar="N", help="slices at once (%(default)s)")
     verb.add_argument("--probabilities", action="store_true", help="write the probability of every class as well")
     verb.add_argument(
         "--liver-mask", type=Path, metavar="FILE", help="the liver of a single study, NIfTI or DICOM-SEG, on its grid"
     )
+
+
+def _add_evaluate(verb: argparse.ArgumentParser) -> None:
+    verb.set_defaults(verb=_evaluate)
+    verb.add_argument("store", type=Path, metavar="STORE", help="made by `lesionseg prepare`")
+    verb.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="folder of this evaluation")
+    _add_model(verb)
+    verb.add_argument("--exclude-trained", action="store_true", help="leave out the patients that the model has seen")
+    verb.add_argument("--submission", action="store_true", help="write label maps as the LiTS challenge takes them")
+
+
+def _add_model(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--model", type=Path, required=True, metavar="MODEL", help="folder made by `lesionseg export`")
+    verb.add_argument("--tta", action="store_true", help="average with the mirror image of every slice")
+    verb.add_argument("--device", default="auto", help="auto, cpu or cuda (%(default)s)")
+    verb.add_argument("--batch-size", type=int, default=8, metavar="N", help="slices at once (%(default)s)")
 
 
 def _add_labels(verb: argparse.ArgumentParser) -> None:

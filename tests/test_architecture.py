@@ -12,13 +12,13 @@ FILES = sorted(ROOT.rglob("*.py"))
 FLOORS: list[set[str]] = [
     {"__init__"},
     {"errors", "labels", "scan", "inputs", "request"},
-    {"lesions", "matching", "measurements", "networks", "schedules", "runs", "phantom", "figures", "schedule_figure"},
-    {"segmentation", "metrics", "results", "inference", "calibration"},
+    {"lesions", "measurements", "networks", "schedules", "runs", "phantom", "figures", "schedule_figure"},
+    {"segmentation", "metrics", "results", "inference", "calibration", "matching"},
     {"formats", "model", "findings", "command_line"},
     {"data", "cascade", "report", "studies"},
     {"tasks", "callbacks", "statistics", "grid", "run_identity", "study_folder", "deliver"},
     {"compare_table", "training"},
-    {"compare", "export", "segment"},
+    {"compare", "evaluation", "export", "segment"},
     {"cli"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from typing import BinaryIO
 
 import nibabel as nib
 import numpy as np
@@ -25,7 +27,7 @@ _GEOMETRY = (
 
 
 def write_nifti_labels(path: Path, labels: np.ndarray, affine: np.ndarray | None, *, like: Path | None = None) -> None:
-    """Write a label map on the grid of the input as `.nii.gz`, whole or not at all.
+    """Write a label map on the grid of the input as `.nii.gz` (or `.nii`), whole or not at all.
 
     Equal input gives equal bytes. The header says nothing of the patient: of `like` its geometry is copied alone.
 
@@ -114,14 +116,16 @@ def _header(shape: Sequence[int], dtype: np.dtype, affine: np.ndarray | None, li
     return header
 
 
-def _write(path: Path, header: nib.Nifti1Header, planes: Iterable[np.ndarray]) -> None:
-    """Header and slices (H, W), one by one: an array (D, H, W) in C order is (i, j, k) in the order of NIfTI.
+def _packed(file: BinaryIO) -> gzip.GzipFile:
+    """The name and the time that gzip would keep are left empty."""
+    return gzip.GzipFile("", "wb", _GZIP_LEVEL, file, mtime=0)
 
-    The name and the time that gzip would keep are left empty.
-    """
+
+def _write(path: Path, header: nib.Nifti1Header, planes: Iterable[np.ndarray]) -> None:
+    """Header and slices (H, W), one by one: an array (D, H, W) in C order is (i, j, k) in the order of NIfTI."""
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with part.open("wb") as file, gzip.GzipFile("", "wb", _GZIP_LEVEL, file, mtime=0) as packed:
+        with part.open("wb") as file, _packed(file) if path.suffix == ".gz" else nullcontext(file) as packed:
             packed.write(header.binaryblock + bytes(4))  # no header extensions
             for plane in planes:
                 packed.write(np.ascontiguousarray(plane, dtype=header.get_data_dtype()).data)

@@ -26,6 +26,11 @@ from lesionseg.scan import Scan
 from lesionseg.segmentation import Finding, Segmentation
 
 PREDICTED = "predicted"
+#: Columns of the lesions of a case. `kind` is reference or predicted, `lesion` the id within case and kind. `overlap`
+#: is the share of its voxels that lie in lesions of the other kind, `iou` the largest with any of them, `partner` the
+#: one it is paired with (0: none). NaN: a size of unknown spacing, `probability` of a reference lesion.
+LESION_COLUMNS = ("kind", "lesion", "type", "probability", "voxels", "volume_ml", "long_axis_mm", "first_slice",
+                  "last_slice", "overlap", "iou", "partner")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ class CaseScore:
         burden: None: undefined.
         at_iou: lesions paired one to one at `matching.MIN_IOU`.
         at_any_overlap: lesions that touch any of the other side.
-        lesions: a row per lesion, those of the reference first; see `_lesion_rows`.
+        lesions: rows of `LESION_COLUMNS`, those of the reference first.
         elsewhere: slices that the tables do not hold.
         tables: by name of how the classes were come by, on the slices that hold liver in the reference.
     """
@@ -84,14 +89,14 @@ class CaseScore:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types; NaN becomes null."""
-        out: dict[str, Any] = _replaced(asdict(self), math.nan, None)
+        out: dict[str, Any] = without_nan(asdict(self))
         return out
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> CaseScore:
         """The inverse of `to_json`; `KeyError` or `TypeError` for anything else."""
         tables = {
-            name: SliceTables(*(tuple(_replaced(rows, None, math.nan)) for rows in (table["slices"], table["lesions"])))
+            name: SliceTables(_with_nan(table["slices"]), _with_nan(table["lesions"]))
             for name, table in data["tables"].items()
         }
         parts = {
@@ -100,7 +105,7 @@ class CaseScore:
             "burden": None if data["burden"] is None else Burden(**data["burden"]),
             "at_iou": LesionCounts(**data["at_iou"]),
             "at_any_overlap": LesionCounts(**data["at_any_overlap"]),
-            "lesions": tuple(_replaced(data["lesions"], None, math.nan)),
+            "lesions": _with_nan(data["lesions"]),
             "elsewhere": Elsewhere(**data["elsewhere"]),
             "tables": tables,
         }
@@ -210,11 +215,7 @@ def _reference_findings(scan: Scan, reference: np.ndarray, ids: np.ndarray) -> t
 
 
 def _lesion_rows(found: Segmentation, reference: tuple[Finding, ...], overlaps: Overlaps) -> Iterable[Row]:
-    """Rows of `lesions.csv` of one case.
-
-    `kind` is reference or predicted, `lesion` the id within case and kind. `overlap` is the share of its voxels that
-    lie in lesions of the other kind, `iou` the largest with any of them, `partner` the one it is paired with (0: none).
-    """
+    """Rows of `LESION_COLUMNS`, those of the reference first."""
     partner = overlaps.pairs()
     sides: tuple[tuple[str, tuple[Finding, ...], np.ndarray, np.ndarray, dict[int, int]], ...] = (
         (REFERENCE, reference, overlaps.shared.T, overlaps.iou.T, {r: p for p, r in partner.items()}),
@@ -238,11 +239,14 @@ def _lesion_rows(found: Segmentation, reference: tuple[Finding, ...], overlaps: 
             }
 
 
-def _replaced(value: Any, old: float | None, new: float | None) -> Any:
-    """Plain data with every None (or NaN) replaced."""
+def without_nan(value: Any) -> Any:
+    """Plain data for JSON: NaN becomes null."""
     if isinstance(value, dict):
-        return {key: _replaced(item, old, new) for key, item in value.items()}
+        return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_replaced(item, old, new) for item in value]
-    same = value is None if old is None else isinstance(value, float) and math.isnan(value)
-    return new if same else value
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _with_nan(rows: Iterable[dict[str, Any]]) -> tuple[Row, ...]:
+    return tuple({key: math.nan if value is None else value for key, value in row.items()} for row in rows)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from lesionseg.evaluation.scoring import CaseScore
 from lesionseg.lesions import Counts
-from lesionseg.scoring import CaseScore
 from lesionseg.statistics import RESAMPLES, draw_resamples, intervals, patient_bootstrap, patient_sums
 
 #: How the classes of the slice tables were come by: the nets' in the liver box of the reference (what `lesionseg test`

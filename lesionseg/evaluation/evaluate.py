@@ -1,0 +1,287 @@
+"""`evaluate`: the whole cascade scored on the cases of a store that its nets have not seen.
+
+OUT/request.json                  what is evaluated on what; a folder holds one evaluation
+OUT/cases/<case_id>.json          the score of a case, so that an interrupted evaluation continues
+OUT/submission/test-segmentation-<case_id>.nii
+OUT/{cases,lesions}.csv, OUT/evaluation.{json,md}
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lesionseg import __version__
+from lesionseg.cascade import Cascade
+from lesionseg.compare_table import few_patients
+from lesionseg.data.parallel import each
+from lesionseg.data.records import CaseRecord
+from lesionseg.data.store import Store
+from lesionseg.errors import InputError
+from lesionseg.evaluation.figures import (
+    CASCADE,
+    PREDICTED_BOX,
+    REFERENCE_BOX,
+    pooled_figures,
+    slice_figures,
+    slice_rows,
+)
+from lesionseg.evaluation.scoring import (
+    LESION_COLUMNS,
+    CaseScore,
+    SliceTables,
+    score_case,
+    slice_tables,
+    without_nan,
+)
+from lesionseg.evaluation.text import definitions, markdown
+from lesionseg.formats.nifti_write import write_nifti_labels
+from lesionseg.inputs import Box, liver_box
+from lesionseg.labels import LESION_TYPES, TARGETS, is_liver
+from lesionseg.model import Model
+from lesionseg.runs import provenance, write_text
+from lesionseg.scan import Scan
+from lesionseg.segmentation import RESEARCH_USE_ONLY, UNDETERMINED
+from lesionseg.statistics import confusion
+
+#: Changes with what is kept of a case; folders of another format are not continued.
+EVALUATION_FORMAT = 1
+REQUEST, CASES, SUBMISSION = "request.json", "cases", "submission"
+#: Classes of the LiTS challenge: background, liver, lesion.
+_LITS = TARGETS["lesion"]
+
+
+def evaluate(
+    store: Path,
+    model: Path,
+    output: Path,
+    *,
+    device: str = "auto",
+    batch_size: int = 8,
+    tta: bool = False,
+    exclude_trained: bool = False,
+    submission: bool = False,
+) -> dict[str, Any]:
+    """Score the whole cascade of a model on a store and write the tables; an interrupted evaluation continues.
+
+    Args:
+        store: made by `prepare`.
+        model: made by `export`.
+        output: folder of this evaluation.
+        device: see `Cascade`.
+        batch_size: see `Cascade`.
+        tta: see `Cascade`.
+        exclude_trained: leave out the patients that the model has seen, in place of refusing the store.
+        submission: write the label map of each case as the LiTS challenge takes it.
+
+    Returns:
+        what `evaluation.json` holds.
+
+    Raises:
+        InputError: no store, no model, a model of generated CT for real CT, patients that the model has seen, or a
+            folder of something else.
+    """
+    opened, loaded = Store.open(store), Model.load(model)
+    records, seen = _unseen(opened, loaded, exclude_trained)
+    cascade = Cascade(loaded, device=device, batch_size=batch_size, tta=tta)
+    _begin(output, {"store": opened.manifest_sha256, "model": loaded.identity, "tta": tta})
+    work = _Work(cascade, opened, output, _types(loaded, records), submission)
+    for _ in each(work, [record for record in records if not work.done(record)], workers=1, title="evaluate"):
+        pass
+    scores = [score for record in records if (score := work.kept(record)) is not None]
+    facts = _facts(opened, loaded, records, scores, tta=tta, seen=seen)
+    return _write_tables(output, scores, work.types, "generated CT" if opened.generated else "real CT", facts, loaded)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Scores one case and keeps the score."""
+
+    cascade: Cascade
+    store: Store
+    output: Path
+    types: tuple[str, ...]
+    submission: bool
+
+    def done(self, record: CaseRecord) -> bool:
+        return self.kept(record) is not None and (not self.submission or self._submitted(record).exists())
+
+    def kept(self, record: CaseRecord) -> CaseScore | None:
+        try:
+            return CaseScore.from_json(json.loads(self._score(record).read_text()))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def __call__(self, record: CaseRecord) -> None:
+        scan, reference = _scan(self.store, record), np.array(self.store.labels(record.case_id))
+        found = self.cascade.segment(scan)
+        score = score_case(
+            found,
+            reference,
+            case_id=record.case_id,
+            patient_id=record.patient_id,
+            liver_predicted=record.liver_predicted,
+            tables=self._tables(scan, found.labels, reference, record),
+        )
+        if self.submission:
+            self._submitted(record).parent.mkdir(exist_ok=True)
+            write_nifti_labels(self._submitted(record), _LITS.apply(found.labels), scan.affine)
+        write_text(self._score(record), json.dumps(score.to_json(), allow_nan=False) + "\n")
+
+    def _tables(
+        self, scan: Scan, labels: np.ndarray, reference: np.ndarray, record: CaseRecord
+    ) -> dict[str, SliceTables]:
+        slices, predicted_box = record.liver_slices, liver_box(is_liver(labels))
+
+        def table(predicted: np.ndarray) -> SliceTables:
+            return slice_tables(predicted, reference, slices, self.types)
+
+        reference_box = table(self._classes(scan, slices, record.liver_box))
+        same = predicted_box == record.liver_box
+        return {
+            REFERENCE_BOX: reference_box,
+            PREDICTED_BOX: reference_box if same else table(self._classes(scan, slices, predicted_box)),
+            CASCADE: table(labels),
+        }
+
+    def _classes(self, scan: Scan, slices: Sequence[int], box: Box | None) -> np.ndarray:
+        """Class indices of the lesion nets; without a liver none look, so all is background."""
+        if box is None:
+            return np.zeros(scan.hu.shape, dtype=np.uint8)
+        return self.cascade.find_lesions(scan.hu, np.array(slices, dtype=np.intp), box).classes
+
+    def _score(self, record: CaseRecord) -> Path:
+        return self.output / CASES / f"{record.case_id}.json"
+
+    def _submitted(self, record: CaseRecord) -> Path:
+        return self.output / SUBMISSION / f"test-segmentation-{record.case_id}.nii"
+
+
+def _unseen(store: Store, model: Model, exclude: bool) -> tuple[list[CaseRecord], int]:
+    """The cases of patients of whom the model has seen no scan, and the number of the others."""
+    if model.generated and not store.generated:
+        raise InputError(store.path, expected="generated CT, as the model was trained on", got="real CT",
+                         remedy="export a model from runs on LiTS and your own slices")  # fmt: skip
+    trained_on = set(model.trained_on)
+    patients = {record.patient_id for record in store.records if record.voxel_sha256 in trained_on}
+    unseen = [record for record in store.records if record.patient_id not in patients]
+    seen = len(store.records) - len(unseen)
+    if seen and not (exclude and unseen):
+        got = f"{seen} of {len(store.records)} cases of patients whose scans it was trained on"
+        remedy = "leave them out with --exclude-trained" if unseen else "evaluate it on another store"
+        raise InputError(store.path, expected="cases that the model has not seen", got=got, remedy=remedy)
+    return unseen, seen
+
+
+def _types(model: Model, records: Sequence[CaseRecord]) -> tuple[str, ...]:
+    """Names of the lesion classes to score: the stored ids of lesion types are the class indices of a typed net."""
+    typed = len(model.lesion_types) > 1 and all(set(record.lesion_types) <= set(LESION_TYPES) for record in records)
+    return (*model.lesion_types, UNDETERMINED) if typed else ("lesion",)
+
+
+def _begin(output: Path, request: dict[str, Any]) -> None:
+    """Make the folder, or see that it is of the same evaluation."""
+    text = json.dumps({"format": EVALUATION_FORMAT, "version": __version__, **request}, indent=1) + "\n"
+    path = output / REQUEST
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        held = path.read_text() if path.is_file() else None
+        if held != text:
+            got = "other files" if held is None else "one of another store, model, setting or version"
+            raise InputError(output, expected="a new folder, or one of this evaluation", got=got,
+                             remedy="name another folder")  # fmt: skip
+    (output / CASES).mkdir(parents=True, exist_ok=True)
+    write_text(path, text)
+
+
+def _scan(store: Store, record: CaseRecord) -> Scan:
+    return Scan(
+        hu=np.array(store.hu(record.case_id)),
+        scan_id=record.case_id,
+        spacing_mm=record.spacing_mm,
+        affine=None if record.affine is None else np.array(record.affine),
+        generated=record.generated,
+    )
+
+
+def _facts(
+    store: Store, model: Model, records: Sequence[CaseRecord], scores: Sequence[CaseScore], *, tta: bool, seen: int
+) -> list[str]:
+    """What the figures rest on, one sentence each."""
+    patients, made = len({record.patient_id for record in records}), provenance()
+    nets = ", ".join(f"{net.provenance['name']} fold {net.provenance['fold']} seed {net.provenance['seed']}"
+                     for net in model.lesions)  # fmt: skip
+    lines = [
+        f"Data: {'generated' if store.generated else 'real'} CT, {len(records)} cases of {patients} patients; "
+        f"store {store.manifest_sha256[:12]} ({store.kind}).",
+        f"Model: {model.identity[:12]}; lesion nets: {nets}; has seen {len(model.trained_on)} scans, none of these "
+        f"patients; test-time augmentation {'on' if tta else 'off'}.",
+        f"Code: commit {made['commit'] or 'unknown'}, version {made['version']}; machine: {made['machine']}.",
+    ]
+    if seen:
+        lines.append(f"Left out: {seen} cases of patients whose scans the model was trained on.")
+    if model.selected is not None:
+        lines.append("The schedule of the model was chosen by test results.")
+    if guessed := sum(record.liver_predicted for record in records):
+        lines.append(f"{guessed} cases have no reference liver but one from a net: no figure of the liver counts them, "
+                     "and their reference box is that net's.")  # fmt: skip
+    if unknown := sum(record.spacing_mm is None for record in records):
+        lines.append(f"{unknown} cases of unknown spacing: no figure in mm counts them.")
+    slices, extra = (sum(getattr(score.elsewhere, name) for score in scores) for name in ("slices", "false_positives"))
+    if slices:
+        lines.append(f"{slices} slices hold no liver in the reference and are not among those of the slice figures; "
+                     f"the whole cascade finds {extra} lesion components on them.")  # fmt: skip
+    return lines + few_patients(patients)
+
+
+def _write_tables(
+    output: Path, scores: Sequence[CaseScore], types: Sequence[str], kind: str, facts: Sequence[str], model: Model
+) -> dict[str, Any]:
+    """Pool the scores and write every table, the text last."""
+    volumes, slices, table = pooled_figures(scores), slice_figures(scores), None
+    if len(types) > 1:
+        table = confusion(slice_rows(scores, CASCADE)[1], types).drop(index=UNDETERMINED)
+    ways = {str(way): rows.drop(columns="schedule").set_index("figure") for way, rows in slices.groupby("schedule")}
+    content = {
+        "use": RESEARCH_USE_ONLY,
+        "facts": list(facts),
+        "volumes": volumes,
+        "slices": {way: rows.to_dict("index") for way, rows in ways.items()},
+        "confusion": None if table is None else table.to_dict("index"),
+        "definitions": definitions(table is not None).splitlines(),
+        "model": model.card,
+    }
+    write_text(output / "cases.csv", _csv([_case_row(score) for score in scores]))
+    lesions = [{"case_id": score.case_id, "patient_id": score.patient_id, **row}
+               for score in scores for row in score.lesions]  # fmt: skip
+    write_text(output / "lesions.csv", _csv(lesions, ("case_id", "patient_id", *LESION_COLUMNS)))
+    write_text(output / "evaluation.json", json.dumps(without_nan(content), indent=1, allow_nan=False) + "\n")
+    write_text(output / "evaluation.md", markdown(kind, facts, volumes, slices, table))
+    return content
+
+
+def _case_row(score: CaseScore) -> dict[str, Any]:
+    return {
+        "case_id": score.case_id,
+        "patient_id": score.patient_id,
+        "liver_dice": None if score.liver is None else score.liver.dice,
+        "lesion_dice": score.lesion.dice,
+        "liver_assd_mm": score.liver_assd_mm,
+        "lesion_assd_mm": score.lesion_assd_mm,
+        "burden_predicted": None if score.burden is None else score.burden.predicted,
+        "burden_reference": None if score.burden is None else score.burden.reference,
+        "reference_lesions": score.at_iou.reference,
+        "predicted_lesions": score.at_iou.predicted,
+        "paired_lesions": score.at_iou.found,
+        "found_lesions_any_overlap": score.at_any_overlap.found,
+        "right_lesions_any_overlap": score.at_any_overlap.right,
+    }
+
+
+def _csv(rows: Sequence[Mapping[str, Any]], columns: tuple[str, ...] | None = None) -> str:
+    return pd.DataFrame(rows, columns=columns).to_csv(index=False, lineterminator="\n")
