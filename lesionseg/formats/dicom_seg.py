@@ -33,7 +33,6 @@ from lesionseg.errors import InputError
 from lesionseg.formats.dicom import refused
 from lesionseg.formats.dicom_checks import ENHANCED
 from lesionseg.labels import CODES, COLORS, LESION_IDS, LIVER, NAMES, UNTYPED_LESION, is_liver
-from lesionseg.scan import Scan
 from lesionseg.segmentation import RESEARCH_USE_ONLY, Finding, Segmentation
 
 #: High, so that it does not meet the numbers that scanners give.
@@ -73,13 +72,15 @@ def write_dicom_seg(path: Path, segmentation: Segmentation, sources: Sequence[Da
         InputError: sources without study, series or instance UID, or with attributes that a SEG cannot take over.
     """
     scan = segmentation.scan
+    if scan.affine is None or len(sources) not in (1, len(scan.hu)):
+        raise ValueError("a scan whose place in the patient is known, and its own headers, are needed")
     slices = np.flatnonzero(is_liver(segmentation.labels).any((1, 2)))
     if not len(slices):
         return None
     with refused(path, "CT headers that a DICOM-SEG can refer to", remedy=_AGAIN):
         identity = _identity(segmentation, sources)
         first, stop = int(slices[0]), int(slices[-1]) + 1
-        prepared = _prepared(sources, scan)
+        prepared = _prepared(sources, scan.affine)
         prepared = prepared[first:stop] if len(prepared) > 1 else prepared
         _complete(prepared[0])
         dataset = hd.seg.Segmentation(
@@ -124,15 +125,13 @@ def _uid(identity: str, what: str) -> str:
     return str(generate_uid(entropy_srcs=[identity, what]))
 
 
-def _prepared(sources: Sequence[Dataset], scan: Scan) -> list[Dataset]:
-    """Copies of the sources on the very grid of the scan.
+def _prepared(sources: Sequence[Dataset], affine: np.ndarray) -> list[Dataset]:
+    """Copies of the sources on the very grid of their scan.
 
     Highdicom refers from a frame to its source where both lie within 0.001 mm; headers may round more than that.
     """
-    if scan.affine is None:
-        raise ValueError("the place of the scan in the patient is not known")
     prepared = [source[:] for source in sources]  # shallow: elements are replaced and never changed
-    step_mm = float(np.linalg.norm(scan.affine[:3, 0]))
+    step_mm = float(np.linalg.norm(affine[:3, 0]))
     for d, source in enumerate(prepared):
         for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
             if not source.get(name):
@@ -141,7 +140,7 @@ def _prepared(sources: Sequence[Dataset], scan: Scan) -> list[Dataset]:
         _set(source, "FrameOfReferenceUID", frame)
         if source.SOPClassUID in ENHANCED:
             continue
-        _set(source, "ImagePositionPatient", (scan.affine @ (d, 0, 0, 1))[:3].tolist())
+        _set(source, "ImagePositionPatient", (affine @ (d, 0, 0, 1))[:3].tolist())
         _set(source, "ImageOrientationPatient", list(prepared[0].ImageOrientationPatient))
         if not source.get("SliceThickness"):
             _set(source, "SliceThickness", step_mm)

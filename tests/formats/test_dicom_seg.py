@@ -306,6 +306,14 @@ def test_sources_as_they_come(tmp_path, charset, name):
     np.testing.assert_array_equal(read_dicom_seg(path, scan)[0].mask, found.labels > 0)
 
 
+def test_headers_of_another_scan_are_a_mistake_of_the_caller(tmp_path):
+    scan = read_scan(save(tmp_path / "ct", stack()))
+    sources = source_headers(tmp_path / "ct")
+    for found, headers in ((segmentation(scan), sources[:-1]), (segmentation(replace(scan, affine=None)), sources)):
+        with pytest.raises(ValueError, match="its own headers"):
+            write_dicom_seg(tmp_path / "seg.dcm", found, headers)
+
+
 @pytest.mark.parametrize("name", ["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"])
 def test_sources_that_nothing_can_refer_to_are_refused(tmp_path, name):
     scan = read_scan(save(tmp_path / "ct", stack()))
