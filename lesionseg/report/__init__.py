@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from lesionseg.figures import WINDOW_HU
@@ -73,14 +73,15 @@ def write_report(path: Path, segmentation: Segmentation, *, title: str) -> None:
 
 
 def _render(context: dict[str, Any]) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(_HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("page.html").render(context)
+    return _template().render(context)
+
+
+@cache
+def _template() -> Template:
+    loader = FileSystemLoader(_HERE)
+    return Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    ).get_template("page.html")
 
 
 def _data(segmentation: Segmentation, volumes: Volumes) -> dict[str, Any]:
@@ -137,9 +138,7 @@ def _source(text: str) -> str:
 
 
 def _niivue_version() -> str:
-    found = re.search(r"^Version: (\S+)$", _text("niivue.LICENSE.txt"), re.MULTILINE)
-    assert found is not None
-    return found[1]
+    return re.findall(r"^Version: (\S+)$", _text("niivue.LICENSE.txt"), re.MULTILINE)[0]
 
 
 @cache

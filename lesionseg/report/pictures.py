@@ -60,7 +60,7 @@ def _draw(
     assert found is not None  # the lesion is on it
     margin = math.ceil(MARGIN * found.side)
     box = Box(found.top - margin, found.left - margin, found.side + 2 * margin)
-    figure = Figure(figsize=(_SIDE_INCHES, _SIDE_INCHES), facecolor="black")
+    figure = Figure(figsize=(_SIDE_INCHES, _SIDE_INCHES), dpi=_DOTS_PER_INCH, facecolor="black")
     axes = figure.add_axes((0, 0, 1, 1))
     down, across = spacing_mm or (1.0, 1.0)
     overlay(axes, crop(hu, box, fill=_AIR_HU), crop(labels, box, fill=0), aspect=down / across)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import nibabel as nib
@@ -101,7 +101,7 @@ def embed(segmentation: Segmentation, room_bytes: int) -> Volumes:
             cut,
             ras,
             _nifti(_grey_slices(hu[cut.window], cut), cut, ras, (_HU_PER_GREY, WINDOW_HU[0])),
-            _nifti(_nearest_slices(labels[cut.window], cut), cut, ras, (1, 0)),
+            _nifti(_label_slices(labels[cut.window], cut), cut, ras, (1, 0)),
         )
         if base64_length(found.ct) + base64_length(found.labels) <= room_bytes or max(cut.thinned) == 1:
             return found
@@ -155,32 +155,28 @@ def _ras(scan: Scan, cut: Cut, spacing: tuple[float, float, float]) -> np.ndarra
     return RAS_TO_LPS @ (lps @ cut.placed)[:, [2, 1, 0, 3]]
 
 
-def _grey_slices(hu: np.ndarray, cut: Cut) -> Iterable[np.ndarray]:
+def _grey_slices(hu: np.ndarray, cut: Cut) -> Iterator[np.ndarray]:
     """Slices (H, W) of grey values, uint8, of HU (D, H, W): the mean of the voxels that become one."""
-    down, tall, wide = cut.factors
     low, high = WINDOW_HU
-    for first in range(0, len(hu), down):
-        slab = np.clip(hu[first : first + down], low, high)
-        plane = slab[0] if cut.factors == (1, 1, 1) else _block_means(slab, tall, wide)
-        yield np.rint((plane - low) / _HU_PER_GREY).astype(np.uint8)
+    for blocks in _blocks(hu, cut):
+        grey = (np.clip(blocks, low, high) - low) / _HU_PER_GREY
+        yield np.rint(grey.mean((0, 2, 4))).astype(np.uint8)
 
 
-def _block_means(slab: np.ndarray, tall: int, wide: int) -> np.ndarray:
-    """Means over blocks of (all slices, tall, wide) of a slab (n, H, W); at the border values are repeated."""
-    _, height, width = slab.shape
-    padded = np.pad(slab, ((0, 0), (0, -height % tall), (0, -width % wide)), mode="edge")
-    n, height, width = padded.shape
-    return padded.reshape(n, height // tall, tall, width // wide, wide).mean((0, 2, 4))
+def _label_slices(labels: np.ndarray, cut: Cut) -> Iterator[np.ndarray]:
+    """Slices (H, W) of label ids (D, H, W), the highest of the voxels that become one: no lesion is lost."""
+    return (blocks.max((0, 2, 4)) for blocks in _blocks(labels, cut))
 
 
-def _nearest_slices(labels: np.ndarray, cut: Cut) -> Iterable[np.ndarray]:
-    """Slices (H, W) of label ids (D, H, W), from the middle of the voxels that become one."""
-    d, h, w = (
-        np.minimum(np.arange(0, n, factor) + factor // 2, n - 1)
-        for n, factor in zip(cut.shape, cut.factors, strict=True)
-    )
-    for index in d:
-        yield labels[index][np.ix_(h, w)]
+def _blocks(array: np.ndarray, cut: Cut) -> Iterator[np.ndarray]:
+    """For each slice of the page, the voxels that become it: (slices, H, rows, W, columns); the border is repeated."""
+    down, tall, wide = cut.factors
+    _, height, width = cut.thinned
+    for first in range(0, len(array), down):
+        slab = array[first : first + down]
+        if slab.shape[1:] != (height * tall, width * wide):
+            slab = np.pad(slab, ((0, 0), (0, -slab.shape[1] % tall), (0, -slab.shape[2] % wide)), mode="edge")
+        yield slab.reshape(len(slab), height, tall, width, wide)
 
 
 def _nifti(slices: Iterable[np.ndarray], cut: Cut, ras: np.ndarray, scale: tuple[float, float]) -> bytes:

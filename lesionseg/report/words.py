@@ -69,9 +69,9 @@ def viewer_note(segmentation: Segmentation, cut: Cut) -> str:
     if cut.factors != (1, 1, 1):
         down, tall, wide = cut.factors
         parts.append(
-            f"To keep the page small, {down} × {tall} × {wide} voxels (slice × row × column) were averaged into one in "
-            "the viewer: small lesions and outlines look coarser there than they are. Table and key pictures come from "
-            "the full resolution."
+            f"To keep the page small, {down} × {tall} × {wide} voxels (slice × row × column) became one in the viewer: "
+            "grey values are averaged, and lesions look coarser and a little larger than they are. Table and key "
+            "pictures come from the full resolution."
         )
     return " ".join(parts)
 
