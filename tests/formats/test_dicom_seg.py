@@ -196,6 +196,13 @@ def test_segments_say_what_they_are(tmp_path):
     assert segment_labels(path) == {LIVER, *LESION_IDS.values(), UNTYPED_LESION}
 
 
+def test_codes_are_those_of_the_standard():
+    """Against pydicom's table of PS3.16, which is made from the standard itself."""
+    listed = [codes.SCT.Liver, codes.SCT.Cyst, codes.SCT.Hemangioma, codes.SCT.Metastasis, codes.SCT.Lesion]
+    assert [code.value for code in CODES.values()] == [code.value for code in listed]
+    assert [code.meaning for code in CODES.values()] == [code.meaning for code in listed]
+
+
 def test_frames_refer_to_their_slice(tmp_path):
     """Also where the scanner rounds positions; slices without liver are not referred to."""
     slices = stack()
