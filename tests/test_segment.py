@@ -31,6 +31,9 @@ from lesionseg.studies import RECORD, find_studies
 
 NIFTI_FILES = {"segmentation.nii.gz", "segmentation.ctbl", "lesions.csv", "lesions.json", "report.html", RECORD}
 DICOM_FILES = NIFTI_FILES | {"segmentation.dcm", "report.sr.dcm"}
+#: Where the formats do not matter.
+QUICK = ("--formats", "nifti,csv")
+QUICK_FILES = {"segmentation.nii.gz", "segmentation.ctbl", "lesions.csv", RECORD}
 #: RAS, of a scan with 0.8 x 0.7 mm pixels, 2.5 mm apart.
 AFFINE = np.array([[-0.8, 0, 0, 90], [0, -0.7, 0, 70], [0, 0, 2.5, -300], [0, 0, 0, 1]])
 
@@ -60,6 +63,20 @@ def model(make_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("model") / "model"
     make_model().save(folder)
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def built_once():
+    """The nets of a model are built once, not for every command."""
+    built = {}
+
+    def cascade(held, **options):
+        key = (held.identity, *options.items())
+        return built[key] if key in built else built.setdefault(key, Cascade(held, **options))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "Cascade", cascade)
+        yield
 
 
 @pytest.fixture
@@ -234,10 +251,10 @@ def test_many_studies(run, cohort, tmp_path):
 
 def test_what_is_done_is_not_done_again(run, cohort, tmp_path):
     shutil.rmtree(cohort / "gap")
-    assert run(cohort)[0] == 0
+    assert run(cohort, *QUICK)[0] == 0
     output, first = tmp_path / "out", (tmp_path / "out" / "summary.csv").read_text()
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*.nii.gz")}
-    status, out, _ = run(cohort, "--batch-size", 3)
+    status, out, _ = run(cohort, *QUICK, "--batch-size", 3)
     assert status == 0
     assert out.count("  done already\n") == 3
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*.nii.gz")} == before
@@ -245,42 +262,42 @@ def test_what_is_done_is_not_done_again(run, cohort, tmp_path):
     assert lesions == [row["lesions"] for row in csv.DictReader(first.splitlines())]
     nifti(cohort / "volume-1.nii.gz", 7)
     (output / "volume-0" / "lesions.csv").unlink()
-    out = run(cohort)[1]
+    out = run(cohort, *QUICK)[1]
     assert (out.count("  done already\n"), out.count("  4 slices")) == (1, 2)
-    assert files(output / "volume-0") == NIFTI_FILES
-    out = run(cohort, "--tta")[1]
+    assert files(output / "volume-0") == QUICK_FILES
+    out = run(cohort, *QUICK, "--tta")[1]
     assert (out.count("  done already\n"), out.count("  4 slices")) == (0, 3)
 
 
 def test_another_model_segments_again(run, make_model, tmp_path):
     path = nifti(tmp_path / "ct.nii.gz")
-    run(path)
+    run(path, *QUICK)
     make_model(temperature=2.0).save(tmp_path / "other")
-    assert "  4 slices" in run(path, "--model", tmp_path / "other")[1]
-    assert "  done already" in run(path, "--model", tmp_path / "other")[1]
+    assert "  4 slices" in run(path, *QUICK, "--model", tmp_path / "other")[1]
+    assert "  done already" in run(path, *QUICK, "--model", tmp_path / "other")[1]
 
 
 def test_what_a_user_put_there_is_not_replaced(run, tmp_path):
     path = nifti(tmp_path / "ct.nii.gz")
-    run(path)
+    run(path, *QUICK)
     corrected = tmp_path / "out" / "ct" / "segmentation.nii.gz"
     corrected.write_bytes(b"corrected by hand")
-    assert "  done already" in run(path)[1]
-    for options in (["--tta"], ["--formats", "csv"]):
+    assert "  done already" in run(path, *QUICK)[1]
+    for options in ([*QUICK, "--tta"], ["--formats", "csv"]):
         status, _, err = run(path, *options)
         assert status == 2
         assert "files changed or added since (segmentation.nii.gz)" in err
     assert corrected.read_bytes() == b"corrected by hand"
     (corrected.parent / "notes").mkdir()
-    assert "(notes, segmentation.nii.gz)" in run(path, "--tta")[2]
+    assert "(notes, segmentation.nii.gz)" in run(path, *QUICK, "--tta")[2]
 
 
 def test_other_things_in_the_output_are_left(run, tmp_path):
     nifti(tmp_path / "a" / "ct.nii.gz")
     nifti(tmp_path / "b" / "ct.nii.gz", 1)
-    run(tmp_path / "a" / "ct.nii.gz")
+    run(tmp_path / "a" / "ct.nii.gz", *QUICK)
     before = content(tmp_path / "out")
-    status, _, err = run(tmp_path / "b" / "ct.nii.gz")
+    status, _, err = run(tmp_path / "b" / "ct.nii.gz", *QUICK)
     assert status == 2
     assert "the results of a study elsewhere that has the same name" in err
     assert content(tmp_path / "out") == before
@@ -300,9 +317,9 @@ def test_other_things_in_the_output_are_left(run, tmp_path):
 
 def test_a_moved_input_is_still_done(run, tmp_path):
     nifti(tmp_path / "a" / "ct.nii.gz")
-    run(tmp_path / "a" / "ct.nii.gz")
+    run(tmp_path / "a" / "ct.nii.gz", *QUICK)
     (tmp_path / "a").rename(tmp_path / "b")
-    assert "  done already" in run(tmp_path / "b" / "ct.nii.gz")[1]
+    assert "  done already" in run(tmp_path / "b" / "ct.nii.gz", *QUICK)[1]
 
 
 def test_places_for_the_output(run, tmp_path):
@@ -339,7 +356,7 @@ def test_several_series_and_the_one_that_is_named(run, tmp_path):
     assert status == 2
     assert "(CT, 4 slices, 0.8 x 0.7 mm in plane, one every 2.5 mm)" in err
     assert "--series" in err
-    status, _, err = run(tmp_path / "in", "--series", uid("b")[-8:])
+    status, _, err = run(tmp_path / "in", "--series", uid("b")[-8:], "--formats", "html")
     assert status == 0
     assert "Not segmented: 1 other CT series of the study." in err
     (folder,) = (path for path in (tmp_path / "out").iterdir() if path.is_dir())
@@ -399,8 +416,8 @@ class TestLiverMask:
         assert "a single study" in err
 
 
-def test_faults_of_every_kind_stop_no_other_study(cohort, tmp_path, capsys, make_model):
-    cascade = Cascade(make_model())
+def test_faults_of_every_kind_stop_no_other_study(cohort, tmp_path, capsys, model):
+    cascade = module.Cascade(Model.load(model))
     faults = {
         "gap": None,
         "patient_ct": RuntimeError("CUDA error:\n launch failed"),
@@ -454,8 +471,8 @@ def test_one_segment_at_a_time(run, tmp_path):
     assert "one `lesionseg segment` at a time" in err
 
 
-def test_memory_holds_one_study_at_a_time(tmp_path, make_model):
-    cascade, alive = Cascade(make_model()), []
+def test_memory_holds_one_study_at_a_time(tmp_path, model):
+    cascade, alive = module.Cascade(Model.load(model)), []
     for n in range(4):
         nifti(tmp_path / "in" / f"{n}.nii", n)
 
@@ -476,15 +493,15 @@ class TestInterrupted:
     def start(self, cohort, model, tmp_path):
         shutil.rmtree(cohort / "gap")
 
-        def child(log):
+        def child(log, options):
             os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
             sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
-            args = ["segment", str(cohort), "-o", str(tmp_path / "out"), "--model", str(model)]
+            args = ["segment", str(cohort), "-o", str(tmp_path / "out"), "--model", str(model), *options]
             os._exit(main(args))
 
-        def begin(log):
+        def begin(log, *options):
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            process = multiprocessing.get_context("fork").Process(target=child, args=(log,))
+            process = multiprocessing.get_context("fork").Process(target=child, args=(log, options))
             process.start()
             return process
 
@@ -493,7 +510,7 @@ class TestInterrupted:
     def test_ctrl_c_leaves_whole_folders_and_continues(self, start, cohort, run, tmp_path):
         log = tmp_path / "log"
         log.touch()
-        process = start(log)
+        process = start(log, *QUICK)
         while "[3/4]" not in log.read_text():
             assert process.is_alive()
             time.sleep(0.001)
@@ -502,14 +519,15 @@ class TestInterrupted:
         assert process.exitcode == 130
         output = tmp_path / "out"
         assert files(output) == {"patient_ct", "summary.csv", ".lesionseg.lock"}
-        assert files(output / "patient_ct") == DICOM_FILES
-        status, out, _ = run(cohort)
+        assert files(output / "patient_ct") == QUICK_FILES
+        status, out, _ = run(cohort, *QUICK)
         assert status == 0
         assert out.count("  done already\n") == 1
-        run(cohort, output="whole")
+        run(cohort, *QUICK, output="whole")
         assert content(output) == content(tmp_path / "whole")
 
     def test_kills_at_random_moments(self, start, cohort, run, tmp_path):
+        (cohort / "volume-1.nii.gz").unlink()
         began = time.monotonic()
         run(cohort, output="whole")
         whole, took = content(tmp_path / "whole"), time.monotonic() - began
