@@ -30,6 +30,8 @@ from lesionseg.statistics import FIGURES, estimates, patient_sums
 PRIMARY = "accuracy_all"
 #: Said of a model whose schedule the comparison chose.
 OPTIMISTIC = "chosen on the test folds: its own figures there are optimistic"
+#: Said of the calibration of an ensemble: no lesion is new to all of its nets, so none can judge their mean.
+ENSEMBLE = "figures of each net alone; an ensemble votes by their mean, which is less sure than they are"
 #: What the nets of an ensemble share: they are folds and seeds of one schedule.
 _ALIKE = {"name": "schedule", **SHARED, "weights_sha256": "pretrained weights"}
 _TINY = np.finfo(np.float32).tiny
@@ -182,6 +184,8 @@ def _calibrate(runs: Sequence[tuple[Path, RunInfo]], model: Model) -> tuple[floa
     temperature, record = calibrate(lesions, model.lesion_types)
     if "reason" not in record:
         record["without_true_type"] = predicted - len(lesions)
+        if len(runs) > 1:
+            record["note"] = ENSEMBLE
     return temperature, record
 
 
@@ -266,10 +270,10 @@ def _said(output: Path, model: Model) -> list[str]:
     held = model.calibration or {}
     if "reason" in held:
         return [*lines, f"type votes not calibrated: {held['reason']}"]
-    before, after = held["before"], held["after"]
+    before, after, how = held["before"], held["after"], "each net alone, cross-fitted"
     return [
         *lines,
         f"type votes: temperature {model.temperature:.2f} from {held['lesions']} lesions of {held['patients']} "
         f"patients; calibration error {before['ece']:.3f} → {after['ece']:.3f}, negative log-likelihood "
-        f"{before['nll']:.3f} → {after['nll']:.3f} (cross-fitted){'' if held['improved'] else ': no better'}",
+        f"{before['nll']:.3f} → {after['nll']:.3f} ({how}){'' if held['improved'] else ': no better'}",
     ]

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -24,7 +25,7 @@ from lesionseg.data.datamodule import LesionDataModule
 from lesionseg.data.prepare import prepare
 from lesionseg.data.store import Store
 from lesionseg.errors import InputError
-from lesionseg.export import OPTIMISTIC, best_runs, export
+from lesionseg.export import ENSEMBLE, OPTIMISTIC, best_runs, export
 from lesionseg.inputs import InputSpec, paste, resize
 from lesionseg.labels import LESION_TYPES, is_liver
 from lesionseg.model import MODEL_FILE, Model, Net
@@ -223,6 +224,7 @@ def test_the_votes_are_those_of_training_s_own_path(model, made, store):
     assert record["before"]["nll"] == pytest.approx(log_loss(types, votes, labels=[0, 1, 2]), abs=2e-4)
     assert record["before"]["brier"] == pytest.approx(brier_score_loss(types, votes, labels=[0, 1, 2]), abs=2e-4)
     assert [part["part"] for part in record["parts"]] == ["fold 0", "fold 1", "fold 2"]
+    assert record["note"] == ENSEMBLE
 
 
 def test_no_other_temperature_is_better_in_the_cascade_itself(made, store, tmp_path):
@@ -243,6 +245,7 @@ def test_no_other_temperature_is_better_in_the_cascade_itself(made, store, tmp_p
         losses[factor] = np.mean(loss)
         assert len(loss) == model.calibration["lesions"]
     assert min(losses, key=losses.get) == 1.0
+    assert "note" not in model.calibration
 
 
 @pytest.mark.parametrize(
@@ -295,6 +298,11 @@ def test_runs_that_make_no_model_are_refused(root, tmp_path, run, fields, messag
     with pytest.raises(InputError, match=message):
         export(root / "liver", folds(root), tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+def test_more_runs_than_a_model_may_hold_are_refused(made, tmp_path):
+    with pytest.raises(InputError, match="expected 1 to 100 runs; got 101"):
+        export(made / "liver", [made / "fold0"] * 101, tmp_path / "model")
 
 
 def test_checkpoints_of_another_net_are_refused(root, tmp_path):
@@ -371,6 +379,15 @@ def test_equal_figures_give_the_first_row(tmp_path):
     assert list(selected["among"]) == ["baseline", "no_freezing", "a_copy"]
     assert len(set(selected["among"].values())) == 1
     assert selected["schedule"] == "baseline"
+
+
+def test_without_a_lesion_none_is_the_best(tmp_path):
+    root = make_grid(tmp_path, {"no_freezing": 0.5}, folds=1)
+    table = root / "no_freezing" / "fold0-seed0" / "lesions.csv"
+    rows = pd.read_csv(table, keep_default_na=False)
+    rows[rows.kind != "reference"].to_csv(table, index=False)
+    with pytest.raises(InputError, match="got no lesion in any test part"):
+        best_runs(root)
 
 
 # ---- the command line ----
