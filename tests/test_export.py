@@ -355,7 +355,7 @@ def test_a_run_holds_no_model(root, place):
 
 
 def test_the_best_is_that_of_the_comparison_s_table(tmp_path):
-    skills = {"baseline": 0.35, "no_freezing": 0.5, "hierarchical_freezing": 0.8, "other": 0.6}
+    skills = {"baseline": 0.35, "hierarchical_freezing": 0.8, "other": 0.6}
     root = make_grid(tmp_path / "finetune", skills, seeds=2)
     table = compare(root, tmp_path / "out")
     stated = table[table.figure == "accuracy_all"].set_index("schedule").estimate
