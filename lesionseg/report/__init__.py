@@ -49,7 +49,7 @@ def write_report(path: Path, segmentation: Segmentation, *, title: str) -> None:
         "use": RESEARCH_USE_ONLY,
         "notices": notices(segmentation),
         "headline": headline(segmentation),
-        "warnings": segmentation.warnings,
+        "warnings": [text for text in segmentation.warnings if text != headline(segmentation)],
         "legend": legend(segmentation),
         "table": table,
         "pictures": key_pictures(segmentation),
@@ -87,9 +87,12 @@ def _template() -> Template:
 def _data(segmentation: Segmentation, volumes: Volumes) -> dict[str, Any]:
     """What page.js needs; indices are (i, j, k), millimetres RAS, as in NIfTI and NiiVue."""
     scan, cut = segmentation.scan, volumes.cut
-    _, flip = canonical_axes(scan.affine)
-    step = -1 if flip[0] else 1  # the table counts slices as the input does, the page from the feet
-    first = cut.placed[0, 3]
+    order, flip = canonical_axes(scan.affine)
+    index = []  # of voxels as the input counts them, along each axis of the page
+    for axis in (2, 1, 0):
+        first, step = float(cut.placed[axis, 3]), cut.factors[axis]
+        last = scan.hu.shape[order[axis]] - 1
+        index.append({"first": last - first, "step": -step} if flip[axis] else {"first": first, "step": step})
     names = NAMES | ({UNTYPED_LESION: UNDETERMINED} if any(f.probabilities for f in segmentation.findings) else {})
     return {
         "shape": cut.thinned[::-1],
@@ -97,10 +100,7 @@ def _data(segmentation: Segmentation, volumes: Volumes) -> dict[str, Any]:
         "inverse": np.linalg.inv(volumes.ras).tolist(),
         "position_known": scan.affine is not None,
         "single": _is_single(segmentation),
-        "slice": {
-            "first": scan.hu.shape[segmentation.slice_axis] - 1 - first if flip[0] else first,
-            "step": step * cut.factors[0],
-        },
+        "index": index,
         "window_hu": WINDOW_HU,
         "names": [names[label] for label in sorted(names)],
         "liver": LIVER,

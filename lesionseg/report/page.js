@@ -34,17 +34,20 @@
     if (viewer) viewer.place(data.lesions[id]);
   }
 
+  function show(id) {
+    select(id);
+    if (viewer) document.querySelector(".screen").scrollIntoView({ block: "nearest" });
+  }
+
   function step(by) {
     const at = rows.findIndex((row) => row.dataset.id === current);
-    const row = rows[(at + by + rows.length) % rows.length];
-    select(row.dataset.id);
-    row.scrollIntoView({ block: "nearest" });
+    select(rows[(at + by + rows.length) % rows.length].dataset.id);
   }
 
   function onRowKey(event) {
     const row = event.currentTarget;
     const beside = { ArrowDown: row.nextElementSibling, ArrowUp: row.previousElementSibling };
-    if (event.key === "Enter" || event.key === " ") select(row.dataset.id);
+    if (event.key === "Enter" || event.key === " ") show(row.dataset.id);
     else if (event.key in beside) beside[event.key]?.focus();
     else return;
     event.preventDefault();
@@ -55,15 +58,10 @@
       button.addEventListener("click", () => sortBy(button.closest("th")));
     }
     for (const row of rows) {
-      row.addEventListener("click", () => select(row.dataset.id));
+      row.addEventListener("click", () => show(row.dataset.id));
       row.addEventListener("keydown", onRowKey);
     }
-    for (const picture of pictures) {
-      picture.addEventListener("click", () => {
-        select(picture.dataset.id);
-        if (viewer) byId("viewer").scrollIntoView({ block: "nearest" });
-      });
-    }
+    for (const picture of pictures) picture.addEventListener("click", () => show(picture.dataset.id));
   }
 
   // ---- places: voxels (i, j, k) of the page's volumes, and RAS millimetres ----
@@ -74,12 +72,12 @@
   function describe(voxel, hu, label) {
     const said = [];
     const side = (value, plus, minus) => `${value < 0 ? minus : plus} ${Math.abs(value).toFixed(1)}`;
-    if (data.single) said.push(`row ${voxel[1]}, column ${voxel[0]} of the part shown`);
-    else said.push(`slice ${Math.round(data.slice.first + data.slice.step * voxel[2])}`);
+    const [column, row, slice] = voxel.map((at, axis) => Math.round(data.index[axis].first + data.index[axis].step * at));
+    if (!data.single) said.push(`slice ${slice}`);
     if (data.position_known) {
       const [x, y, z] = times(data.ras, voxel);
       said.push(`${side(x, "R", "L")}   ${side(y, "A", "P")}   ${side(z, "S", "I")} mm`);
-    }
+    } else said.push(`row ${row}   column ${column}`);
     const [low, high] = data.window_hu;
     const bound = hu <= low ? "≤ " : hu >= high ? "≥ " : "about ";
     said.push(`${bound}${String(Math.round(hu)).replace("-", "−")} HU`);
@@ -107,8 +105,7 @@
         cycleClipPlaneHotKey: "",
         viewModeHotKey: "",
         crosshairColor: [1, 0.9, 0.35, 0.8],
-        crosshairWidth: 0.4, // of the width of the scan: about a pixel in the small planes
-        crosshairWidthUnit: "percent",
+        crosshairWidthUnit: "percent", // of the width of the scan
         crosshairGap: 10, // as a multiple of half the width: the voxel itself stays visible
         backColor: [0.04, 0.05, 0.06, 1],
         fontColor: [0.85, 0.88, 0.9, 1],
@@ -166,6 +163,7 @@
       this.name = name;
       if (name === "planes") this.arrange();
       else this.nv.clearCustomLayout();
+      this.nv.opts.crosshairWidth = name === "planes" ? 0.5 : 0.3; // a pixel or two, in the small planes as well
       this.nv.setSliceType(TYPES[name]);
       const isVolume = name === "volume";
       if (this.nv.volumes.length && isVolume !== this.isVolume) {

@@ -7,20 +7,19 @@ from collections import Counter
 from dataclasses import dataclass
 
 from lesionseg.figures import WINDOW_HU
-from lesionseg.labels import COLORS, LESION_TYPES, LIVER, NAMES, UNTYPED_LESION, is_liver
+from lesionseg.labels import COLORS, LESION_TYPES, LIVER, NAMES, is_liver
 from lesionseg.report.lesions import css_color, signed, type_color
 from lesionseg.report.volumes import Cut
 from lesionseg.scan import canonical_axes
-from lesionseg.segmentation import UNDETERMINED, Segmentation
+from lesionseg.segmentation import Segmentation
 
 
 @dataclass(frozen=True)
 class Swatch:
-    """A name with its colour (`#rrggbb`) and what stands after it."""
+    """A name with its colour (`#rrggbb`)."""
 
     name: str
     color: str
-    text: str = ""
 
 
 def notices(segmentation: Segmentation) -> list[str]:
@@ -49,11 +48,13 @@ def headline(segmentation: Segmentation) -> str:
 
 
 def legend(segmentation: Segmentation) -> list[Swatch]:
-    """The labels of this model with their colours."""
-    typed = any(finding.probabilities for finding in segmentation.findings)
-    untyped = UNDETERMINED if typed else NAMES[UNTYPED_LESION]
-    types = [Swatch(name, type_color(name)) for name in LESION_TYPES] if typed else []
-    return [Swatch(NAMES[LIVER], css_color(COLORS[LIVER])), *types, Swatch(untyped, css_color(COLORS[UNTYPED_LESION]))]
+    """The colours that may be seen in the viewer, and what they stand for."""
+    findings = segmentation.findings
+    swatches = [Swatch(NAMES[LIVER], css_color(COLORS[LIVER]))] if is_liver(segmentation.labels).any() else []
+    if any(finding.probabilities for finding in findings):
+        swatches += [Swatch(name, type_color(name)) for name in LESION_TYPES]
+    untyped = dict.fromkeys(finding.type for finding in findings if finding.type not in LESION_TYPES)
+    return swatches + [Swatch(name, type_color(name)) for name in untyped]
 
 
 def viewer_note(segmentation: Segmentation, cut: Cut) -> str:
@@ -82,4 +83,6 @@ def _size(segmentation: Segmentation, order: tuple[int, int, int]) -> str:
         return " of unknown size"
     thickness, height, width = (spacing[axis] for axis in order)
     size = f" of {height:.3g} × {width:.3g} mm"
-    return size if math.isnan(thickness) else f"{size}, {thickness:.3g} mm apart"
+    if math.isnan(thickness):
+        return size
+    return f"{size}, {thickness:.3g} mm {'thick' if segmentation.scan.hu.shape[order[0]] == 1 else 'apart'}"

@@ -171,7 +171,7 @@ def test_the_page_jumps_to_a_voxel_of_the_lesion_and_names_its_slice(page_of, ma
         i, j, k = data["lesions"][str(finding.id)]
         assert labels[i, j, k] > 1
         assert ids[key_voxels(segmentation)[finding.id]] == finding.id
-        assert data["slice"]["first"] + data["slice"]["step"] * k == finding.key_slice
+        assert data["index"][2]["first"] + data["index"][2]["step"] * k == finding.key_slice
 
 
 def test_the_middle_of_the_first_lesion_lies_outside_it(make_segmentation):
@@ -191,7 +191,7 @@ def test_a_large_scan_is_thinned_out_until_the_page_is_small_enough(page, page_o
     assert "1 × 1 × 2 voxels (slice × row × column) became one" in page.words
     for finding in segmentation.findings:
         i, j, k = data["lesions"][str(finding.id)]
-        assert data["slice"]["first"] + data["slice"]["step"] * k == finding.key_slice
+        assert data["index"][2]["first"] + data["index"][2]["step"] * k == finding.key_slice
         assert labels[i, j, k] > 1
 
 

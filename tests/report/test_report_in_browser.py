@@ -55,7 +55,7 @@ def pages(tmp_path_factory, segmentation, hostile):
             write_report(path, found, title=title)
             opened[name] = watched(browser.new_page(viewport={"width": width, "height": 700}), path.as_uri())
         for page in opened.values():
-            page.wait_for_function("document.documentElement.dataset.viewer", polling=50)
+            page.locator("html[data-viewer]").wait_for(state="attached")
         yield opened
         for browser in browsers:
             browser.close()
@@ -205,6 +205,9 @@ def test_nothing_is_wider_than_the_screen(page, width):
     page.set_viewport_size({"width": width, "height": 700})
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.locator("#canvas").bounding_box()["width"] > 500
+    page.locator('#lesions tr[data-id="3"]').click()  # shows the lesion, wherever the table lies
+    box = page.locator("#canvas").bounding_box()
+    assert 0 <= box["y"] <= box["y"] + box["height"] <= 700
 
 
 def test_the_use_stays_in_sight(page):
@@ -222,11 +225,15 @@ def test_hostile_words_stay_words(slice_page):
     assert slice_page.evaluate("document.documentElement.scrollWidth") <= 800
 
 
-def test_a_single_slice_of_unknown_spacing_has_one_plane_and_no_sides(slice_page):
+def test_a_single_slice_of_unknown_spacing_has_one_plane_and_no_sides(slice_page, hostile):
     assert slice_page.locator("[data-view]").count() == 0
     assert np.std(pixels(slice_page)) > 20
-    assert "mm" not in slice_page.locator("#place").inner_text()
     assert jump(slice_page, 2)[1] == 3
+    (_, h, w) = np.rint(hostile.findings[1].centroid_index)
+    said = slice_page.locator("#place").inner_text()
+    assert "mm" not in said
+    assert abs(int(said.split()[1]) - h) <= 1
+    assert abs(int(said.split()[3]) - w) <= 1
 
 
 def test_without_webgl_the_page_says_so_and_keeps_its_table_and_pictures(pages, segmentation):
