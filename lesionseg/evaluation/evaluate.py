@@ -40,7 +40,7 @@ from lesionseg.evaluation.scoring import (
     slice_tables,
     without_nan,
 )
-from lesionseg.evaluation.text import definitions, markdown
+from lesionseg.evaluation.text import definitions, markdown, summary
 from lesionseg.formats.nifti_write import write_nifti_labels
 from lesionseg.inputs import Box, liver_box
 from lesionseg.labels import LESION_TYPES, TARGETS, is_liver
@@ -242,7 +242,7 @@ def _facts(
 def _write_tables(
     output: Path, scores: Sequence[CaseScore], types: Sequence[str], kind: str, facts: Sequence[str], model: Model
 ) -> dict[str, Any]:
-    """Pool the scores and write every table, the text last."""
+    """Pool the scores, write every table, the text last, and say what came out."""
     volumes, slices, table = pooled_figures(scores), slice_figures(scores), None
     if len(types) > 1:
         table = confusion(slice_rows(scores, CASCADE)[1], types).drop(index=UNDETERMINED)
@@ -262,6 +262,7 @@ def _write_tables(
     write_text(output / "lesions.csv", _csv(lesions, ("case_id", "patient_id", *LESION_COLUMNS)))
     write_text(output / "evaluation.json", json.dumps(without_nan(content), indent=1, allow_nan=False) + "\n")
     write_text(output / "evaluation.md", markdown(kind, facts, volumes, slices, table))
+    print(f"{summary(volumes)}\n{output / 'evaluation.md'}")
     return content
 
 

@@ -52,8 +52,9 @@ WAY_DEFINITIONS = f"""\
 - **{REFERENCE_BOX}**: classes as the lesion nets give them in the liver box of the reference, which is what
   `lesionseg test` scores (there of one net, here of the mean of all).
 - **{PREDICTED_BOX}**: the same in the box of the liver that the liver net finds.
-- **{CASCADE}**: what a user receives: small lesions and those outside the predicted liver removed, one type a lesion by
-  vote of calibrated probabilities. A lesion left `{UNDETERMINED}` counts as found, with a type that no reference has.
+- **{CASCADE}**: what a user receives: small lesions and those outside the predicted liver removed, one type a lesion
+  by vote of calibrated probabilities. A lesion left `{UNDETERMINED}` counts as found, with a type that no reference has
+  (also in Dice2).
 - All three are of the slices that hold liver in the reference, as in the tables of a run."""
 INTERVAL_DEFINITION = f"""\
 - **interval**: 95 %, percentiles of {RESAMPLES} resamples of patients; none where every resample gives the same value:
@@ -109,6 +110,13 @@ def markdown(
             pipe_table(["true type", *map(str, confusion.columns), "n"], lines),
         ]
     return "\n\n".join([*parts, "## Definitions\n\n" + definitions(confusion is not None)]) + "\n"
+
+
+def summary(volumes: Mapping[str, Mapping[str, Any]]) -> str:
+    """The figures of volumes, a line each, for the terminal."""
+    width = max(map(len, VOLUME_HEADINGS.values()))
+    lines = [(VOLUME_HEADINGS[name], cell(pd.Series(figure)), figure["of"]) for name, figure in volumes.items()]
+    return "\n".join(f"{heading:{width}}  {estimate} {of}" for heading, estimate, of in lines)
 
 
 def _rows(table: pd.DataFrame) -> list[pd.Series]:
