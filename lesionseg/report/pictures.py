@@ -68,7 +68,7 @@ def _draw(
     if spacing_mm is not None:
         left, length, bottom = 0.04 * box.side, BAR_MM / across, 0.96 * box.side
         axes.plot([left, left + length], [bottom, bottom], color="white", linewidth=1.5, solid_capstyle="butt")
-    figure.text(0.03, 0.97, title, color="white", fontsize=10, weight="bold", va="top")
+    figure.text(0.03, 0.97, title, color="white", fontsize=10, weight="bold", va="top", parse_math=False)
     out = io.BytesIO()
     FigureCanvasAgg(figure).print_png(out, metadata={"Software": None})
     return out.getvalue()

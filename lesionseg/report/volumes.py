@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import gzip
 import math
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import nibabel as nib
 import numpy as np
 
-from lesionseg.figures import MARGIN, WINDOW_HU
+from lesionseg.figures import MARGIN, WINDOW_HU, window
 from lesionseg.formats.nifti import RAS_TO_LPS
 from lesionseg.scan import Scan, canonical, canonical_affine, canonical_axes
 from lesionseg.segmentation import RESEARCH_USE_ONLY, Segmentation
 
 #: More voxels than this are a burden on the memory of a graphics card, which takes them at four bytes and twice.
 MAX_VOXELS = 40_000_000
-#: On noisy CT a higher level takes three times as long for 2 % less.
-_GZIP_LEVEL = 6
 _HU_PER_GREY = (WINDOW_HU[1] - WINDOW_HU[0]) / 255
 
 Triple = tuple[int, int, int]
@@ -157,10 +155,8 @@ def _ras(scan: Scan, cut: Cut, spacing: tuple[float, float, float]) -> np.ndarra
 
 def _grey_slices(hu: np.ndarray, cut: Cut) -> Iterator[np.ndarray]:
     """Slices (H, W) of grey values, uint8, of HU (D, H, W): the mean of the voxels that become one."""
-    low, high = WINDOW_HU
     for blocks in _blocks(hu, cut):
-        grey = (np.clip(blocks, low, high) - low) / _HU_PER_GREY
-        yield np.rint(grey.mean((0, 2, 4))).astype(np.uint8)
+        yield np.rint(255 * window(blocks).mean((0, 2, 4))).astype(np.uint8)
 
 
 def _label_slices(labels: np.ndarray, cut: Cut) -> Iterator[np.ndarray]:
@@ -192,4 +188,10 @@ def _nifti(slices: Iterable[np.ndarray], cut: Cut, ras: np.ndarray, scale: tuple
     header["magic"], header["vox_offset"] = header.single_magic, header.single_vox_offset
     header["descrip"] = RESEARCH_USE_ONLY
     planes = b"".join(np.ascontiguousarray(plane).tobytes() for plane in slices)
-    return gzip.compress(header.binaryblock + bytes(4) + planes, _GZIP_LEVEL, mtime=0)
+    return _gzip(header.binaryblock + bytes(4) + planes)
+
+
+def _gzip(data: bytes) -> bytes:
+    """Noise repeats nothing but grey values: looking for runs alone gives the same size in a third of the time."""
+    packer = zlib.compressobj(wbits=zlib.MAX_WBITS | 16, strategy=zlib.Z_RLE)
+    return packer.compress(data) + packer.flush()
