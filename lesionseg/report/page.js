@@ -87,7 +87,7 @@
 
   // ---- viewer ----
   const TYPES = { axial: 0, coronal: 1, sagittal: 2, planes: 3, volume: 4 };
-  const CT = 0, LIVER = 1, LESIONS = 2; // layers of NiiVue, one above the other
+  const CT = 0, LIVER = 1; // layers of NiiVue; above them the lesions
   const LIVER_OPACITY = { slices: 0.3, volume: 0.02 }; // beside lesions of 1
 
   class Viewer {

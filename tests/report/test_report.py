@@ -25,7 +25,9 @@ from lesionseg.segmentation import RESEARCH_USE_ONLY
 
 #: HU that 8 bits cannot tell apart.
 HALF_A_GREY = (WINDOW_HU[1] - WINDOW_HU[0]) / 255 / 2 + 1e-3
-HOSTILE = """<img src=x onerror=alert(1)> </script><script>alert(1)</script> "'><svg onload=alert(1)> <!-- {{ 7 * 7 }} $\\bad{$"""
+HOSTILE = (
+    r"""<img src=x onerror=alert(1)> </script><script>alert(1)</script> "'><svg onload=alert(1)> <!-- {{ 7 }} $\bad{$"""
+)
 
 
 class Page(HTMLParser):
