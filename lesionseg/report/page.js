@@ -41,7 +41,10 @@
 
   function step(by) {
     const at = rows.findIndex((row) => row.dataset.id === current);
-    select(rows[(at + by + rows.length) % rows.length].dataset.id);
+    const row = rows[(at + by + rows.length) % rows.length];
+    select(row.dataset.id);
+    const box = row.closest(".scroll"); // scrolls by itself: the viewer stays in sight
+    box.scrollTop = row.offsetTop - box.clientHeight / 2;
   }
 
   function onRowKey(event) {
