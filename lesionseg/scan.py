@@ -104,17 +104,17 @@ def canonical_axes(affine: np.ndarray | None) -> tuple[tuple[int, int, int], tup
 def canonical(array: np.ndarray, affine: np.ndarray | None) -> np.ndarray:
     """A view of an array on the grid of a scan (D, H, W), turned by `canonical_axes`."""
     order, flip = canonical_axes(affine)
-    return np.flip(array.transpose(order), [i for i in range(3) if flip[i]])
+    return np.flip(array.transpose(order), tuple(i for i in range(3) if flip[i]))
 
 
 def from_canonical(array: np.ndarray, affine: np.ndarray | None) -> np.ndarray:
     """The inverse of `canonical`: a view on the grid of the scan."""
     order, flip = canonical_axes(affine)
-    return np.flip(array, [i for i in range(3) if flip[i]]).transpose(np.argsort(order))
+    return np.flip(array, tuple(i for i in range(3) if flip[i])).transpose(np.argsort(order))
 
 
 def canonical_affine(affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """(4, 4), index in the view that `canonical` gives of an array of this shape (D, H, W) → what the affine maps to."""
+    """(4, 4), index in the view that `canonical` gives of an array (D, H, W) of this shape → what the affine maps to."""
     order, flip = canonical_axes(affine)
     turn = np.zeros((4, 4))  # canonical index → index in the source array
     turn[3, 3] = 1
