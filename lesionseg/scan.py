@@ -114,7 +114,7 @@ def from_canonical(array: np.ndarray, affine: np.ndarray | None) -> np.ndarray:
 
 
 def canonical_affine(affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """(4, 4), index in the view that `canonical` gives of an array (D, H, W) of this shape → what the affine maps to."""
+    """(4, 4), index in the view that `canonical` gives of a (D, H, W) of this shape → what the affine maps to."""
     order, flip = canonical_axes(affine)
     turn = np.zeros((4, 4))  # canonical index → index in the source array
     turn[3, 3] = 1
