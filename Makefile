@@ -156,7 +156,10 @@ segment:
 endif
 
 # ---- for developers ----
-.PHONY: test lint check-real
+.PHONY: tools test lint check-real
+tools: ## programs that some tests compare with (Debian, as root); without them those tests are skipped
+	apt-get update -qq && apt-get install -y -qq --no-install-recommends dicom3tools chromium
+
 test: setup ## run tests and notebooks, count the covered lines
 	$(BIN)/python -m pytest -n 2 --nbmake tests notebooks \
 	  --cov=lesionseg --cov-report=term-missing:skip-covered --cov-fail-under=90
@@ -174,6 +177,10 @@ REAL_FITS := $(foreach k,$(REAL_FOLDS),$(REAL_RUN)/fold$(k)/liver $(REAL_RUN)/fo
 
 check-real: $(REAL_FITS) ## the whole chain on real CT, REAL=folder
 	LESIONSEG_REAL=$(REAL) $(BIN)/python -m pytest -p no:cacheprovider tests/real
+	@for k in $(REAL_FOLDS); do fold=$(REAL_RUN)/fold$$k; \
+	  $(LESIONSEG) export --liver $$fold/liver --lesion $$fold/lesion --output $$fold/model && \
+	  $(LESIONSEG) evaluate $(REAL_RUN)/data/lits --model $$fold/model --exclude-trained --output $$fold/evaluation || exit; \
+	done
 	$(BIN)/python experiments/check_real.py $(REAL_RUN)
 
 .PHONY: real-data $(REAL_FITS)

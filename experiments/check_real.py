@@ -1,6 +1,6 @@
 """After `make check-real` has trained: print the figures of the unseen patients, draw their slices, judge the liver.
 
-Usage: check_real.py RUNS   where RUNS holds data/lits and fold<k>/{liver,lesion}.
+Usage: check_real.py RUNS   where RUNS holds data/lits and fold<k>/{liver,lesion,model}.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lesionseg.cascade import load_net, predict_classes
+from lesionseg.cascade import Cascade
 from lesionseg.data.store import Store
 from lesionseg.figures import Panel, contact_sheet
-from lesionseg.labels import LIVER, UNTYPED_LESION
+from lesionseg.labels import UNTYPED_LESION
 from lesionseg.results import read_run
+from lesionseg.scan import Scan
 
 #: Dice of the liver that training for minutes must reach on the one patient scanned in thin slices with few lesions.
 LEAST_LIVER_DICE = {3: 0.93}
@@ -40,31 +41,22 @@ def main(root: Path) -> int:
 
 
 def draw(store: Store, folder: Path, case_ids: list[str]) -> None:
-    """`overlay.png`: the reference above, the two nets below, on slices of the unseen cases."""
-    nets = {name: load_net(folder / name) for name in ("liver", "lesion")}
-    above, below = [], []
+    """`overlay.png`: the reference above, what the whole cascade finds below, on slices of the unseen cases."""
+    cascade, above, below = Cascade.load(folder / "model", device="cpu"), [], []
     for case_id in case_ids:
-        record, hu, labels = store.record(case_id), store.hu(case_id), store.labels(case_id)
+        record, hu, labels = store.record(case_id), np.asarray(store.hu(case_id)), store.labels(case_id)
+        affine = None if record.affine is None else np.array(record.affine)
+        predicted = cascade.segment(Scan(hu, case_id, record.spacing_mm, affine)).labels
         spacing_mm = None if record.spacing_mm is None else record.spacing_mm[1:]
         lesion_px = (labels == UNTYPED_LESION).sum((1, 2))
         chosen = np.argsort(lesion_px, kind="stable")[-SLICES_PER_CASE // len(case_ids) :]
         for index in np.sort(chosen):
-            predicted = predict(nets, np.asarray(hu), int(index), record.liver_box)
             note = f"slice {index}"
             above.append(Panel(hu[index], labels[index], f"{case_id}: reference", note, spacing_mm))
-            below.append(Panel(hu[index], predicted, f"{case_id}: predicted", note, spacing_mm))
+            below.append(Panel(hu[index], predicted[index], f"{case_id}: predicted", note, spacing_mm))
     sheet = contact_sheet(above + below, title=f"{folder.name}: patients not seen in training", columns=len(above))
     sheet.savefig(folder / "overlay.png", dpi=80)
     print(f"  {folder / 'overlay.png'}")
-
-
-def predict(nets: dict, hu: np.ndarray, index: int, liver_box) -> np.ndarray:
-    """Label ids (H, W) of one slice: the liver net on the slice, the lesion net in the reference's liver box."""
-    around = hu[max(index - 1, 0) : index + 2]
-    middle = index - max(index - 1, 0)
-    liver = predict_classes(*nets["liver"][:2], around)[middle]
-    lesion = predict_classes(*nets["lesion"][:2], around, liver_box)[middle]
-    return np.where(lesion >= 2, UNTYPED_LESION, np.where(liver > 0, LIVER, 0)).astype(np.uint8)
 
 
 if __name__ == "__main__":
