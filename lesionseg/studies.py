@@ -29,6 +29,10 @@ MOST_NAME_BYTES = 120
 #: Share of neighbouring voxels that are equal, from which on whole numbers of 0 to 255 are a label map. Measured: label
 #: maps 0.94 and more, CT 0.02 to 0.37 and never without negative values.
 LABEL_MAP_SHARE = 0.8
+#: Grey values this far apart, in the range of soft tissue, are too coarse; 8 bits of a window of 400 HU are 1.6.
+SOFT_TISSUE_HU, COARSE_HU = (-150, 250), 8
+#: Of soft tissue, from which on its grey values tell how far apart they are.
+_ENOUGH_PIXELS = 100
 #: `InputError.code` of a label map in the place of a CT.
 LABEL_MAP = "label-map"
 #: So many series are listed, no more.
@@ -71,7 +75,7 @@ class Study:
         else:
             scan = read_dicom_file(self.path)
         _check_hounsfield(self.path, scan.hu)
-        return scan, (*self.remarks, *warnings)
+        return scan, (*self.remarks, *warnings, *_coarse(scan.hu))
 
     def fingerprint(self) -> str:
         """Hash of the names below `path`, sizes and times of the files, and of the series: changes when they do."""
@@ -232,6 +236,16 @@ def _check_hounsfield(path: Path, hu: np.ndarray) -> None:
     raise InputError(
         path, expected="Hounsfield units, where fat and air lie below 0", got=got, remedy=remedy, code=code
     )
+
+
+def _coarse(hu: np.ndarray) -> tuple[str, ...]:
+    """A sentence where the values of soft tissue are far apart, as of a CT that was compressed to 8 bits."""
+    middle = hu[len(hu) // 2]
+    soft = middle[(middle >= SOFT_TISSUE_HU[0]) & (middle <= SOFT_TISSUE_HU[1])]
+    steps = np.diff(np.unique(soft))
+    if soft.size < _ENOUGH_PIXELS or not len(steps) or steps.min() < COARSE_HU:
+        return ()
+    return (f"Grey values are {steps.min()} HU apart, too coarse for lesions (a CT compressed to 8 bits?).",)
 
 
 def _listed(series: str, groups: Sequence[StudyFiles]) -> str:

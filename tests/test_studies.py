@@ -178,6 +178,17 @@ def test_masks_are_no_ct(tmp_path):
         assert error.value.code == code
 
 
+def test_coarse_grey_values_are_said(tmp_path):
+    coarse = (hu_of_soft_tissue() // 32 * 32).astype(np.int16)
+    for name, array, expected in (("a", hu_of_soft_tissue(), 0), ("b", coarse, 1), ("c", coarse * 0 - 1, 0)):
+        (found,) = find_studies(nifti(tmp_path / f"{name}.nii", array)).studies
+        assert sum("32 HU apart" in text for text in found.read()[1]) == expected
+
+
+def hu_of_soft_tissue():
+    return np.random.default_rng(0).integers(-100, 200, (30, 30, 40)).astype(np.int16)
+
+
 def test_what_is_passed_over_is_said(tmp_path):
     save(tmp_path / "ct", study("ct"))
     for n in (1, 2):
