@@ -94,7 +94,7 @@ def evaluate(
     work = _Work(cascade, opened, output, _types(loaded, records), submission)
     for _ in each(work, [record for record in records if not work.done(record)], workers=1, title="evaluate"):
         pass
-    scores = [score for record in records if (score := work.kept(record)) is not None]
+    scores = [score for record in records if (score := kept(work.score(record))) is not None]
     facts = _facts(opened, loaded, records, scores, tta=tta, seen=seen)
     return _write_tables(output, scores, work.types, "generated CT" if opened.generated else "real CT", facts, loaded)
 
@@ -110,13 +110,7 @@ class _Work:
     submission: bool
 
     def done(self, record: CaseRecord) -> bool:
-        return self.kept(record) is not None and (not self.submission or self._submitted(record).exists())
-
-    def kept(self, record: CaseRecord) -> CaseScore | None:
-        try:
-            return CaseScore.from_json(json.loads(self._score(record).read_text()))
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+        return kept(self.score(record)) is not None and (not self.submission or self._submitted(record).exists())
 
     def __call__(self, record: CaseRecord) -> None:
         scan, reference = _scan(self.store, record), np.array(self.store.labels(record.case_id))
@@ -132,7 +126,7 @@ class _Work:
         if self.submission:
             self._submitted(record).parent.mkdir(exist_ok=True)
             write_nifti_labels(self._submitted(record), _LITS.apply(found.labels), scan.affine)
-        write_text(self._score(record), json.dumps(score.to_json(), allow_nan=False) + "\n")
+        write_text(self.score(record), json.dumps(score.to_json(), allow_nan=False) + "\n")
 
     def _tables(
         self, scan: Scan, labels: np.ndarray, reference: np.ndarray, record: CaseRecord
@@ -156,11 +150,19 @@ class _Work:
             return np.zeros(scan.hu.shape, dtype=np.uint8)
         return self.cascade.find_lesions(scan.hu, np.array(slices, dtype=np.intp), box).classes
 
-    def _score(self, record: CaseRecord) -> Path:
+    def score(self, record: CaseRecord) -> Path:
         return self.output / CASES / f"{record.case_id}.json"
 
     def _submitted(self, record: CaseRecord) -> Path:
         return self.output / SUBMISSION / f"test-segmentation-{record.case_id}.nii"
+
+
+def kept(path: Path) -> CaseScore | None:
+    """The score that a file holds; None: no such file, or a torn one."""
+    try:
+        return CaseScore.from_json(json.loads(path.read_text()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def _unseen(store: Store, model: Model, exclude: bool) -> tuple[list[CaseRecord], int]:

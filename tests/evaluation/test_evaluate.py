@@ -15,7 +15,7 @@ from lesionseg.cascade import Cascade
 from lesionseg.cli import INTERRUPTED, WRONG_INPUT, main
 from lesionseg.data.store import Store
 from lesionseg.errors import InputError
-from lesionseg.evaluation.evaluate import evaluate
+from lesionseg.evaluation.evaluate import evaluate, kept
 from lesionseg.evaluation.figures import CASCADE, PREDICTED_BOX, REFERENCE_BOX
 from lesionseg.inputs import liver_box
 from lesionseg.labels import LESION_TYPES, TARGETS
@@ -97,9 +97,8 @@ def test_figures_follow_from_what_the_cascade_gives(store, model, request, tmp_p
         lesion_dice.append(dice(found.labels > 1, labels > 1))
         liver_dice.append(dice(found.labels > 0, labels > 0))
         boxes = {REFERENCE_BOX: record.liver_box, PREDICTED_BOX: liver_box(found.labels > 0)}
-        maps = {
-            way: cascade.find_lesions(found.scan.hu, np.arange(len(labels)), box).classes for way, box in boxes.items()
-        }
+        slices = np.array(record.liver_slices)
+        maps = {way: cascade.find_lesions(found.scan.hu, slices, box).classes for way, box in boxes.items()}
         fold = np.array([0, 1, 2, 3, 4, 5] if name_types else [0, 1, 2, 2, 2, 2])
         for index in record.liver_slices:
             key += 1
@@ -195,7 +194,7 @@ def test_a_torn_score_is_made_again(evaluated, slices_store, typed):
     folder, content = evaluated
     path = sorted((folder / "cases").iterdir())[0]
     whole = path.read_text()
-    for torn in ("", "{}", whole[: len(whole) // 2], "[1]"):
+    for torn in (whole[: len(whole) // 2], "[1]"):
         path.write_text(torn)
         again = evaluate(slices_store, typed, folder, device="cpu")
         assert repr(again["volumes"]) == repr(content["volumes"])
@@ -279,6 +278,12 @@ def test_livers_from_a_net_are_no_reference(slices_store, typed, tmp_path):
     for figure in ("liver_dice_per_case", "liver_assd_mm", "burden_error_rmse"):
         assert content["volumes"][figure]["n"] == 0
     assert any(fact.startswith("12 cases have no reference liver") for fact in content["facts"])
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"liver": null}', '{"tables": 1}'])
+def test_what_is_no_score_is_none(text, tmp_path):
+    (tmp_path / "x.json").write_text(text)
+    assert kept(tmp_path / "x.json") is None
 
 
 def test_predicting_the_reference_is_perfect(slices_store, typed, tmp_path, monkeypatch):
