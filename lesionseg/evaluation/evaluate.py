@@ -221,8 +221,8 @@ def _facts(
     lines = [
         f"Data: {'generated' if store.generated else 'real'} CT, {len(records)} cases of {patients} patients; "
         f"store {store.manifest_sha256[:12]} ({store.kind}).",
-        f"Model: {model.identity[:12]}; lesion nets: {nets}; has seen {len(model.trained_on)} scans, none of these "
-        f"patients; test-time augmentation {'on' if tta else 'off'}.",
+        f"Model: {model.identity[:12]}; lesion nets: {nets}; has seen {len(model.trained_on)} scans, none of those "
+        f"scored here; test-time augmentation {'on' if tta else 'off'}.",
         f"Code: commit {made['commit'] or 'unknown'}, version {made['version']}; machine: {made['machine']}.",
     ]
     if seen:
