@@ -201,7 +201,17 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("root", type=Path, metavar="RUNS", help="folder of runs, SCHEDULE/foldK-seedS")
     verb.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="folder for table and figure")
 
-    verb = verbs.add_parser("export", help="make a model folder of trained runs, to share and to segment with")
+    _add_export(verbs.add_parser("export", help="make a model folder of trained runs, to share and to segment with"))
+    _add_segment(verbs.add_parser("segment", help="find the lesions of new studies, in DICOM or NIfTI"))
+    _add_evaluate(verbs.add_parser("evaluate", help="score the whole cascade on the cases of a store"))
+
+    for name, text in TRAINING_VERBS.items():
+        usage = f"lesionseg {name} --config YAML [--config YAML …] [--KEY VALUE …]"
+        verbs.add_parser(name, help=text, usage=usage, description=f"{text}; `{name} --help all` lists every key")
+    return parser
+
+
+def _add_export(verb: argparse.ArgumentParser) -> None:
     verb.set_defaults(verb=_export)
     verb.add_argument("--liver", type=Path, required=True, metavar="RUN", help="run of the liver net")
     lesion = verb.add_mutually_exclusive_group(required=True)
@@ -212,14 +222,6 @@ def _parser() -> argparse.ArgumentParser:
         "--best-of", type=Path, metavar="RUNS", help="those of the schedule that `compare` finds best, marked as such"
     )
     verb.add_argument("-o", "--output", type=Path, required=True, metavar="MODEL", help="the model folder to make")
-
-    _add_segment(verbs.add_parser("segment", help="find the lesions of new studies, in DICOM or NIfTI"))
-    _add_evaluate(verbs.add_parser("evaluate", help="score the whole cascade on the cases of a store"))
-
-    for name, text in TRAINING_VERBS.items():
-        usage = f"lesionseg {name} --config YAML [--config YAML …] [--KEY VALUE …]"
-        verbs.add_parser(name, help=text, usage=usage, description=f"{text}; `{name} --help all` lists every key")
-    return parser
 
 
 def _add_segment(verb: argparse.ArgumentParser) -> None:

@@ -89,6 +89,7 @@ class _Report:
     seg: Dataset | None
 
     def document(self) -> sr.ComprehensiveSR | sr.Comprehensive3DSR:
+        """The whole document; its UIDs follow from study and content."""
         head = self.sources[0] if self.seg is None else self.seg
         content = self.content()
         text = json.dumps([head.StudyInstanceUID, content.to_json_dict()], sort_keys=True)
@@ -175,6 +176,7 @@ class _Report:
         )
 
     def lesion(self, finding: Finding) -> _Group:
+        """The group of one lesion."""
         untyped = sr.QualitativeEvaluation(_TYPE, codes.SCT.Undetermined)
         return self.group(
             1 + finding.id,
