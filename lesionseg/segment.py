@@ -7,6 +7,7 @@ OUT/summary.csv of an input with several studies
 from __future__ import annotations
 
 import csv
+import gc
 import io
 import sys
 import time
@@ -163,6 +164,7 @@ def segment_studies(found: Found, output: Path, segmenter: Segmenter, wish: Wish
                 print(f"  {outcomes[-1].ending}{': ' * bool(outcomes[-1].reason)}{outcomes[-1].reason}", flush=True)
             if number > 1:
                 _write_summary(output / SUMMARY, outcomes)
+                gc.collect()  # figures hold themselves; left alone, 30 studies would pile up before Python looks
     if number > 1:
         print(f"\n{_table(outcomes)}\n")
     count = Counter(outcome.ending for outcome in outcomes)
