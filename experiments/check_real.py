@@ -16,7 +16,6 @@ from lesionseg.data.store import Store
 from lesionseg.figures import Panel, contact_sheet
 from lesionseg.labels import UNTYPED_LESION
 from lesionseg.results import read_run
-from lesionseg.scan import Scan
 
 #: Dice of the liver that training for minutes must reach on the one patient scanned in thin slices with few lesions.
 LEAST_LIVER_DICE = {3: 0.93}
@@ -44,9 +43,8 @@ def draw(store: Store, folder: Path, case_ids: list[str]) -> None:
     """`overlay.png`: the reference above, what the whole cascade finds below, on slices of the unseen cases."""
     cascade, above, below = Cascade.load(folder / "model", device="cpu"), [], []
     for case_id in case_ids:
-        record, hu, labels = store.record(case_id), np.asarray(store.hu(case_id)), store.labels(case_id)
-        affine = None if record.affine is None else np.array(record.affine)
-        predicted = cascade.segment(Scan(hu, case_id, record.spacing_mm, affine)).labels
+        record, hu, labels = store.record(case_id), store.hu(case_id), store.labels(case_id)
+        predicted = cascade.segment(store.scan(case_id)).labels
         spacing_mm = None if record.spacing_mm is None else record.spacing_mm[1:]
         lesion_px = (labels == UNTYPED_LESION).sum((1, 2))
         chosen = np.argsort(lesion_px, kind="stable")[-SLICES_PER_CASE // len(case_ids) :]

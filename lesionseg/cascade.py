@@ -19,7 +19,7 @@ from lesionseg.inference import Lesions, Pass, clean_liver, lesion_ids, predict_
 from lesionseg.inputs import Box, liver_box
 from lesionseg.labels import LESION_IDS, LIVER, UNTYPED_LESION
 from lesionseg.model import Model, Net, Thresholds
-from lesionseg.runs import finished_run, weights_sha256
+from lesionseg.runs import liver_run, weights_sha256
 from lesionseg.scan import Scan, canonical, canonical_axes, from_canonical
 from lesionseg.segmentation import UNDETERMINED, Segmentation
 
@@ -178,11 +178,7 @@ class LiverPredictor:
     _loaded: tuple[nn.Module, Net] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        info = finished_run(self.run)
-        if info.target != "liver":
-            raise InputError(self.run, expected="a run of the liver net", got=f"target {info.target}",
-                             remedy="name the run that `make pretrain` left in pretrain/liver")  # fmt: skip
-        self.generated = info.generated
+        self.generated = liver_run(self.run).generated
 
     @property
     def identity(self) -> str:

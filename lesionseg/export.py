@@ -22,8 +22,7 @@ from lesionseg.inference import lesion_ids, predict_lesions
 from lesionseg.labels import LIVER, TARGETS, is_liver
 from lesionseg.lesions import FIRST_TYPE
 from lesionseg.model import MOST_NETS, Model, Net, Thresholds
-from lesionseg.runs import CONFIG_FILE, RUN_FILE, SPLIT_FILE, RunInfo, finished_run
-from lesionseg.scan import Scan
+from lesionseg.runs import CONFIG_FILE, RUN_FILE, SPLIT_FILE, RunInfo, finished_run, liver_run
 from lesionseg.statistics import FIGURES, estimates, patient_sums
 
 #: The figure by which the best schedule is chosen: the primary one of the comparison.
@@ -55,7 +54,7 @@ def export(liver: Path, lesions: Sequence[Path], output: Path, *, selected: dict
             CT mixed; the output lies in a run or holds something else; the store of a run is gone or another one.
     """
     _refuse_inside_run(output)
-    seen = _liver_run(liver)
+    seen = liver_run(liver)
     runs = sorted(((folder, _lesion_run(folder)) for folder in lesions), key=lambda run: (run[1].fold, run[1].seed))
     infos = [info for _, info in runs]
     _refuse_no_ensemble(runs)
@@ -111,14 +110,6 @@ def best_runs(root: Path) -> tuple[list[Path], dict[str, Any]]:
 
 
 # ---- which runs make a model ----
-
-
-def _liver_run(folder: Path) -> RunInfo:
-    info = finished_run(folder)
-    if info.target != "liver":
-        raise InputError(folder, expected="a run of the liver net", got=f"target {info.target}",
-                         remedy="name the run that `make pretrain` left in pretrain/liver")  # fmt: skip
-    return info
 
 
 def _lesion_run(folder: Path) -> RunInfo:
@@ -228,12 +219,11 @@ def _held_out_lesions(
     typed: list[TypedLesion] = []
     predicted = 0
     for record in cases:
-        hu, labels = np.asarray(store.hu(record.case_id)), np.asarray(store.labels(record.case_id))
         if record.liver_box is None:
             continue
-        found = predict_lesions([built], net.spec, hu, record.liver_slices, record.liver_box)
-        affine = None if record.affine is None else np.array(record.affine)
-        least = least_voxels(thresholds, Scan(hu, record.case_id, record.spacing_mm, affine))
+        scan, labels = store.scan(record.case_id), np.asarray(store.labels(record.case_id))
+        found = predict_lesions([built], net.spec, scan.hu, record.liver_slices, record.liver_box)
+        least = least_voxels(thresholds, scan)
         inside = (lesion_ids(found.classes > LIVER, least) > 0) & is_liver(labels)
         ids = lesion_ids(inside, least)
         predicted += int(ids.max())

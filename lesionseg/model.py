@@ -156,12 +156,12 @@ class Model:
     @cached_property
     def identity(self) -> str:
         """Hash of all that `save` writes."""
-        return hashlib.sha256(self._json().encode()).hexdigest()
+        return hashlib.sha256(self._text.encode()).hexdigest()
 
     @property
     def card(self) -> dict[str, Any]:
         """What a report says of the model: `model.json`, with the scans it has seen counted and not listed."""
-        content = json.loads(self._json())
+        content = json.loads(self._text)
         del content["trained_on"]
         return {**content, "identity": self.identity[:12], "scans_seen": len(self.trained_on)}
 
@@ -181,7 +181,7 @@ class Model:
         try:
             for name, net in self._files():
                 (partial / name).write_bytes(save(net.tensors))
-            (partial / MODEL_FILE).write_text(self._json())
+            (partial / MODEL_FILE).write_text(self._text)
             if folder.exists():
                 folder.rename(old)
             partial.rename(folder)
@@ -237,7 +237,9 @@ class Model:
         for i, net in enumerate(self.lesions):
             yield f"lesion-{i}.safetensors", net
 
-    def _json(self) -> str:
+    @cached_property
+    def _text(self) -> str:
+        """Of `model.json`. Made once: the checksums go over every weight."""
         nets = [{**net.description, "sha256": _sha256(save(net.tensors)), "provenance": net.provenance}
                 for _, net in self._files()]  # fmt: skip
         content = {

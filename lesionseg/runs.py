@@ -97,6 +97,15 @@ def finished_run(folder: Path) -> RunInfo:
     return run
 
 
+def liver_run(folder: Path) -> RunInfo:
+    """The `run.json` of a finished run of the liver net; `InputError` for any other."""
+    run = finished_run(folder)
+    if run.target != "liver":
+        raise InputError(folder, expected="a run of the liver net", got=f"target {run.target}",
+                         remedy="name the run that `make pretrain` left in pretrain/liver")  # fmt: skip
+    return run
+
+
 def read_net(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The net of a finished run: how it is built and fed (plain data), and its tensors by name."""
     finished_run(folder)

@@ -22,6 +22,7 @@ import numpy as np
 
 from lesionseg.data.records import CaseRecord, LesionRecord, array_sha256
 from lesionseg.errors import InputError
+from lesionseg.scan import Scan
 
 __all__ = ["CaseRecord", "LesionRecord", "Store", "StoreKind"]
 
@@ -89,6 +90,12 @@ class Store:
     def labels(self, case_id: str) -> np.memmap:
         """Label ids, uint8 (D, H, W), read-only and mapped."""
         return _mapped(case_folder(self.path, case_id) / LABELS)
+
+    def scan(self, case_id: str) -> Scan:
+        """A case as a scan, its voxels read into memory; the case id stands for the name."""
+        record = self.record(case_id)
+        affine = None if record.affine is None else np.array(record.affine)
+        return Scan(np.array(self.hu(case_id)), case_id, record.spacing_mm, affine, record.generated)
 
 
 def read_manifest(path: Path) -> Store:

@@ -113,7 +113,7 @@ class _Work:
         return kept(self.score(record)) is not None and (not self.submission or self._submitted(record).exists())
 
     def __call__(self, record: CaseRecord) -> None:
-        scan, reference = _scan(self.store, record), np.array(self.store.labels(record.case_id))
+        scan, reference = self.store.scan(record.case_id), np.array(self.store.labels(record.case_id))
         found = self.cascade.segment(scan)
         score = score_case(
             found,
@@ -199,16 +199,6 @@ def _begin(output: Path, request: dict[str, Any]) -> None:
                              remedy="name another folder")  # fmt: skip
     (output / CASES).mkdir(parents=True, exist_ok=True)
     write_text(path, text)
-
-
-def _scan(store: Store, record: CaseRecord) -> Scan:
-    return Scan(
-        hu=np.array(store.hu(record.case_id)),
-        scan_id=record.case_id,
-        spacing_mm=record.spacing_mm,
-        affine=None if record.affine is None else np.array(record.affine),
-        generated=record.generated,
-    )
 
 
 def _facts(

@@ -133,3 +133,13 @@ def test_garbled_bytes_are_an_input_error_or_harmless(path):
         file.write_bytes(whole)
     assert refused > 400
     Store.open(path, verify=True)
+
+
+def test_a_case_is_given_as_a_scan(slices_store):
+    store = Store.open(slices_store)
+    for record in store.records:
+        scan = store.scan(record.case_id)
+        np.testing.assert_array_equal(scan.hu, store.hu(record.case_id))
+        assert not isinstance(scan.hu, np.memmap)
+        assert (scan.scan_id, scan.spacing_mm, scan.generated) == (record.case_id, record.spacing_mm, True)
+        np.testing.assert_array_equal(scan.affine, record.affine)
