@@ -148,7 +148,7 @@ export: setup ## a model folder of the trained runs: SCHEDULE=name, or the best 
 	  $(if $(SCHEDULE),--lesion $(RUN)/finetune/$(SCHEDULE)/fold*-seed*,--best-of $(RUN)/finetune) --output $(RUN)/model
 
 ifneq ($(INPUT),)
-segment: setup ## find the lesions of INPUT=study (DICOM or NIfTI) with the exported model, into OUT=folder
+segment: setup $(filter export,$(MAKECMDGOALS)) ## find the lesions of INPUT=study (DICOM or NIfTI) with the exported model, into OUT=folder
 	@$(LESIONSEG) segment "$(INPUT)" --model $(RUN)/model --output "$(OUT)"
 else
 segment:
