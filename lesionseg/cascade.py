@@ -77,7 +77,7 @@ class Cascade:
         box = liver_box(found)
         lesions = None if box is None else self.find_lesions(hu, np.flatnonzero(found.any((1, 2))), box, probabilities)
         clock.lap("lesion nets")
-        ids = np.zeros(hu.shape, np.int32) if lesions is None else self._components(lesions, found, scan)
+        ids = np.zeros(hu.shape, np.uint8) if lesions is None else self._components(lesions, found, scan)
         types = [] if lesions is None else self._types(lesions, ids)
         result = self._assemble(scan, found, ids, types, given=liver is not None)
         if probabilities:

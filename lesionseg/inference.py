@@ -147,16 +147,18 @@ def lesion_ids(lesion: np.ndarray, least_voxels: float) -> np.ndarray:
     """Number the components (all neighbours) of a boolean (D, H, W), the largest first; smaller ones are left out.
 
     Returns:
-        int32 (D, H, W); 0: no lesion. Of equal sizes the one whose first voxel comes first has the lower number.
+        Unsigned (D, H, W) of the least width that holds every number; 0: no lesion. Of equal sizes the one whose first
+        voxel comes first has the lower number.
     """
-    out, window = np.zeros(lesion.shape, dtype=np.int32), _bounds(lesion)
+    window = _bounds(lesion)
     if window is None:
-        return out
+        return np.zeros(lesion.shape, dtype=np.uint8)
     components, n = ndimage.label(lesion[window], FULL_CONNECTIVITY)
     sizes = np.bincount(components.ravel(), minlength=n + 1)[1:]
     kept = [i for i in np.argsort(-sizes, kind="stable") if sizes[i] >= least_voxels]
-    number = np.zeros(n + 1, dtype=np.int32)
+    number = np.zeros(n + 1, dtype=np.min_scalar_type(len(kept)))
     number[1 + np.array(kept, dtype=np.intp)] = np.arange(1, len(kept) + 1)
+    out = np.zeros(lesion.shape, dtype=number.dtype)
     out[window] = number[components]
     return out
 
