@@ -56,27 +56,44 @@ def predict_liver(
 ) -> np.ndarray:
     """Boolean (D, H, W): where the liver is more probable than `threshold`, not cleaned yet.
 
-    With a stride, every so many slices are looked at first (and the outermost two), then those next to a slice where
-    liver was found. What is missed lies between two slices without any: a component of less than `stride` slices, which
-    `clean_liver` would drop beside the liver. Where the first look finds nothing, every slice is looked at.
+    With a stride, every so many slices are looked at first (and the outermost two), then those between two slices with
+    liver, and from a slice with liver on towards one without until there is none. What is missed lies between two
+    slices without liver that are at most a stride apart: a component of less than `stride` slices, which `clean_liver`
+    would drop beside the liver. Where the first look finds nothing, every slice is looked at.
     """
     depth, height, width = hu.shape
     box, out = spec.box(None, height, width), np.zeros(hu.shape, dtype=bool)
     least = math.log(threshold / (1 - threshold))  # of two classes, the difference of scores is the log odds
-    first = sorted({*range(0, depth, stride), depth - 1})
-    for look in (first, None):
-        slices = _near_liver(out, first) if look is None else look
+
+    def look(slices: Sequence[int]) -> None:
         for index, (scores,) in _scores([net], spec, hu, slices, box, how._replace(mirror=False)):
             odds = resize((scores[LIVER] - scores[0])[None], box.side)[0]
             out[index] = paste(odds > least, box, height, width).cpu().numpy()
+
+    first = sorted({*range(0, depth, stride), depth - 1})
+    look(first)
+    inner, walks = _left_to_see(out, first)
+    look(inner)
+    while walks:
+        share = max(1, how.batch_size // len(walks))
+        look(sorted(i for walk in walks for i in walk[:share]))
+        walks = [walk[share:] for walk in walks if len(walk) > share and all(out[i].any() for i in walk[:share])]
     return out
 
 
-def _near_liver(found: np.ndarray, looked_at: Sequence[int]) -> list[int]:
-    """Slices between two that were looked at, where one of the two holds liver; all others where none does."""
-    held = {i for i in looked_at if found[i].any()} or set(looked_at)
-    pairs = itertools.pairwise(looked_at)
-    return [i for low, high in pairs if low in held or high in held for i in range(low + 1, high)]
+def _left_to_see(found: np.ndarray, looked_at: Sequence[int]) -> tuple[list[int], list[list[int]]]:
+    """After a first look: the slices to see in any case, and those to see one after another until one holds no liver."""
+    held = {i for i in looked_at if found[i].any()}
+    inner, walks = [], []
+    for low, high in itertools.pairwise(looked_at):
+        between = list(range(low + 1, high))
+        if not held or (low in held and high in held):
+            inner += between
+        elif low in held:
+            walks.append(between)
+        elif high in held:
+            walks.append(between[::-1])
+    return inner, [walk for walk in walks if walk]
 
 
 def predict_lesions(

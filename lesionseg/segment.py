@@ -87,7 +87,7 @@ class Outcome:
     @property
     def row(self) -> dict[str, Any]:
         """Its line of the summary, with the columns `_COLUMNS`."""
-        seconds = {f"{name}_s": f"{value:.1f}" for name, value in self.seconds.items()}
+        seconds = {f"{name}_s": f"{value:.3f}" for name, value in self.seconds.items()}
         held = {"study": self.study, "ending": self.ending, **self.facts, **seconds, "reason": self.reason}
         return {name: "" if held.get(name) is None else held[name] for name in _COLUMNS}
 
