@@ -34,6 +34,13 @@ PADDING_HU = -1024
 #: Slices are checked one by one against the regular stack (`dicom_checks`); highdicom compares neighbouring distances,
 #: which may then differ by twice as much.
 _SPACING_TOLERANCE = 0.2
+#: How highdicom makes Hounsfield units of stored values: by the rescale alone.
+_TO_HU: dict[str, Any] = {
+    "dtype": np.float32,
+    "apply_real_world_transform": False,
+    "apply_modality_transform": True,
+    "apply_presentation_lut": False,
+}
 #: Names that mean to be DICOM: such a file is not skipped when it cannot be read.
 SUFFIXES = (".dcm", ".dicom", ".ima")
 _REMEDY = "export the series again, uncompressed if it was compressed"
@@ -119,16 +126,8 @@ def _stack(where: Path, slices: Sequence[Slice]) -> Scan:
         dataset.FrameOfReferenceUID = datasets[0].get("FrameOfReferenceUID") or datasets[0].SeriesInstanceUID
     with refused(where, "CT slices whose pixels can be decoded", with_message=True):
         decompress(slices)
-        volume = hd.get_volume_from_series(
-            datasets,
-            dtype=np.float32,
-            apply_real_world_transform=False,
-            apply_modality_transform=True,
-            apply_presentation_lut=False,
-            rtol=_SPACING_TOLERANCE,
-        )
-    hu = np.stack([_fill_padding(hu, dataset, dataset) for hu, dataset in zip(volume.array, datasets, strict=True)])
-    affine = np.array(volume.affine, dtype=np.float64)
+        affine = _affine_of(datasets)
+        hu = to_int16(map(_taken_hu, datasets), (len(datasets), datasets[0].Rows, datasets[0].Columns), where)
     if len(datasets) > 1:
         return _scan(where, hu, affine, datasets[0])
     thickness_mm = float(datasets[0].get("SliceThickness") or "nan")
@@ -137,39 +136,62 @@ def _stack(where: Path, slices: Sequence[Slice]) -> Scan:
     return replace(scan, spacing_mm=(thickness_mm, *spacing_of(affine)[1:]))
 
 
+def _affine_of(datasets: Sequence[Dataset]) -> np.ndarray:
+    """(4, 4) of slices in order; a single one is given 1 mm."""
+    step_mm: float | None = 1.0
+    if len(datasets) > 1:
+        step_mm, order = hd.spatial.get_series_volume_positions(datasets, rtol=_SPACING_TOLERANCE)
+        if step_mm is None or order != list(range(len(datasets))):
+            raise ValueError("the slices are no regular stack")
+    first = datasets[0]
+    geometry = hd.VolumeGeometry.from_attributes(
+        image_position=first.ImagePositionPatient,
+        image_orientation=first.ImageOrientationPatient,
+        rows=first.Rows,
+        columns=first.Columns,
+        pixel_spacing=first.PixelSpacing,
+        spacing_between_slices=step_mm,
+        number_of_frames=len(datasets),
+        coordinate_system="PATIENT",
+    )
+    return np.array(geometry.affine, dtype=np.float64)
+
+
+def _taken_hu(dataset: Dataset) -> np.ndarray:
+    """HU (H, W), float32, of a slice, from which its pixels are taken: a long series is in memory only once."""
+    plane = hd.get_volume_from_series([dataset], **_TO_HU).array[0]
+    _fill_padding(plane, dataset, dataset)
+    del dataset.PixelData
+    return plane
+
+
 def _read_enhanced(path: Path, dataset: Dataset) -> Scan:
     rescale = check_enhanced(path, dataset)
     with refused(path, "an enhanced CT whose frames form one volume", with_message=True):
         decompress([Slice(path, dataset)])
-        volume = hd.Image.from_dataset(dataset, copy=False).get_volume(
-            dtype=np.float32,
-            apply_real_world_transform=False,
-            apply_modality_transform=True,
-            apply_presentation_lut=False,
-            rtol=_SPACING_TOLERANCE,
-        )
-    return _scan(
-        path, _fill_padding(volume.array, dataset, rescale), np.array(volume.affine, dtype=np.float64), dataset
-    )
+        volume = hd.Image.from_dataset(dataset, copy=False).get_volume(**_TO_HU, rtol=_SPACING_TOLERANCE)
+    _fill_padding(volume.array, dataset, rescale)
+    hu = to_int16(volume.array, volume.array.shape, path)
+    return _scan(path, hu, np.array(volume.affine, dtype=np.float64), dataset)
 
 
 def _scan(where: Path, hu: np.ndarray, affine: np.ndarray, dataset: Dataset) -> Scan:
     check_affine(affine, where)
     name = where.name if where.is_dir() else stem(where)
-    return Scan(to_int16(hu, where), name, spacing_of(affine), affine, dataset.get("Manufacturer") == PHANTOM_MARK)
+    return Scan(hu, name, spacing_of(affine), affine, dataset.get("Manufacturer") == PHANTOM_MARK)
 
 
-def _fill_padding(hu: np.ndarray, dataset: Dataset, rescale: Dataset) -> np.ndarray:
-    """HU of any shape with air where PixelPaddingValue (…RangeLimit) marks the stored value as no measurement."""
+def _fill_padding(hu: np.ndarray, dataset: Dataset, rescale: Dataset) -> None:
+    """Make HU of any shape air where PixelPaddingValue (…RangeLimit) marks the stored value as no measurement."""
     if "PixelPaddingValue" not in dataset:
-        return hu
+        return
     ends = [int(dataset.PixelPaddingValue), int(dataset.get("PixelPaddingRangeLimit", dataset.PixelPaddingValue))]
     half = 1 << (dataset.BitsAllocated - 1)
     if dataset.PixelRepresentation == 1:  # some writers give the bits of a negative value as an unsigned number
         ends = [end - 2 * half if end >= half else end for end in ends]
     low, high = sorted(end * float(rescale.RescaleSlope) + float(rescale.RescaleIntercept) for end in ends)
     margin = float(rescale.RescaleSlope) / 2
-    return np.where((hu > low - margin) & (hu < high + margin), np.float32(PADDING_HU), hu)
+    hu[(hu > low - margin) & (hu < high + margin)] = PADDING_HU
 
 
 def _read_headers(folder: Path, files: Sequence[Path] | None) -> list[Slice]:

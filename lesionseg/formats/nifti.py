@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
@@ -59,7 +59,7 @@ def read_nifti(path: Path, *, strict: bool = False) -> tuple[Scan, tuple[str, ..
             "and the scan is kept out of every figure in mm",
         )
     spacing_mm = None if affine is None else spacing_of(affine)
-    return Scan(to_int16(values, path), stem(path), spacing_mm, affine, generated), warnings
+    return Scan(to_int16(values, values.shape, path), stem(path), spacing_mm, affine, generated), warnings
 
 
 def read_nifti_labels(path: Path, scan: Scan, allowed: Collection[int]) -> np.ndarray:
@@ -134,16 +134,33 @@ def checked_labels(values: np.ndarray, path: Path, allowed: Collection[int]) -> 
     )
 
 
-def to_int16(values: np.ndarray, path: Path) -> np.ndarray:
-    """Hounsfield units of any numeric type → rounded int16, C order; `InputError` where they do not fit."""
-    if not np.isfinite(values).all():
-        got = f"{int(np.count_nonzero(~np.isfinite(values)))} voxels that are NaN or infinite"
-    elif values.min() < -32768 or values.max() > 32767:
-        got = f"values from {values.min():.6g} to {values.max():.6g}"
-    elif values.dtype.kind == "f" and np.ptp(values) <= 2 and np.any(values != np.rint(values)):
-        got = f"fractions from {values.min():.3g} to {values.max():.3g}, as of a normalised image"
+def to_int16(planes: Iterable[np.ndarray], shape: tuple[int, ...], path: Path) -> np.ndarray:
+    """Hounsfield units of any numeric type → rounded int16 (D, H, W), slice by slice: no second volume of floats.
+
+    Args:
+        planes: D slices (H, W).
+        shape: (D, H, W).
+        path: what the error names.
+
+    Raises:
+        InputError: values that are not finite, do not fit, or are those of a normalised image.
+    """
+    out, broken, low, high, fractions = np.empty(shape, dtype=np.int16), 0, np.inf, -np.inf, False
+    for plane, rounded in zip(planes, out, strict=True):
+        nearest = np.rint(plane) if plane.dtype.kind == "f" else plane
+        broken += plane.size - np.count_nonzero(np.isfinite(plane))
+        low, high = min(low, plane.min()), max(high, plane.max())
+        fractions = fractions or bool(np.any(nearest != plane))
+        with np.errstate(invalid="ignore"):  # what does not fit is refused below
+            rounded[:] = nearest.astype(np.int16)
+    if broken:
+        got = f"{broken} voxels that are NaN or infinite"
+    elif low < -32768 or high > 32767:
+        got = f"values from {low:.6g} to {high:.6g}"
+    elif fractions and high - low <= 2:
+        got = f"fractions from {low:.3g} to {high:.3g}, as of a normalised image"
     else:
-        return np.ascontiguousarray(np.rint(values) if values.dtype.kind == "f" else values, dtype=np.int16)
+        return out
     raise InputError(
         path,
         expected="Hounsfield units (finite, within int16)",
