@@ -82,7 +82,7 @@ def predict_liver(
 
 
 def _left_to_see(found: np.ndarray, looked_at: Sequence[int]) -> tuple[list[int], list[list[int]]]:
-    """After a first look: the slices to see in any case, and those to see one after another until one holds no liver."""
+    """After a first look: the slices to see in any case, and walks, to be seen in order until one holds no liver."""
     held = {i for i in looked_at if found[i].any()}
     inner, walks = [], []
     for low, high in itertools.pairwise(looked_at):

@@ -110,8 +110,8 @@ def test_a_first_look_saves_what_is_far_from_the_liver():
     hu[40:70, 8:20, 8:20] = 240
     net = Brighter()
     predict_liver(net, InputSpec(32, "slice"), hu, 0.5, stride=10)
-    # Every tenth and the last; all between 40 and 60; eight at once from 40 downwards and from 60 upwards, where the walk
-    # from 40 ends with the first four, none of which holds liver, and that from 60 goes on.
+    # Every tenth and the last; all between 40 and 60; four each from 40 downwards, where no liver is and the walk ends,
+    # and from 60 upwards, where it goes on.
     assert net.seen == 11 + 2 * 9 + (4 + 4) + 5
 
 

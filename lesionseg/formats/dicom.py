@@ -138,12 +138,12 @@ def _stack(where: Path, slices: Sequence[Slice]) -> Scan:
 
 def _affine_of(datasets: Sequence[Dataset]) -> np.ndarray:
     """(4, 4) of slices in order; a single one is given 1 mm."""
-    step_mm: float | None = 1.0
+    first, step_mm = datasets[0], 1.0
     if len(datasets) > 1:
-        step_mm, order = hd.spatial.get_series_volume_positions(datasets, rtol=_SPACING_TOLERANCE)
-        if step_mm is None or order != list(range(len(datasets))):
+        spacing_mm, order = hd.spatial.get_series_volume_positions(datasets, rtol=_SPACING_TOLERANCE)
+        if spacing_mm is None or order != list(range(len(datasets))):
             raise ValueError("the slices are no regular stack")
-    first = datasets[0]
+        step_mm = spacing_mm
     geometry = hd.VolumeGeometry.from_attributes(
         image_position=first.ImagePositionPatient,
         image_orientation=first.ImageOrientationPatient,

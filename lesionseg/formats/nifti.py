@@ -148,7 +148,7 @@ def to_int16(planes: Iterable[np.ndarray], shape: tuple[int, ...], path: Path) -
     out, broken, low, high, fractions = np.empty(shape, dtype=np.int16), 0, np.inf, -np.inf, False
     for plane, rounded in zip(planes, out, strict=True):
         nearest = np.rint(plane) if plane.dtype.kind == "f" else plane
-        broken += plane.size - np.count_nonzero(np.isfinite(plane))
+        broken += plane.size - int(np.count_nonzero(np.isfinite(plane)))
         low, high = min(low, plane.min()), max(high, plane.max())
         fractions = fractions or bool(np.any(nearest != plane))
         with np.errstate(invalid="ignore"):  # what does not fit is refused below
