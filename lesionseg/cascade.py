@@ -43,7 +43,7 @@ class Cascade:
         InputError: no such device, or weights that do not fit the net they are said to be of.
     """
 
-    def __init__(self, model: Model, *, device: str = "auto", batch_size: int = 8, tta: bool = False) -> None:
+    def __init__(self, model: Model, *, device: str = "auto", batch_size: int = 4, tta: bool = False) -> None:
         if batch_size < 1:
             raise InputError("batch size", expected="1 or more", got=str(batch_size), remedy="leave it out")
         self.model, self.how = model, Pass(_device(device), batch_size, tta)
@@ -52,7 +52,7 @@ class Cascade:
         self.spec = model.lesions[0].spec
 
     @classmethod
-    def load(cls, folder: str | Path, *, device: str = "auto", batch_size: int = 8, tta: bool = False) -> Cascade:
+    def load(cls, folder: str | Path, *, device: str = "auto", batch_size: int = 4, tta: bool = False) -> Cascade:
         """The cascade of a model folder, see `Model.load`."""
         return cls(Model.load(Path(folder)), device=device, batch_size=batch_size, tta=tta)
 

@@ -28,7 +28,7 @@ class Pass(NamedTuple):
     """How slices go through nets: where, how many at once, and whether their mirror images (left-right) go as well."""
 
     device: torch.device = torch.device("cpu")
-    batch_size: int = 8
+    batch_size: int = 4
     mirror: bool = False
 
 

@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--slices", type=int, default=150)
     parser.add_argument("--thickness", type=float, default=2.0, metavar="MM")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--output", type=Path, default=Path("runs/benchmark/segment.json"))
     options = parser.parse_args()
     cascade = paper_cascade(Model.load(options.model), options.batch_size)

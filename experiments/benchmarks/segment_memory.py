@@ -73,7 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("model", type=Path)
     parser.add_argument("--slices", type=int, default=600)
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--studies", type=int, default=3)
     parser.add_argument("--output", type=Path, default=Path("runs/benchmark/segment_memory.json"))
     parser.add_argument("--scans", type=Path, help=argparse.SUPPRESS)

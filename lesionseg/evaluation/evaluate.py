@@ -63,7 +63,7 @@ def evaluate(
     output: Path,
     *,
     device: str = "auto",
-    batch_size: int = 8,
+    batch_size: int = 4,
     tta: bool = False,
     exclude_trained: bool = False,
     submission: bool = False,
