@@ -62,7 +62,7 @@ def significance(
     p, effect, error, df = none, none.copy(), none.copy(), none.copy()
     if baseline is not None and len(rows) > 1:
         base = rows[baseline]
-        swaps = draw_swaps(*base.sums.shape[:2], n, seed)
+        swaps = draw_swaps(base.sums.shape[0], base.sums.shape[1], n, seed)
         for place, (name, sums) in enumerate(rows.items()):
             if name != baseline:
                 spread = variance_of(sums, base)

@@ -186,7 +186,7 @@ def logistic(x: np.ndarray) -> np.ndarray:
 
 
 def by_patient(values: np.ndarray, of: np.ndarray, patients: int) -> np.ndarray:
-    """Sums of values (rows, seeds, items) by the patient of each item, (rows, seeds, patients); items in their order."""
+    """Sums of values (rows, seeds, items) by the patient of each item, in whose order they are; (rows, seeds, patients)."""
     return np.add.reduceat(values.astype(np.float64), np.searchsorted(of, np.arange(patients)), axis=-1)
 
 
