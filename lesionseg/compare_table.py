@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 
 import pandas as pd
 from rich import box
@@ -52,17 +52,13 @@ FIGURE_DEFINITIONS = f"""\
   the predicted lesion pixels inside the lesion.
 - **accuracy_found**: the same among the lesions found (n). Each row finds other lesions, so it never stands alone.
 - **FP / slice**: predicted components (types merged) that hold no reference lesion pixel, per test slice (n)."""
-#: How an interval is made, wherever one is printed.
-INTERVAL_METHOD = (
-    f"percentiles of {RESAMPLES} resamples of patients (and, with several seeds, of the runs of each fold),\n"
-    "  widened for few patients and few runs"
-)
 DEFINITIONS = f"""\
 The definitions are this package's own.
 
 {FIGURE_DEFINITIONS}
-- **interval**: 95 %, {INTERVAL_METHOD}; means stay those over slices and lesions.
-  None where every resample gives the same value (every lesion found, say): that is no proof of certainty.
+- **interval**: 95 %, percentiles of {RESAMPLES} resamples of patients (and, with several seeds, of the runs of each
+  fold), widened for few patients and few runs; means stay those over slices and lesions. None where every resample
+  gives the same value (every lesion found, say): that is no proof of certainty.
 - **smallest**: the smallest true difference that this n could show (two-sided 5 %, power 80 %): (1.96 + 0.84) standard
   errors of the paired difference. Intervals and smallest are not corrected for the number of comparisons.
 - **p**: {PERMUTATIONS} swaps of patients between the row and baseline (all, where there are no more), all seeds of a
@@ -199,7 +195,7 @@ def _tests(grid: Grid, schedules: Sequence[str], rows: Mapping[str, list[pd.Seri
     words = [f"- {title(name)}: {verdict(rows[name][primary])}." for name in others]
     lines = [[title(name), *map(test_cell, rows[name])] for name in others]
     return "\n\n".join((
-        f"{HEADINGS[PRIMARY]} (primary) against baseline, {_given(grid)}, p after Holm over {len(others)} rows:",
+        f"{HEADINGS[PRIMARY]} (primary) against baseline, {_given(grid)}, p after Holm over {_counted(others)}:",
         "\n".join(words),
         "Every figure: p, p after Holm; standardised difference. Bold: a difference is shown.",
         pipe_table(["schedule", *HEADINGS.values()], lines),
@@ -209,6 +205,10 @@ def _tests(grid: Grid, schedules: Sequence[str], rows: Mapping[str, list[pd.Seri
 def _tested(schedules: Sequence[str]) -> list[str]:
     """The rows that have a baseline to be tested against."""
     return [name for name in schedules if name != BASELINE] if BASELINE in schedules else []
+
+
+def _counted(rows: Sized) -> str:
+    return f"{len(rows)} rows" if len(rows) > 1 else "1 row"
 
 
 def _given(grid: Grid) -> str:
@@ -257,10 +257,11 @@ def _test_lines(grid: Grid, schedules: Sequence[str], table: pd.DataFrame) -> li
     if rows.empty:
         return []
     shown = [f"  {title(str(name))}: {verdict(row)}" for name, row in rows.iterrows() if is_shown(row)]
-    head = f"{PRIMARY} against baseline, {_given(grid)}, after Holm over {len(rows)} rows:"
+    head = f"{PRIMARY} against baseline, {_given(grid)}, Holm over {_counted(rows)}:"
     if not shown:
         could = rows.smallest_holm.dropna()
-        power = "" if could.empty else f"; could have shown ≥ {could.min():.3f} to {could.max():.3f}"
+        ends = dict.fromkeys(f"{value:.3f}" for value in (could.min(), could.max()))
+        power = "" if could.empty else f"; could have shown ≥ {' to '.join(ends)}"
         return [f"{head} no difference shown{power}"]
     return [head, *shown, *(["  no difference shown in the other rows"] if len(shown) < len(rows) else [])]
 
