@@ -15,7 +15,7 @@ from lesionseg.lesions import MIN_OVERLAP
 from lesionseg.results import REFERENCE
 from lesionseg.significance import PERMUTATIONS
 from lesionseg.statistics import FIGURES, MISSED, RESAMPLES, confusion
-from lesionseg.wording import ALPHA, cell, difference_cell, is_shown, rank_cell, test_cell, verdict
+from lesionseg.wording import ALPHA, cell, difference_cell, is_shown, rank_cell, p_cell, verdict
 
 BASELINE, PRIMARY = "baseline", "accuracy_all"
 #: Columns that the printed table needs to show intervals.
@@ -193,7 +193,7 @@ def _tests(grid: Grid, schedules: Sequence[str], rows: Mapping[str, list[pd.Seri
         return "No row to test against `baseline`."
     primary = FIGURES.index(PRIMARY)
     words = [f"- {title(name)}: {verdict(rows[name][primary])}." for name in others]
-    lines = [[title(name), *map(test_cell, rows[name])] for name in others]
+    lines = [[title(name), *map(p_cell, rows[name])] for name in others]
     return "\n\n".join((
         f"{HEADINGS[PRIMARY]} (primary) against baseline, {_given(grid)}, p after Holm over {_counted(others)}:",
         "\n".join(words),

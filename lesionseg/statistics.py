@@ -250,4 +250,5 @@ def _sum_by_patient(
         raise ValueError("the tables hold a patient or a seed that is not listed")
     cell, shape = of_seed * len(patients) + of_patient, (len(seeds), len(patients))
     sums = np.bincount(cell, weights=values.to_numpy(np.float64), minlength=shape[0] * shape[1])
-    return sums.reshape(shape), np.bincount(cell, minlength=shape[0] * shape[1]).reshape(shape).astype(np.float64)
+    counts = np.bincount(cell, minlength=shape[0] * shape[1])
+    return sums.reshape(shape).astype(np.float64), counts.reshape(shape).astype(np.float64)  # without rows both are int

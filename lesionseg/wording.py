@@ -48,7 +48,7 @@ def verdict(row: pd.Series) -> str:
     return f"no difference shown, p {probability(row.p_holm)}{could}"
 
 
-def test_cell(row: pd.Series) -> str:
+def p_cell(row: pd.Series) -> str:
     """p, p after Holm; standardised difference. Bold where a difference is shown."""
     if math.isnan(row.p):
         return "–"
