@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from lesionseg.compare import compare
-from lesionseg.compare_table import PAPER, in_paper_order
+from lesionseg.compare_table import PAPER, few_runs, in_paper_order
 from lesionseg.errors import InputError
 from lesionseg.grid import read_grid
 from lesionseg.labels import LESION_TYPES
@@ -184,6 +184,11 @@ def test_several_seeds_are_averaged(tmp_path: Path) -> None:
     assert "3 seeds" in text
     assert "over patients and trainings" in text
     assert "given these trained models" not in text
+
+
+@pytest.mark.parametrize(("folds", "seeds", "warned"), [(2, 1, False), (2, 2, True), (3, 2, True), (3, 3, False)])
+def test_few_runs_are_warned_of(folds: int, seeds: int, warned: bool) -> None:
+    assert bool(few_runs(folds, seeds)) == warned
 
 
 def test_every_patient_has_the_fold_that_tests_it(grid_root: Path) -> None:

@@ -7,7 +7,7 @@ import math
 import pandas as pd
 import pytest
 
-from lesionseg.wording import number, probability, rank_cell, p_cell, verdict
+from lesionseg.wording import number, p_cell, probability, rank_cell, verdict
 
 ROW = pd.Series(
     {"difference": 0.05, "difference_low": 0.01, "difference_high": 0.09, "p": 0.012, "p_holm": 0.048,
