@@ -1,6 +1,6 @@
 """How often the statistics of a comparison are wrong, in simulated grids whose truth is known.
 
-    python experiments/benchmarks/simulated_comparisons.py --output simulated.json   # 20 min on a core
+    python experiments/benchmarks/simulated_comparisons.py --output simulated.json   # 15 min on a core
 
 Every table has five rows of the same true figures (in the designs `shift` the second is better). Patients, patients
 under one schedule, runs, and patients in one run all have effects on the logit of finding and typing a lesion and of a
