@@ -40,7 +40,7 @@ class Design:
         own_sd: of a patient in one run.
         seed_share: share of the variance between runs that all folds of a seed have in common; taken as 0.
         limit: what cannot hold here, and is counted to be told.
-        known: figures whose own interval holds the truth less often than promised: many patients have none or few.
+        known: figures whose own interval holds the truth less often than promised, as docs/statistics.md says.
         tables: share of the tables asked for.
     """
 
