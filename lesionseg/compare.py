@@ -11,8 +11,10 @@ import pandas as pd
 
 from lesionseg.compare_table import BASELINE, PAPER, data_kind, in_paper_order, markdown, print_table, title
 from lesionseg.grid import Grid, read_grid
+from lesionseg.ranking import ranks
 from lesionseg.runs import write_text
 from lesionseg.schedule_figure import schedules_figure
+from lesionseg.significance import significance
 from lesionseg.statistics import patient_bootstrap, patient_sums
 
 
@@ -20,20 +22,34 @@ def compare(root: Path, output: Path) -> pd.DataFrame:
     """Compare the runs below `root`; write `table.md`, `table.csv` and `schedules.png` to `output`; print the table.
 
     Returns:
-        The long table of `statistics.patient_bootstrap`, rows in the paper's order, others after it by name.
+        The long table of `statistics_of`, rows in the paper's order, others after it by name.
 
     Raises:
         InputError: the runs are unfinished or not comparable, see `grid.read_grid`.
     """
     grid = read_grid(root)
     schedules = in_paper_order(grid.schedules)
-    sums = {name: patient_sums(*grid.tables(name), grid.patients, grid.seeds) for name in schedules}
-    table = patient_bootstrap(sums, BASELINE if BASELINE in schedules else None)
+    table = statistics_of(grid, schedules)
     output.mkdir(parents=True, exist_ok=True)
     write_text(output / "table.csv", table.to_csv(index=False, float_format="%.6f", lineterminator="\n"))
     write_text(output / "table.md", markdown(grid, schedules, table))
     _write_figure(output / "schedules.png", grid, schedules, table)
     print_table(grid, schedules, table)
+    return table
+
+
+def statistics_of(grid: Grid, schedules: Sequence[str]) -> pd.DataFrame:
+    """Estimates, differences, tests and ranks of these rows.
+
+    Returns:
+        One row per schedule and figure, with the columns of `statistics.patient_bootstrap`, `significance.significance`
+        and `ranking.ranks`.
+    """
+    sums = {name: patient_sums(*grid.tables(name), grid.patients, grid.seeds, grid.patient_folds) for name in schedules}
+    baseline = BASELINE if BASELINE in schedules else None
+    table = patient_bootstrap(sums, baseline)
+    for more in (significance(sums, baseline), ranks(sums)):
+        table = table.merge(more, on=["schedule", "figure"], how="left", validate="1:1")
     return table
 
 

@@ -62,6 +62,12 @@ class Grid:
         return sorted({patient for run in self.runs for patient in run.slices.patient_id.unique()})
 
     @property
+    def patient_folds(self) -> list[int]:
+        """The fold in which each of `patients` is tested."""
+        fold = {patient: run.info.fold for run in self.runs for patient in run.slices.patient_id.unique()}
+        return [fold[patient] for patient in self.patients]
+
+    @property
     def lesion_types(self) -> tuple[str, ...]:
         """Names of the lesion types, in class order."""
         return TARGETS[self.runs[0].info.target].lesion_types

@@ -1,4 +1,4 @@
-"""From results tables to estimates: pooled figures, patient bootstrap, paired differences, what n could show.
+"""From results tables to estimates: pooled figures, bootstrap intervals, paired differences, what n could show.
 
 Every figure is a ratio of sums over patients (Dice1: the sum of the slices' Dice over the number of slices that have
 one; success rate: lesions found over lesions), so a resampled figure follows exactly from weights on these sums.
@@ -12,44 +12,59 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from scipy.stats import norm
+from scipy.stats import t as student
 
 from lesionseg.results import REFERENCE
+from lesionseg.variance import Variance, effective_patients, influence, variance
 
 #: The figures, in the order of the columns of a comparison.
 FIGURES = ("dice1", "dice2", "success_rate", "accuracy_all", "accuracy_found", "false_positives_per_slice")
+#: The largest possible value of each.
+LARGEST = np.array([1, 1, 1, 1, 1, np.inf])
 #: Column of a confusion matrix for the reference lesions that were not found.
 MISSED = "missed"
 
 LEVEL, POWER = 0.95, 0.80
 #: Resamples of an interval.
-RESAMPLES = 2000
+RESAMPLES = 10_000
 #: Smallest true difference that a two-sided test at 5 % shows with 80 % power, in standard errors: 1.96 + 0.84.
 DETECTABLE_SE = float(norm.ppf(0.5 + LEVEL / 2) + norm.ppf(POWER))
 
 
 @dataclass(frozen=True, eq=False)
 class PatientSums:
-    """Numerator and denominator of each figure for every seed and patient, (seeds, patients, figures), float64."""
+    """Numerator and denominator of each figure for every seed and patient, (seeds, patients, figures), float64.
+
+    Attributes:
+        sums: numerators.
+        counts: denominators.
+        folds: (patients,), number of the fold in which each patient is tested, by one run a seed.
+    """
 
     sums: np.ndarray
     counts: np.ndarray
+    folds: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
 class Resamples:
-    """Weights that draw patients and seeds anew.
+    """Patients and runs drawn anew.
 
     Attributes:
         patients: (n, patients), how often each patient is drawn.
-        seeds: (n, seeds), share of each seed; rows sum to 1.
+        runs: (n, folds, drawn), seeds whose runs are drawn in each fold.
     """
 
     patients: np.ndarray
-    seeds: np.ndarray
+    runs: np.ndarray
 
 
 def patient_sums(
-    slices: pd.DataFrame, lesions: pd.DataFrame, patients: Sequence[str], seeds: Sequence[int]
+    slices: pd.DataFrame,
+    lesions: pd.DataFrame,
+    patients: Sequence[str],
+    seeds: Sequence[int],
+    folds: Sequence[int] | None = None,
 ) -> PatientSums:
     """Sum up the tables of one schedule over its folds.
 
@@ -58,6 +73,7 @@ def patient_sums(
         lesions: rows of `lesions.csv` of the same runs, with a column `seed`.
         patients: every test patient, one who has no lesion included.
         seeds: every seed.
+        folds: number of the fold in which each patient is tested; None: there is one.
     """
     reference = lesions[lesions.kind == REFERENCE]
     found = reference[reference.found == 1]
@@ -71,48 +87,54 @@ def patient_sums(
     values["accuracy_found"] = found, right[reference.found == 1]
 
     tables = [_sum_by_patient(*values[figure], patients, seeds) for figure in FIGURES]
-    return PatientSums(np.stack([t[0] for t in tables], axis=-1), np.stack([t[1] for t in tables], axis=-1))
+    return PatientSums(
+        np.stack([t[0] for t in tables], axis=-1),
+        np.stack([t[1] for t in tables], axis=-1),
+        np.zeros(len(patients), dtype=int) if folds is None else np.asarray(folds),
+    )
 
 
 def estimates(sums: PatientSums) -> np.ndarray:
     """Each figure (figures,): pooled over all patients, then the mean over seeds; NaN where it is not defined."""
-    n_seeds, n_patients, _ = sums.sums.shape
-    return resampled(sums, Resamples(np.ones((1, n_patients)), np.full((1, n_seeds), 1 / n_seeds)))[0]
+    top, bottom = sums.sums.sum(axis=1), sums.counts.sum(axis=1)
+    return np.divide(top, bottom, out=np.full_like(top, np.nan), where=bottom > 0).mean(axis=0)
 
 
-def draw_resamples(n_patients: int, n_seeds: int, n: int, seed: int) -> Resamples:
-    """Draw n resamples: patients with replacement, and seeds with replacement.
+def draw_resamples(n_patients: int, n_seeds: int, n: int, seed: int, n_folds: int = 1) -> Resamples:
+    """Draw n resamples: patients with replacement, and in each fold runs with replacement.
 
-    Of S seeds S − 1 are drawn, which makes the variance of their mean unbiased (Rao and Wu, JASA 83:231, 1988);
-    drawing S would understate it by (S − 1) / S, by half for two seeds. A single seed stays as it is: given these
-    trained models.
+    Of the S runs of a fold (one a seed) S − 1 are drawn, which makes the variance of their mean unbiased (Rao and Wu,
+    JASA 83:231, 1988); drawing S would understate it by (S − 1) / S, by half for two seeds. A single run stays as it
+    is: given these trained models.
     """
     rng = np.random.default_rng(seed)
     patients = rng.multinomial(n_patients, np.full(n_patients, 1 / n_patients), size=n)
-    if n_seeds == 1:
-        return Resamples(patients, np.ones((n, 1)))
-    return Resamples(patients, rng.multinomial(n_seeds - 1, np.full(n_seeds, 1 / n_seeds), size=n) / (n_seeds - 1))
+    return Resamples(patients, rng.integers(n_seeds, size=(n, n_folds, max(n_seeds - 1, 1))))
 
 
 def resampled(sums: PatientSums, resamples: Resamples) -> np.ndarray:
-    """Each figure under each resample, (n, figures); NaN where a drawn seed leaves it undefined."""
-    weights = resamples.patients.astype(np.float64)
-    top = np.tensordot(weights, sums.sums, axes=(1, 1))  # (n, seeds, figures)
-    bottom = np.tensordot(weights, sums.counts, axes=(1, 1))
-    ratio = np.divide(top, bottom, out=np.full_like(top, np.nan), where=bottom > 0)
-    share = resamples.seeds[:, :, None]
-    return np.where(share > 0, share * ratio, 0.0).sum(axis=1)
+    """Each figure under each resample, (n, figures): pooled over folds, then the mean over the runs drawn in each.
+
+    NaN where a drawn run leaves it undefined.
+    """
+    weights, drawn = resamples.patients.astype(np.float64), np.arange(len(resamples.patients))[:, None]
+    top = bottom = np.zeros(())
+    for fold, runs in zip(np.unique(sums.folds), resamples.runs.transpose(1, 0, 2), strict=True):
+        here = sums.folds == fold
+        top = top + np.tensordot(weights[:, here], sums.sums[:, here], axes=(1, 1))[drawn, runs]  # (n, drawn, figures)
+        bottom = bottom + np.tensordot(weights[:, here], sums.counts[:, here], axes=(1, 1))[drawn, runs]
+    return np.divide(top, bottom, out=np.full_like(top, np.nan), where=bottom > 0).mean(axis=1)
 
 
 def patient_bootstrap(
     rows: Mapping[str, PatientSums], baseline: str | None, n: int = RESAMPLES, seed: int = 0
 ) -> pd.DataFrame:
-    """Estimates of all rows with 95 % percentile intervals, and their paired differences to the row `baseline`.
+    """Estimates of all rows with 95 % intervals, and their paired differences to the row `baseline`.
 
-    All rows must hold the same patients and seeds in the same order: they are resampled with the same weights, so a
-    difference is one between rows on the same patients. Resamples in which a figure is not defined are left out of its
-    interval. Where all resamples agree (one patient; every lesion found), they say nothing of the spread: the interval
-    and the smallest detectable difference are NaN. No correction for the number of comparisons.
+    All rows must hold the same patients, seeds and folds in the same order: they are resampled with the same weights,
+    so a difference is one between rows on the same patients. Resamples in which a figure is not defined are left out of
+    its interval. Where all resamples agree (one patient; every lesion found), they say nothing of the spread: the
+    interval and the smallest detectable difference are NaN. No correction for the number of comparisons.
 
     Args:
         rows: sums of each schedule, by name.
@@ -125,32 +147,41 @@ def patient_bootstrap(
         difference_high, smallest_detectable`. `n` is the number of slices or lesions of the figure (mean over seeds);
         `smallest_detectable` is `DETECTABLE_SE` standard errors of the difference.
     """
-    n_seeds, n_patients, _ = next(iter(rows.values())).sums.shape
-    resamples = draw_resamples(n_patients, n_seeds, n, seed)
+    resamples = resamples_of(next(iter(rows.values())), n, seed)
     base = None if baseline is None else rows[baseline]
-    base_value, base_draws = (None, None) if base is None else (estimates(base), resampled(base, resamples))
+    base_draws = None if base is None else resampled(base, resamples)
     table = []
     for name, sums in rows.items():
         value, draws = estimates(sums), resampled(sums, resamples)
-        part = {
-            "estimate": value,
-            **intervals("", draws),
-            "n": np.rint(sums.counts.sum(axis=1).mean(axis=0)).astype(int),
-        }
-        if base_value is None or name == baseline:
+        low, high = seeded_intervals(value, draws, variance_of(sums), len(sums.sums))
+        counts = np.rint(sums.counts.sum(axis=1).mean(axis=0)).astype(int)
+        part = {"estimate": value, "low": np.maximum(low, 0), "high": np.minimum(high, LARGEST), "n": counts}
+        if base is None or base_draws is None or name == baseline:
             none = np.full(len(FIGURES), np.nan)
             part |= dict.fromkeys(("difference", "difference_low", "difference_high", "smallest_detectable"), none)
         else:
-            difference = draws - base_draws
-            part |= {"difference": value - base_value, **intervals("difference_", difference)}
-            part["smallest_detectable"] = DETECTABLE_SE * standard_error(difference)
+            difference, spread = value - estimates(base), variance_of(sums, base)
+            low, high = seeded_intervals(difference, draws - base_draws, spread, len(sums.sums))
+            part |= {"difference": difference, "difference_low": low, "difference_high": high}
+            part["smallest_detectable"] = np.where(np.isnan(low), np.nan, DETECTABLE_SE * np.sqrt(spread.total))
         table.append(pd.DataFrame({"schedule": name, "figure": FIGURES, **part}))
     return pd.concat(table, ignore_index=True)
 
 
-def standard_error(draws: np.ndarray) -> np.ndarray:
-    """Standard deviation of each column of bootstrap draws (n, figures); NaN where they all agree."""
-    return np.array([np.std(column, ddof=1) if _spread(column) else np.nan for column in _defined(draws)])
+def resamples_of(sums: PatientSums, n: int = RESAMPLES, seed: int = 0) -> Resamples:
+    """Resamples for rows of the patients, seeds and folds of these sums."""
+    n_seeds, n_patients, _ = sums.sums.shape
+    return draw_resamples(n_patients, n_seeds, n, seed, len(np.unique(sums.folds)))
+
+
+def variance_of(sums: PatientSums, base: PatientSums | None = None) -> Variance:
+    """Variance of the estimates, or of their differences to those of `base`, which has the same patients and seeds."""
+    values, counts = influence(sums.sums, sums.counts), sums.counts.mean(axis=0)
+    if base is None:
+        return variance(values, counts, sums.folds)
+    other = base.counts.mean(axis=0)
+    fewer = np.where(effective_patients(other) < effective_patients(counts), other, counts)
+    return variance(values - influence(base.sums, base.counts), fewer, sums.folds)
 
 
 def confusion(lesions: pd.DataFrame, types: Sequence[str]) -> pd.DataFrame:
@@ -161,13 +192,43 @@ def confusion(lesions: pd.DataFrame, types: Sequence[str]) -> pd.DataFrame:
     return table.reindex(index=list(types), columns=[*types, MISSED], fill_value=0)
 
 
-def intervals(prefix: str, draws: np.ndarray) -> dict[str, np.ndarray]:
-    """Percentile interval of each column of draws (n, figures); NaN where they all agree."""
-    tail = (1 - LEVEL) / 2
-    none = (np.nan, np.nan)
-    ends = [np.quantile(column, (tail, 1 - tail)) if _spread(column) else none for column in _defined(draws)]
+def seeded_intervals(
+    value: np.ndarray, draws: np.ndarray, spread: Variance, n_seeds: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The `intervals` of draws, for several seeds stretched about the estimate `value` to the variance of `spread`.
+
+    A resample of patients and runs counts three times what a patient has of his own in each run (Owen, Ann Appl Stat
+    1:386, 2007), and few runs ask for the tails of Student's t: both are in the factor.
+    """
+    low, high = intervals(draws, spread.effective)
+    if n_seeds == 1:
+        return low, high
+    with np.errstate(invalid="ignore", divide="ignore"):
+        drawn = np.nanvar(draws, axis=0) * spread.effective / (spread.effective - 1)
+        few_runs = student.ppf(0.5 + LEVEL / 2, spread.df) / student.ppf(0.5 + LEVEL / 2, spread.effective - 1)
+        factor = np.sqrt(spread.total / drawn) * few_runs
+    return value - factor * (value - low), value + factor * (high - value)
+
+
+def intervals(draws: np.ndarray, effective: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Expanded percentiles of each column of draws (n, figures); NaN where they all agree.
+
+    The 2.5 and 97.5 % of a normal distribution are moved out to those of Student's t with the variance that n − 1
+    gives: plain percentiles are too narrow for few patients (Hesterberg, Am Stat 69:371, 2015).
+
+    Args:
+        draws: from a resample of patients.
+        effective: (figures,), number of patients, see `variance.effective_patients`.
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        far = student.ppf(0.5 + LEVEL / 2, effective - 1) * np.sqrt(effective / (effective - 1))
+    tails = np.nan_to_num(norm.sf(far), nan=0.0)
+    ends = [
+        np.quantile(column, (tail, 1 - tail)) if _spread(column) else (np.nan, np.nan)
+        for column, tail in zip(_defined(draws), tails, strict=True)
+    ]
     low, high = np.array(ends).T
-    return {f"{prefix}low": low, f"{prefix}high": high}
+    return low, high
 
 
 def _defined(draws: np.ndarray) -> list[np.ndarray]:
@@ -189,4 +250,5 @@ def _sum_by_patient(
         raise ValueError("the tables hold a patient or a seed that is not listed")
     cell, shape = of_seed * len(patients) + of_patient, (len(seeds), len(patients))
     sums = np.bincount(cell, weights=values.to_numpy(np.float64), minlength=shape[0] * shape[1])
-    return sums.reshape(shape), np.bincount(cell, minlength=shape[0] * shape[1]).reshape(shape).astype(np.float64)
+    counts = np.bincount(cell, minlength=shape[0] * shape[1])
+    return sums.reshape(shape).astype(np.float64), counts.reshape(shape).astype(np.float64)  # without rows both are int

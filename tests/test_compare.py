@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from lesionseg.compare import compare
-from lesionseg.compare_table import PAPER, in_paper_order
+from lesionseg.compare_table import PAPER, few_runs, in_paper_order
 from lesionseg.errors import InputError
 from lesionseg.grid import read_grid
 from lesionseg.labels import LESION_TYPES
@@ -110,12 +110,14 @@ def test_tables_and_figure_of_five_rows(tmp_path: Path, capsys: pytest.CaptureFi
     assert list(written.columns) == [
         *("schedule", "figure", "estimate", "low", "high", "n"),
         *("difference", "difference_low", "difference_high", "smallest_detectable"),
+        *("p", "p_holm", "effect_size", "smallest_holm", "probability_best", "rank_low", "rank_high"),
     ]
     image = matplotlib.image.imread(tmp_path / "out" / "schedules.png")
     assert image.shape[1] > 1500
     assert image[..., :3].std() > 0.05
-    printed = [line.split()[0] for line in capsys.readouterr().out.splitlines()[2:]]
-    assert printed == [name.split("_")[0] for name in order]
+    lines = capsys.readouterr().out.splitlines()[2:]
+    assert [line.split()[0] for line in lines[: len(order)]] == [name.split("_")[0] for name in order]
+    assert lines[len(order)].startswith("accuracy_all against baseline, given these trained models, Holm over 5 rows:")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["schedules.png", "table.csv", "table.md"]
 
 
@@ -134,8 +136,27 @@ def test_the_text_says_what_it_rests_on(grid_root: Path, tmp_path: Path) -> None
     row = table.set_index(["schedule", "figure"]).loc[("no_freezing", "dice1")]
     assert f"{row.estimate:.3f} [{row.low:.3f}, {row.high:.3f}], {int(row.n)}" in text
     assert f"+{row.difference:.3f} [" in text
-    confusion = [line for line in text.splitlines() if line.startswith("| baseline |") and line.count("|") == 8]
+    confusion = [
+        line
+        for line in text[text.index("## Confusion") :].splitlines()
+        if line.startswith("| baseline | ") and "." not in line
+    ]
     assert sum(int(line.split("|")[-2]) for line in confusion) == n_lesions
+
+
+def test_the_words_follow_the_test(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of three rows one is far better in every patient and one has the baseline's skill."""
+    root = make_grid(tmp_path / "finetune", {"baseline": 0.2, "no_freezing": 0.9, "freeze_encoder": 0.2})
+    table = compare(root, tmp_path / "out").set_index(["schedule", "figure"])
+    text, printed = (tmp_path / "out" / "table.md").read_text(), capsys.readouterr().out
+    better, same = table.loc[("no_freezing", "accuracy_all")], table.loc[("freeze_encoder", "accuracy_all")]
+    assert better.p_holm <= 0.05 < same.p_holm
+    assert f"- no freezing: higher: +{better.difference:.3f} [+{better.difference_low:.3f}" in text
+    assert "- freeze encoder: no difference shown, p " in text
+    assert f"could have shown ≥ {same.smallest_holm:.3f}." in text
+    assert f"  no freezing: higher: +{better.difference:.3f}" in printed
+    assert "  no difference shown in the other rows" in printed
+    assert table.loc[("no_freezing", "dice1"), "probability_best"] > 0.99
 
 
 def test_two_comparisons_of_the_same_runs_write_the_same_bytes(grid_root: Path, tmp_path: Path) -> None:
@@ -159,7 +180,21 @@ def test_several_seeds_are_averaged(tmp_path: Path) -> None:
     )
     by_seed = slices[slices.figure == "dice1"].groupby("seed").value.mean()
     assert table.loc[("baseline", "dice1"), "estimate"] == pytest.approx(by_seed.mean(), abs=1e-12)
-    assert "3 seeds" in (tmp_path / "table.md").read_text()
+    text = (tmp_path / "table.md").read_text()
+    assert "3 seeds" in text
+    assert "over patients and trainings" in text
+    assert "given these trained models" not in text
+
+
+@pytest.mark.parametrize(("folds", "seeds", "warned"), [(2, 1, False), (2, 2, True), (3, 2, True), (3, 3, False)])
+def test_few_runs_are_warned_of(folds: int, seeds: int, warned: bool) -> None:
+    assert bool(few_runs(folds, seeds)) == warned
+
+
+def test_every_patient_has_the_fold_that_tests_it(grid_root: Path) -> None:
+    grid = read_grid(grid_root)
+    assert grid.patient_folds == [int(patient[1]) for patient in grid.patients]
+    assert set(grid.patient_folds) == {0, 1}
 
 
 def test_real_data_with_imagenet_is_not_called_phantom(root: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pandas as pd
 from lesionseg.evaluation.scoring import CaseScore
 from lesionseg.lesions import Counts
 from lesionseg.statistics import RESAMPLES, draw_resamples, intervals, patient_bootstrap, patient_sums
+from lesionseg.variance import effective_patients
 
 #: How the classes of the slice tables were come by: the nets' in the liver box of the reference (what `lesionseg test`
 #: scores), in that of the predicted liver, and what a user receives (cleaned, types by vote).
@@ -48,16 +49,17 @@ def pooled_figures(scores: Sequence[CaseScore], seed: int = 0) -> dict[str, dict
     whole = pooled({str(name): values.sum() for name, values in terms.items()})
     weights = draw_resamples(len(terms), 1, RESAMPLES, seed).patients
     draws = pooled(dict(zip(map(str, terms.columns), (weights @ terms.to_numpy()).T, strict=True)))
-    ends = intervals("", np.stack([draws[name] for name in COUNTED], axis=1))
+    counted = np.stack([terms[list(names)].sum(axis=1) for names, _ in COUNTED.values()], axis=1)
+    low, high = intervals(np.stack([draws[name] for name in COUNTED], axis=1), effective_patients(counted))
     out = {
         name: {
             "estimate": float(whole[name]),
-            "low": float(low),
-            "high": float(high),
-            "n": int(terms[list(counted)].to_numpy().sum()),
+            "low": float(low[place]),
+            "high": float(high[place]),
+            "n": int(counted[:, place].sum()),
             "of": of,
         }
-        for (name, (counted, of)), low, high in zip(COUNTED.items(), ends["low"], ends["high"], strict=True)
+        for place, (name, (_, of)) in enumerate(COUNTED.items())
     }
     errors = [abs(score.burden.predicted - score.burden.reference) for score in scores if score.burden is not None]
     largest = {"estimate": max(errors, default=math.nan), "low": math.nan, "high": math.nan}

@@ -7,11 +7,12 @@ from typing import Any
 
 import pandas as pd
 
-from lesionseg.compare_table import FIGURE_DEFINITIONS, HEADINGS, cell, difference_cell, pipe_table
+from lesionseg.compare_table import FIGURE_DEFINITIONS, HEADINGS, pipe_table
 from lesionseg.evaluation.figures import CASCADE, LARGEST, PREDICTED_BOX, REFERENCE_BOX, WAYS
 from lesionseg.matching import MIN_IOU
 from lesionseg.segmentation import RESEARCH_USE_ONLY, UNDETERMINED
 from lesionseg.statistics import RESAMPLES
+from lesionseg.wording import cell, difference_cell
 
 VOLUME_HEADINGS: dict[str, str] = {
     "liver_dice_per_case": "liver Dice per case",
@@ -57,8 +58,9 @@ WAY_DEFINITIONS = f"""\
   (also in Dice2).
 - All three are of the slices that hold liver in the reference, as in the tables of a run."""
 INTERVAL_DEFINITION = f"""\
-- **interval**: 95 %, percentiles of {RESAMPLES} resamples of patients; none where every resample gives the same value:
-  that is no proof of certainty. The intervals hold given these trained nets, they do not cover training anew.
+- **interval**: 95 %, percentiles of {RESAMPLES} resamples of patients, widened for few patients; none where every
+  resample gives the same value: that is no proof of certainty. The intervals hold given these trained nets, they do not
+  cover training anew.
 - **smallest**: the smallest true difference that this n could show (two-sided 5 %, power 80 %)."""
 
 

@@ -1,0 +1,69 @@
+"""Estimates, differences, tests and ranks in words: what a table may say of them."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+
+#: Level of a test after Holm's correction.
+ALPHA = 0.05
+
+
+def number(value: float, sign: str = "") -> str:
+    """Three decimals, a true minus; a dash where there is none."""
+    return "–" if math.isnan(value) else f"{round(value, 3) + 0.0:{sign}.3f}".replace("-", "−")  # + 0.0: no minus zero
+
+
+def interval(low: float, high: float, sign: str = "") -> str:
+    """The interval in brackets; nothing where there is none."""
+    return "" if math.isnan(low) else f" [{number(low, sign)}, {number(high, sign)}]"
+
+
+def cell(row: pd.Series) -> str:
+    """Estimate [95 % interval], n."""
+    return f"{number(row.estimate)}{interval(row.low, row.high)}, {row.n}"
+
+
+def difference_cell(row: pd.Series) -> str:
+    """Difference [95 % interval]; smallest that this n could show."""
+    ends = interval(row.difference_low, row.difference_high, "+")
+    return f"{number(row.difference, '+')}{ends}; {number(row.smallest_detectable)}"
+
+
+def is_shown(row: pd.Series) -> bool:
+    """Whether the test shows a difference after Holm's correction."""
+    return bool(row.p_holm <= ALPHA)
+
+
+def verdict(row: pd.Series) -> str:
+    """What the test of one row allows to say, and no more."""
+    if math.isnan(row.p):
+        return "not defined"
+    if is_shown(row):
+        ends = interval(row.difference_low, row.difference_high, "+")
+        direction = "higher" if row.difference > 0 else "lower"
+        return f"{direction}: {number(row.difference, '+')}{ends}, p {probability(row.p_holm)}"
+    could = "" if math.isnan(row.smallest_holm) else f"; could have shown ≥ {number(row.smallest_holm)}"
+    return f"no difference shown, p {probability(row.p_holm)}{could}"
+
+
+def p_cell(row: pd.Series) -> str:
+    """p, p after Holm; standardised difference. Bold where a difference is shown."""
+    if math.isnan(row.p):
+        return "–"
+    text = f"{probability(row.p)}, {probability(row.p_holm)}; {number(row.effect_size, '+')}"
+    return f"**{text}**" if is_shown(row) else text
+
+
+def rank_cell(row: pd.Series) -> str:
+    """Probability to be best; 95 % of the ranks."""
+    if math.isnan(row.probability_best):
+        return "–"
+    low, high = int(row.rank_low), int(row.rank_high)
+    return f"{100 * row.probability_best:.0f} %; {low}" + (f"–{high}" if high > low else "")
+
+
+def probability(p: float) -> str:
+    """A p value; never 0, never rounded down to a level that it does not reach."""
+    return "< 0.001" if p < 0.001 else f"{math.ceil(p * 1000 - 1e-9) / 1000:.3f}"
