@@ -14,7 +14,7 @@ from lesionseg.crops import cut, lesion_squares, on_input, shaken
 from lesionseg.data.dataset import Batch
 from lesionseg.errors import InputError
 from lesionseg.lesions import FIRST_TYPE, components
-from lesionseg.tasks.two_step import TwoStepTask, without_types
+from lesionseg.tasks.two_step import TwoStepTask
 from lesionseg.unet import CropClassifier
 
 #: Crops that go through the classifier at once when it predicts: an untrained net finds many lesions.
@@ -59,7 +59,7 @@ class CropClassifierTask(TwoStepTask):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Of the pixels without types, and of the types of the crops (0 where the batch holds no lesion)."""
-        segmentation = super().losses(batch._replace(targets=without_types(batch.targets)))
+        segmentation = super().losses(batch)
         owners, squares, types = reference_squares(batch.targets.cpu().numpy())
         if not len(types):
             return {**segmentation, "types": batch.images.new_zeros(())}
@@ -68,7 +68,7 @@ class CropClassifierTask(TwoStepTask):
 
     def predict_slices(self, batch: Batch) -> list[Tensor]:
         """Lesions as the pixels say, each component named by its crop."""
-        planes = super().predict_slices(batch)
+        planes = self.on_slices(self(batch.images), batch)
         labelled = [components(plane.cpu().numpy() == FIRST_TYPE)[0] for plane in planes]
         types = self._types(batch, [lesion_squares(each) for each in labelled])
         return [

@@ -40,9 +40,9 @@ class TwoStepTask(LesionTask):
             )
         return super().configure_net(encoder, **options)
 
-    @abstractmethod
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """`segmentation`, of pixels without a type, and `types`."""
+        """Of the pixels, without types."""
+        return super().losses(batch._replace(targets=without_types(batch.targets)))
 
     @abstractmethod
     def predict_slices(self, batch: Batch) -> list[Tensor]:
