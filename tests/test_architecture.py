@@ -11,8 +11,8 @@ ROOT = Path(lesionseg.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 FLOORS: list[set[str]] = [
     {"__init__"},
-    {"errors", "labels", "scan", "inputs", "request"},
-    {"lesions", "measurements", "networks", "schedules", "runs", "phantom", "figures", "schedule_figure"},
+    {"errors", "labels", "scan", "inputs", "request", "unet"},
+    {"lesions", "measurements", "crops", "networks", "schedules", "runs", "phantom", "figures", "schedule_figure"},
     {"segmentation", "metrics", "results", "inference", "calibration", "matching"},
     {"formats", "model", "findings", "command_line"},
     {"data", "cascade", "report", "studies"},
