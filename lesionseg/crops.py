@@ -31,7 +31,7 @@ def lesion_squares(labelled: np.ndarray) -> Tensor:
 
 
 def on_input(squares: Tensor, box: Box, size_px: int) -> Tensor:
-    """Squares of a slice as squares of the net's input, which a box of the slice was resized to (`InputSpec.encode`)."""
+    """Squares of a slice as squares of the input of a net, to which a box of the slice is resized."""
     return (squares - squares.new_tensor([box.top, box.left, 0])) * (size_px / box.side)
 
 

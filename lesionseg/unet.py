@@ -1,4 +1,4 @@
-"""`Unet`: the U-net of segmentation-models-pytorch with outputs at more decoder depths and a head for the whole slice."""
+"""`Unet`: the U-net of segmentation-models-pytorch with outputs at more decoder depths and a head for the slice."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Unet(smp.Unet):
         classes: of the pixels.
         encoder_weights: as smp takes them.
         decoder_channels: as in `DECODER_CHANNELS`.
-        deep_supervision: also a 1×1 convolution after each of `DEEP_STEPS`, as in the reference code of arXiv 1907.13409.
+        deep_supervision: also a 1×1 convolution after each of `DEEP_STEPS`, as in the code for arXiv 1907.13409.
         slice_types: outputs of a second head (mean, dropout, linear layer) on the deepest feature of the encoder: the
             other arm of a Y-Net (arXiv 1806.01313); 0: none.
     """
@@ -95,7 +95,7 @@ class CropClassifier(nn.Module):
     def __init__(self, encoder: nn.Module, types: int) -> None:
         super().__init__()
         self.encoder = encoder
-        self.head = ClassificationHead(encoder.out_channels[-1], types, dropout=DROPOUT)
+        self.head = ClassificationHead(encoder.out_channels[-1], types, dropout=DROPOUT)  # type: ignore[index]
         initialize_head(self.head)
 
     def forward(self, crops: Tensor) -> Tensor:

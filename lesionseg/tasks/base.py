@@ -32,7 +32,7 @@ class SegmentationTask(pl.LightningModule):
         target: key of `labels.TARGETS`; set from the data module.
         encoder_weights: `imagenet`, a local file, or None.
         decoder_channels: channels of the five decoder blocks, deep to shallow.
-        deep_supervision: the loss also on outputs at decoder strides 8, 4 and 2 (`lesionseg.unet`); inference is the same.
+        deep_supervision: the loss also on outputs at decoder strides 8, 4 and 2 (`lesionseg.unet`).
         loss: name of a loss in `losses()`.
         lr: learning rate, constant (warm restarts would confound the freezing).
         weight_decay: of AdamW.

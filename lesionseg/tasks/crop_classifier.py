@@ -64,7 +64,7 @@ class CropClassifierTask(TwoStepTask):
         if not len(types):
             return {**segmentation, "types": batch.images.new_zeros(())}
         crops = self._cut(batch, owners, shaken(squares))
-        return {**segmentation, "types": functional.cross_entropy(self.net.classifier(crops), types.to(crops.device))}
+        return {**segmentation, "types": functional.cross_entropy(self._name(crops), types.to(crops.device))}
 
     def predict_slices(self, batch: Batch) -> list[Tensor]:
         """Lesions as the pixels say, each component named by its crop."""
@@ -81,10 +81,14 @@ class CropClassifierTask(TwoStepTask):
         places = [on_input(each, box, self.spec.size_px) for each, box in zip(squares, batch.boxes, strict=True)]
         owners = torch.repeat_interleave(torch.tensor([len(each) for each in places]))
         parts = zip(owners.split(_CROPS_AT_ONCE), torch.cat(places).split(_CROPS_AT_ONCE), strict=True)
-        scores = [self.net.classifier(self._cut(batch, *part)) for part in parts if len(part[0])]
+        scores = [self._name(self._cut(batch, *part)) for part in parts if len(part[0])]
         kinds = [(FIRST_TYPE + each.argmax(1)).to(torch.uint8) for each in scores]
         every = torch.cat([*kinds, torch.zeros(0, dtype=torch.uint8, device=batch.images.device)])
         return [functional.pad(each, (1, 0)) for each in every.split([len(each) for each in places])]
+
+    def _name(self, crops: Tensor) -> Tensor:
+        """Scores (M, types) of crops."""
+        return self.net.get_submodule("classifier")(crops)
 
     def _cut(self, batch: Batch, owners: Tensor, squares: Tensor) -> Tensor:
         device = batch.images.device
@@ -92,7 +96,7 @@ class CropClassifierTask(TwoStepTask):
 
 
 def reference_squares(targets: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-    """Squares around the lesions of class indices (N, S, S): slice (n,), square (n, 3) and type (n,; from 0) of each."""
+    """Squares around the lesions of class indices (N, S, S): slice (n,), square (n, 3), type (n,; from 0) of each."""
     owners, squares, types = [], [torch.zeros(0, 3)], []
     for owner, plane in enumerate(targets):
         for kind in range(FIRST_TYPE, plane.max(initial=0) + 1):
