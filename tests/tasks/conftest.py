@@ -11,7 +11,7 @@ from lesionseg.inputs import Box
 
 @pytest.fixture
 def tiny_batch() -> Callable[..., Batch]:
-    """Slices of 64 pixels, each its own input: a liver, and lesions of the types asked for that differ in brightness."""
+    """Slices of 64 pixels, each its own input: a liver, and lesions of the types asked for, of a brightness each."""
 
     def make(*types: tuple[int, ...]) -> Batch:
         generator = torch.Generator().manual_seed(0)

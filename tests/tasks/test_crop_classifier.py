@@ -1,4 +1,4 @@
-"""`CropClassifierTask`: which crops it learns from, which lesion gets which name, where it starts, and that it learns."""
+"""`CropClassifierTask`: which crops it learns from, which name a lesion gets, where it starts, and that it learns."""
 
 import numpy as np
 import pytest

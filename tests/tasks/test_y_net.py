@@ -74,7 +74,7 @@ def test_its_second_head_is_a_block_of_its_own():
 
 
 def test_what_names_no_types_is_refused():
-    with pytest.raises(InputError, match="data.target: expected typed, as this task names lesions; got lesion"):
+    with pytest.raises(InputError, match=r"data\.target: expected typed, as this task names lesions; got lesion"):
         y_net("lesion")
-    with pytest.raises(InputError, match="model.classification_weight: expected 0 or more; got -1"):
+    with pytest.raises(InputError, match=r"model\.classification_weight: expected 0 or more; got -1"):
         y_net(classification_weight=-1.0)
