@@ -31,6 +31,7 @@ from lesionseg.labels import TARGETS
 from lesionseg.networks import build_unet
 from lesionseg.runs import finished_run, provenance, read_net
 from lesionseg.segmentation import RESEARCH_USE_ONLY
+from lesionseg.unet import DEEP_HEADS, SEGMENTING_PARTS
 
 MODEL_FILE = "model.json"
 #: Changes with the layout of the folder.
@@ -86,9 +87,13 @@ class Net:
 
     @classmethod
     def from_run(cls, run: Path) -> Net:
-        """The net of a finished run, its last weights; `InputError` for one that has not finished."""
+        """The net of a finished run, its last weights; `InputError` for an unfinished one, or types not from pixels."""
         info = finished_run(run)
         description, tensors = read_net(run)
+        tensors = {name: tensor for name, tensor in tensors.items() if name.partition(".")[0] != DEEP_HEADS}
+        if other := {name.partition(".")[0] for name in tensors} - set(SEGMENTING_PARTS):
+            raise InputError(run, expected="a net that names every pixel", got=f"one with a {other.pop()}",
+                             remedy="name runs of another schedule, such as no_freezing")  # fmt: skip
         return cls(
             {key: description[key] for key in _DESCRIPTION},
             {name: tensor.contiguous() for name, tensor in tensors.items()},

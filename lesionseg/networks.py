@@ -17,16 +17,18 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lesionseg.errors import InputError
+from lesionseg.unet import Unet
 
 #: Encoder blocks from the input side to the deepest; an encoder with fewer steps lacks the first ones.
 ENCODER_BLOCKS = ("stem", "stage1", "stage2", "stage3", "stage4")
-#: Channels after each of the five decoder steps, deepest first.
-DECODER_CHANNELS = (256, 128, 64, 32, 16)
+#: The blocks of the other parts of a net, where they are not called as the part is.
+_BLOCK_OF = {"segmentation_head": "head", "deep_heads": "head", "classification_head": "classifier"}
 #: Least share of the encoder's elements that a transfer must fill; less is another encoder, not fine-tuning.
 LEAST_ENCODER_SHARE = 0.9
 #: Side of the image that the graph is drawn with: every encoder of smp and most fixed-size ones of timm take it.
 _TRACE_SIZE_PX = 224
 _WEIGHT_FILES = (".safetensors", ".pt")
+_WITHOUT_HUB = "name a local .safetensors or .pt file, or use null for random weights"
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,9 +71,7 @@ class TransferReport:
         )
 
 
-def build_unet(
-    encoder: str, *, classes: int, encoder_weights: str | None, decoder_channels: Sequence[int] = DECODER_CHANNELS
-) -> nn.Module:
+def build_unet(encoder: str, *, classes: int, encoder_weights: str | None, **parts: Any) -> Unet:
     """A U-net from (N, 3, H, W) to class scores (N, classes, H, W); H and W are multiples of 32.
 
     Args:
@@ -79,7 +79,7 @@ def build_unet(
         classes: number of output channels.
         encoder_weights: `imagenet` or another name smp knows for this encoder (fetched), the path of a local
             `.safetensors` or `.pt` file with the encoder's state dict, or None for random weights.
-        decoder_channels: as in `DECODER_CHANNELS`.
+        parts: `decoder_channels`, `deep_supervision` and `slice_types` of `Unet`.
 
     Raises:
         InputError: unknown encoder or weights, weights out of reach, or a file that does not fit.
@@ -88,11 +88,10 @@ def build_unet(
     local = encoder_weights is not None and Path(encoder_weights).suffix in _WEIGHT_FILES
     fetched = None if local or encoder_weights is None else _fetched_name(encoder, encoder_weights)
     try:
-        net = smp.Unet(encoder, encoder_weights=fetched, decoder_channels=tuple(decoder_channels), classes=classes)
+        net = Unet(encoder, classes=classes, encoder_weights=fetched, **parts)
     except OSError as error:  # the network, the hub or its cache: all of huggingface_hub's errors are OSErrors
-        expected, got = f"weights '{encoder_weights}' of {encoder} within reach", _first_line(error)
-        remedy = "name a local .safetensors or .pt file, or use null for random weights"
-        raise InputError("encoder_weights", expected=expected, got=got, remedy=remedy) from error
+        expected = f"weights '{encoder_weights}' of {encoder} within reach"
+        raise InputError("encoder_weights", expected=expected, got=_first_line(error), remedy=_WITHOUT_HUB) from error
     except (ValueError, RuntimeError) as error:
         expected, got = "features at strides 2 to 32 and five decoder channels", _first_line(error)
         raise InputError(f"encoder {encoder}", expected=expected, got=got, remedy="choose another encoder") from error
@@ -187,8 +186,8 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
-        remedy = "check the path and the file"
-        raise InputError(path, expected="a file of weights", got=_first_line(error), remedy=remedy) from error
+        got = _first_line(error)
+        raise InputError(path, expected="a file of weights", got=got, remedy="check the path and the file") from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(path, expected="tensors by name", got="other data", remedy="save the encoder's state_dict()")
     return dict(state)
@@ -201,13 +200,11 @@ def _owners(net: nn.Module) -> dict[str, str]:
     reached[-1] += sorted({name for name, _ in encoder.named_parameters()}.difference(*reached))
     while len(reached) > len(ENCODER_BLOCKS):
         reached[:2] = [reached[0] + reached[1]]
-    owner = {
-        f"encoder.{parameter}": block
-        for block, names in zip(ENCODER_BLOCKS[-len(reached) :], reached, strict=True)
-        for parameter in names
-    }
-    for block, part in (("decoder", "decoder"), ("head", "segmentation_head")):
-        owner |= {f"{part}.{name}": block for name, _ in net.get_submodule(part).named_parameters()}
+    named = zip(ENCODER_BLOCKS[-len(reached) :], reached, strict=True)
+    owner = {f"encoder.{parameter}": block for block, names in named for parameter in names}
+    for part, module in net.named_children():
+        if part != "encoder":
+            owner |= {f"{part}.{name}": _BLOCK_OF.get(part, part) for name, _ in module.named_parameters()}
     return owner
 
 

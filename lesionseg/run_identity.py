@@ -18,7 +18,9 @@ from lesionseg.runs import RunInfo, finished_run, provenance, sha256_of, weights
 #: Settings that change where or how fast a run goes, not what comes out of it; not part of its fingerprint.
 _NOT_IN_FINGERPRINT = ("config", "cell", "verbose", "data.store", "data.num_workers", "model.init_args.weights")
 #: What rows of one comparison differ in; all the rest must be equal between them.
-_DIFFERS_BETWEEN_ROWS = ("name", "schedule", "model.init_args.transfer", "data.fold", "seed_everything", "data.seed")
+_DIFFERS_BETWEEN_ROWS = ("name", "schedule", "model.class_path", "model.init_args.transfer",
+                         "model.init_args.deep_supervision", "model.init_args.classification_weight",
+                         "model.init_args.crop_px", "data.fold", "seed_everything", "data.seed")  # fmt: skip
 #: The settings of the trainer that count, and those that count where they are not its defaults.
 _TRAINER_SETTINGS_THAT_COUNT = ("max_epochs", "limit_train_batches", "precision", "gradient_clip_val",
                                 "accumulate_grad_batches", "max_steps")  # fmt: skip

@@ -28,7 +28,7 @@ import yaml
 from lesionseg.errors import InputError
 
 #: Key that stands for all encoder blocks not named otherwise, and the blocks that are not of the encoder.
-ENCODER, OUTSIDE_ENCODER = "encoder", ("decoder", "head")
+ENCODER, OUTSIDE_ENCODER = "encoder", ("decoder", "head", "classifier")
 
 
 @dataclass(frozen=True, order=True)

@@ -11,16 +11,17 @@ ROOT = Path(lesionseg.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 FLOORS: list[set[str]] = [
     {"__init__"},
-    {"errors", "labels", "scan", "inputs", "request"},
-    {"lesions", "measurements", "networks", "schedules", "runs", "phantom", "figures", "schedule_figure", "variance"},
-    {"segmentation", "metrics", "results", "inference", "calibration", "matching"},
+    {"errors", "labels", "scan", "inputs", "request", "unet"},
+    {"lesions", "measurements", "variance", "crops", "networks", "schedules", "runs", "phantom", "figures",
+     "schedule_figure"},
+    {"segmentation", "metrics", "results", "inference", "calibration", "matching", "pacing", "burned_in", "implant"},
     {"formats", "model", "findings", "command_line"},
     {"data", "cascade", "report", "statistics", "studies", "wording"},
     {"tasks", "callbacks", "significance", "ranking", "grid", "run_identity", "study_folder", "deliver"},
-    {"compare_table", "training"},
+    {"compare_table", "comparison_page", "training"},
     {"compare", "evaluation", "export", "segment"},
     {"cli"},
-]
+]  # fmt: skip
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 

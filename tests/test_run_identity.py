@@ -62,6 +62,8 @@ COUNTS = [
     ("data.fold", 1, True),
     ("schedule.trains", {"encoder": "always", "decoder": "always", "head": "always"}, True),
     ("model.init_args.transfer", False, True),
+    ("model.init_args.deep_supervision", True, True),
+    ("model.class_path", "lesionseg.tasks.YNetTask", True),
     ("model.init_args.lr", 1e-5, False),
     ("model.init_args.loss", "weighted_ce", False),
     ("model.init_args.encoder", "resnet18", False),

@@ -184,9 +184,16 @@ def test_every_preset_resolves_and_trains_decoder_and_head_always(path):
     data = preset(path.stem)
     assert set(data) == {"name", "model", "schedule"}
     assert data["name"] == path.stem
-    assert data["model"] == {"init_args": {"transfer": path.stem != "baseline"}}
+    assert data["model"]["init_args"]["transfer"] == (path.stem != "baseline")
+    outside = [name for name in ("decoder", "head", "classifier") if name in data["schedule"]["trains"]]
     for epochs in range(6, 61):
-        assert all(row.endswith("11") for row in marks(resolve(data["schedule"]["trains"], epochs)))
+        resolved = resolve(data["schedule"]["trains"], epochs, [*ENCODER, *outside])
+        assert all(row.endswith("1" * len(outside)) for row in marks(resolved))
+
+
+def test_the_encoder_stands_for_no_block_outside_of_it():
+    with pytest.raises(InputError, match="got none for classifier"):
+        resolve({"encoder": "always", **OUT}, 3, (*BLOCKS, "classifier"))
 
 
 def test_presets_without_stages():

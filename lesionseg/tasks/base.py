@@ -18,7 +18,7 @@ from torchmetrics import Metric
 from lesionseg.data.dataset import Batch, Place
 from lesionseg.errors import InputError
 from lesionseg.inputs import InputSpec
-from lesionseg.labels import TARGETS
+from lesionseg.labels import TARGETS, Target
 from lesionseg.networks import build_unet, parameter_groups, transfer
 from lesionseg.runs import read_net
 
@@ -32,6 +32,7 @@ class SegmentationTask(pl.LightningModule):
         target: key of `labels.TARGETS`; set from the data module.
         encoder_weights: `imagenet`, a local file, or None.
         decoder_channels: channels of the five decoder blocks, deep to shallow.
+        deep_supervision: the loss also on outputs at decoder strides 8, 4 and 2 (`lesionseg.unet`).
         loss: name of a loss in `losses()`.
         lr: learning rate, constant (warm restarts would confound the freezing).
         weight_decay: of AdamW.
@@ -50,6 +51,7 @@ class SegmentationTask(pl.LightningModule):
         target: str,
         encoder_weights: str | None = None,
         decoder_channels: Sequence[int] = (256, 128, 64, 32, 16),
+        deep_supervision: bool = False,
         loss: str = "dice_ce",
         lr: float = 1e-3,
         weight_decay: float = 1e-4,
@@ -58,8 +60,8 @@ class SegmentationTask(pl.LightningModule):
         compile: bool = False,
     ) -> None:
         super().__init__()
-        _refuse_negative(lr=lr, weight_decay=weight_decay)
-        self.spec, self.target = input, TARGETS[target]
+        refuse_negative(lr=lr, weight_decay=weight_decay)
+        self.spec, self.target, self.deep_supervision = input, TARGETS[target], deep_supervision
         self.lr, self.weight_decay = lr, weight_decay
         self.weights = Path(weights) if weights is not None and transfer else None
         self.description = {
@@ -70,16 +72,25 @@ class SegmentationTask(pl.LightningModule):
             "target": target,
             "classes": list(self.target.classes),
         }
-        self.net = build_unet(
+        self.net = self.configure_net(
             encoder,
-            classes=len(self.target.classes),
             encoder_weights=encoder_weights,
             decoder_channels=tuple(decoder_channels),
+            deep_supervision=deep_supervision,
         )
         self.loss = self.configure_loss(loss)
         self.validation_metric, self.test_metric = self.configure_metric(), self.configure_metric()
         if compile:
             self.net.compile()
+
+    @property
+    def segmented(self) -> Target:
+        """What the scores of a pixel tell apart."""
+        return self.target
+
+    def configure_net(self, encoder: str, **options: Any) -> nn.Module:
+        """The net of these options of `build_unet`; `networks.blocks` knows its parts."""
+        return build_unet(encoder, classes=len(self.segmented.classes), **options)
 
     @abstractmethod
     def configure_loss(self, name: str) -> nn.Module:
@@ -100,18 +111,39 @@ class SegmentationTask(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Take over the pretrained tensors, once, before training."""
         if stage == "fit" and self.weights is not None:
-            report = transfer(self.net, read_net(self.weights)[1], where=self.weights)
+            report = transfer(self.net, self.start(read_net(self.weights)[1]), where=self.weights)
             rank_zero_info(f"weights from {self.weights}: {report}")
+
+    def start(self, pretrained: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors that the net starts from, by their names in it."""
+        return pretrained
 
     def forward(self, images: Tensor) -> Tensor:
         """Scores (N, K, S, S) of images (N, 3, S, S)."""
         return self.net(images)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Loss of a batch."""
-        loss = self.loss(self(batch.images), batch.targets[:, None])
-        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch.images), sync_dist=True)
+        """Loss of a batch: the sum of its parts, which are logged where there are several."""
+        parts = self.losses(batch)
+        loss = torch.stack(list(parts.values())).sum()
+        logged = {"loss": loss, **({f"loss_{name}": part for name, part in parts.items()} if len(parts) > 1 else {})}
+        for name, value in logged.items():
+            self.log(f"train/{name}", value, on_step=False, on_epoch=True, batch_size=len(batch.images), sync_dist=True)
         return loss
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Named parts of the loss of a batch, the same ones for every batch."""
+        scores = self.net(batch.images, deep=True) if self.deep_supervision else [self(batch.images)]
+        return {"segmentation": self.segmentation_loss(scores, batch.targets)}
+
+    def segmentation_loss(self, scores: Sequence[Tensor], targets: Tensor) -> Tensor:
+        """Sum of the loss of scores (N, K, s, s) at each decoder depth, all alike, as in the reference code.
+
+        Class indices (N, S, S) are taken from the middle of each block of pixels (the reference: from its corner).
+        """
+        steps = [targets.shape[-1] // each.shape[-1] for each in scores]
+        thinned = [targets[:, None, step // 2 :: step, step // 2 :: step] for step in steps]
+        return torch.stack([self.loss(each, target) for each, target in zip(scores, thinned, strict=True)]).sum()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect the figures of a batch of the inner validation."""
@@ -137,7 +169,10 @@ class SegmentationTask(pl.LightningModule):
 
     def predict_slices(self, batch: Batch) -> list[Tensor]:
         """Class indices of each slice of a batch on its own grid, uint8 (H, W)."""
-        scores = self(batch.images)
+        return self.on_slices(self(batch.images), batch)
+
+    def on_slices(self, scores: Tensor, batch: Batch) -> list[Tensor]:
+        """Scores of a batch (N, K, S, S) → class indices of each slice on its own grid, uint8 (H, W)."""
         sizes = [reference.shape for reference in batch.references]
         return [self.spec.decode(s, box, h, w) for s, box, (h, w) in zip(scores, batch.boxes, sizes, strict=True)]
 
@@ -146,7 +181,8 @@ class SegmentationTask(pl.LightningModule):
             self.update_metric(metric, predicted, reference, place)
 
 
-def _refuse_negative(**values: float) -> None:
+def refuse_negative(**values: float) -> None:
+    """`InputError` for an option of a task that is below 0 or no finite number."""
     for name, value in values.items():
         if not 0 <= value < math.inf:
             raise InputError(f"model.{name}", expected="0 or more", got=str(value), remedy="1e-3 and 1e-4 are usual")

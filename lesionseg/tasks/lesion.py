@@ -25,7 +25,7 @@ class LesionTask(SegmentationTask):
 
     def configure_loss(self, name: str) -> nn.Module:
         """`dice_ce`: Dice of the batch and cross-entropy, mildly weighted; `weighted_ce`: the reference's, strongly."""
-        classes = len(self.target.classes)
+        classes = len(self.segmented.classes)
         losses = {
             "weighted_ce": lambda: WeightedCrossEntropy(classes),
             "dice_ce": lambda: DiceCELoss(

@@ -20,6 +20,12 @@ TINY = (
     "--trainer.limit_test_batches 1"
 )
 
+#: What a row may say of the net, and no other file does.
+KIND_OF_NET = {
+    "model.class_path", "model.init_args.deep_supervision", "model.init_args.classification_weight",
+    "model.init_args.crop_px",
+}  # fmt: skip
+
 
 def fit(run, store, *parts, more=()):
     configs = [word for part in parts for word in ("--config", str(ROOT / f"{part}.yaml"))]
@@ -70,9 +76,10 @@ def test_the_paper_asks_for_imagenet_and_says_what_to_do_without(tmp_path, slice
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_a_schedule_owns_its_name_the_transfer_and_the_schedule(schedule):
+def test_a_schedule_owns_its_name_the_transfer_the_schedule_and_what_kind_of_net_it_is(schedule):
     content = yaml.safe_load((ROOT / "schedules" / f"{schedule}.yaml").read_text())
-    assert set(leaves(content)) == {"name", "model.init_args.transfer", "schedule"}
+    always = {"name", "model.init_args.transfer", "schedule"}
+    assert always <= set(leaves(content)) <= always | KIND_OF_NET
     assert content["name"] == schedule
     assert content["model"]["init_args"]["transfer"] == (schedule != "baseline")
 
@@ -83,7 +90,7 @@ def test_no_other_file_sets_what_a_schedule_or_the_place_of_a_run_decides():
         keys = set(leaves(yaml.safe_load(path.read_text())))
         assert not keys & places
         if path.parent.name in ("finetune", "profiles"):
-            assert not keys & {"name", "schedule", "model.init_args.transfer"}
+            assert not keys & {"name", "schedule", "model.init_args.transfer", *KIND_OF_NET - {"model.class_path"}}
 
 
 def test_the_rows_of_the_paper_are_all_there():

@@ -13,7 +13,7 @@ from lesionseg.data.dataset import Batch, Place
 from lesionseg.errors import InputError
 from lesionseg.inputs import Box, InputSpec
 from lesionseg.labels import TARGETS
-from lesionseg.networks import blocks
+from lesionseg.networks import blocks, transfer
 from lesionseg.runs import read_net
 from lesionseg.tasks import LesionTask, LiverTask
 
@@ -186,3 +186,46 @@ def test_a_perfect_net_has_perfect_figures(task, lits_store, monkeypatch):
             assert logged["val/slices_n"] == len(data.validation)
             assert logged["val/false_positives_per_slice"] == 0
     assert net.monitor in logged
+
+
+def test_deep_supervision_is_the_sum_of_the_same_loss_at_every_depth():
+    task, generator = lesion_task(loss="weighted_ce"), torch.Generator().manual_seed(0)
+    scores = [torch.randn(2, 5, size, size, generator=generator) for size in (32, 4, 8, 16)]
+    targets = torch.randint(0, 5, (2, 32, 32), generator=generator)
+    weights = [0.0005, 0.05, 1, 1, 1]
+    thinned = [targets, targets[:, 4::8, 4::8], targets[:, 2::4, 2::4], targets[:, 1::2, 1::2]]
+    expected = sum(cross_entropy(s, t[:, None], weights) for s, t in zip(scores, thinned, strict=True))
+    assert float(task.segmentation_loss(scores, targets)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_deeply_supervised_net_learns_at_every_depth_and_predicts_by_the_last_alone(tiny_batch):
+    torch.manual_seed(0)
+    task, batch = lesion_task(deep_supervision=True, lr=3e-3).train(), tiny_batch((2,), (3, 4), ())
+    optimizer, seen = task.configure_optimizers(), []
+    for _ in range(15):
+        loss = task.losses(batch)["segmentation"]
+        optimizer.zero_grad()
+        loss.backward()
+        assert all(p.grad.abs().sum() > 0 for p in task.net.deep_heads.parameters())
+        optimizer.step()
+        seen.append(float(loss.detach()))
+    assert seen[-1] < 0.8 * seen[0]
+    before = task.eval()(batch.images)
+    torch.nn.init.ones_(task.net.deep_heads[0].weight)
+    assert torch.equal(task(batch.images), before)
+    assert [name for name, _ in blocks(task.net)["head"].parameters] == [
+        f"{part}.{kind}"
+        for part in ("segmentation_head.0", "deep_heads.0", "deep_heads.1", "deep_heads.2")
+        for kind in ("weight", "bias")
+    ]
+
+
+@pytest.mark.parametrize("deep", [(False, True), (True, False), (True, True)])
+def test_weights_go_over_with_and_without_deep_supervision(deep):
+    source, net = (lesion_task(deep_supervision=each).net for each in deep)
+    report = transfer(net, source.state_dict())
+    heads = {f"deep_heads.{i}.{kind}" for i in range(3) for kind in ("weight", "bias")}
+    assert set(report.new) == (heads if deep == (False, True) else set())
+    assert set(report.unused) == (heads if deep == (True, False) else set())
+    assert not report.misfit
+    assert report.encoder_elements == 1

@@ -1,0 +1,107 @@
+"""`CropClassifierTask`: segmentation alone, and a second net that names each lesion from a crop around it."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lesionseg.crops import cut, lesion_squares, on_input, shaken
+from lesionseg.data.dataset import Batch
+from lesionseg.errors import InputError
+from lesionseg.lesions import FIRST_TYPE, components
+from lesionseg.tasks.two_step import TwoStepTask
+from lesionseg.unet import CropClassifier
+
+#: Crops that go through the classifier at once when it predicts: an untrained net finds many lesions.
+_CROPS_AT_ONCE = 64
+
+
+class CropClassifierTask(TwoStepTask):
+    """A U-net that finds lesions and a classifier with an encoder of its own that names them; nothing is shared.
+
+    Both are trained in the same steps. The classifier starts as the encoder of the U-net does: from the encoder weights
+    named in the config, then from those of the run that weights are taken over from. It is the block `classifier`.
+
+    - Training: crops around the reference lesions (components of one type) of the batch, shaken, cut out of the input
+      of the U-net, so the augmentation is the same; cross-entropy, the mean over the crops of a batch.
+    - Prediction: crops around the components of the predicted lesion class (8-neighbourhood). A component has one type;
+      one that spans two lesions of different types can be right for one of them only.
+
+    It costs more than one net for the same number of steps: each step also takes as many crops as it has lesions.
+
+    Args:
+        crop_px: side of the crops as the classifier sees them, a multiple of 32.
+        args: of `LesionTask`.
+        kwargs: of `LesionTask`.
+    """
+
+    def __init__(self, *args: Any, crop_px: int = 64, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if crop_px < 64 or crop_px % 32:  # at 32 the deepest feature of one crop is one pixel: no batch norm
+            raise InputError("model.crop_px", expected="a multiple of 32 from 64 on", got=str(crop_px), remedy="use 64")
+        self.crop_px = crop_px
+
+    def configure_net(self, encoder: str, **options: Any) -> nn.Module:
+        """A U-net with the classifier beside its parts."""
+        net = super().configure_net(encoder, **options)
+        net.classifier = CropClassifier(copy.deepcopy(net.get_submodule("encoder")), len(self.target.lesion_types))
+        return net
+
+    def start(self, pretrained: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The pretrained encoder twice, unless there is a classifier as well."""
+        encoder = {f"classifier.{name}": value for name, value in pretrained.items() if name.startswith("encoder.")}
+        return {**encoder, **pretrained}
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Of the pixels without types, and of the types of the crops (0 where the batch holds no lesion)."""
+        segmentation = super().losses(batch)
+        owners, squares, types = reference_squares(batch.targets.cpu().numpy())
+        if not len(types):
+            return {**segmentation, "types": batch.images.new_zeros(())}
+        crops = self._cut(batch, owners, shaken(squares))
+        return {**segmentation, "types": functional.cross_entropy(self._name(crops), types.to(crops.device))}
+
+    def predict_slices(self, batch: Batch) -> list[Tensor]:
+        """Lesions as the pixels say, each component named by its crop."""
+        planes = self.on_slices(self(batch.images), batch)
+        labelled = [components(plane.cpu().numpy() == FIRST_TYPE)[0] for plane in planes]
+        types = self._types(batch, [lesion_squares(each) for each in labelled])
+        return [
+            torch.where(plane == FIRST_TYPE, named[torch.from_numpy(each).to(plane.device)], plane)
+            for plane, each, named in zip(planes, labelled, types, strict=True)
+        ]
+
+    def _types(self, batch: Batch, squares: list[Tensor]) -> list[Tensor]:
+        """For each slice the class index, uint8, of each of its components, behind one for what is none (0)."""
+        places = [on_input(each, box, self.spec.size_px) for each, box in zip(squares, batch.boxes, strict=True)]
+        owners = torch.repeat_interleave(torch.tensor([len(each) for each in places]))
+        parts = zip(owners.split(_CROPS_AT_ONCE), torch.cat(places).split(_CROPS_AT_ONCE), strict=True)
+        scores = [self._name(self._cut(batch, *part)) for part in parts if len(part[0])]
+        kinds = [(FIRST_TYPE + each.argmax(1)).to(torch.uint8) for each in scores]
+        every = torch.cat([*kinds, torch.zeros(0, dtype=torch.uint8, device=batch.images.device)])
+        return [functional.pad(each, (1, 0)) for each in every.split([len(each) for each in places])]
+
+    def _name(self, crops: Tensor) -> Tensor:
+        """Scores (M, types) of crops."""
+        return self.net.get_submodule("classifier")(crops)
+
+    def _cut(self, batch: Batch, owners: Tensor, squares: Tensor) -> Tensor:
+        device = batch.images.device
+        return cut(batch.images, owners.to(device), squares.to(device), self.crop_px)
+
+
+def reference_squares(targets: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+    """Squares around the lesions of class indices (N, S, S): slice (n,), square (n, 3), type (n,; from 0) of each."""
+    owners, squares, types = [], [torch.zeros(0, 3)], []
+    for owner, plane in enumerate(targets):
+        for kind in range(FIRST_TYPE, plane.max(initial=0) + 1):
+            found = lesion_squares(components(plane == kind)[0])
+            owners += [owner] * len(found)
+            types += [kind - FIRST_TYPE] * len(found)
+            squares.append(found)
+    return torch.tensor(owners, dtype=torch.int64), torch.cat(squares), torch.tensor(types, dtype=torch.int64)
