@@ -12,6 +12,8 @@ ROOT = Path(__file__).parents[2] / "experiments"
 PRETRAIN, SCHEDULES, PROFILES = (
     sorted(path.stem for path in (ROOT / folder).glob("*.yaml")) for folder in ("pretrain", "schedules", "profiles")
 )
+#: Rows that do not start from the LiTS weights.
+WITHOUT_LITS = ("baseline", "from_scratch")
 #: For a net of no size, whatever the profile names.
 TINY = (
     "--model.init_args.encoder tu-test_resnet --model.init_args.encoder_weights null --data.input.size_px 32 "
@@ -54,7 +56,7 @@ def test_fine_tuning(tmp_path, slices_store, pretrained, schedule, profile):
     assert fit(tmp_path / "run", slices_store, *parts, more=more) == 0
     run = RunInfo.read(tmp_path / "run")
     assert (run.name, run.state, run.target) == (schedule, "finished", "typed")
-    assert (run.weights_sha256 is None) == (schedule == "baseline")
+    assert (run.weights_sha256 is None) == (schedule in WITHOUT_LITS)
 
 
 def test_the_paper_asks_for_imagenet_and_says_what_to_do_without(tmp_path, slices_store, monkeypatch, capsys):
@@ -70,11 +72,12 @@ def test_the_paper_asks_for_imagenet_and_says_what_to_do_without(tmp_path, slice
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_a_schedule_owns_its_name_the_transfer_and_the_schedule(schedule):
+def test_a_schedule_owns_its_name_its_start_and_the_schedule(schedule):
     content = yaml.safe_load((ROOT / "schedules" / f"{schedule}.yaml").read_text())
-    assert set(leaves(content)) == {"name", "model.init_args.transfer", "schedule"}
+    more = {"from_scratch": {"model.init_args.use_encoder_weights"}, "l2_sp": {"model.init_args.l2_sp"}}
+    assert set(leaves(content)) == {"name", "model.init_args.transfer", "schedule", *more.get(schedule, ())}
     assert content["name"] == schedule
-    assert content["model"]["init_args"]["transfer"] == (schedule != "baseline")
+    assert content["model"]["init_args"]["transfer"] == (schedule not in WITHOUT_LITS)
 
 
 def test_no_other_file_sets_what_a_schedule_or_the_place_of_a_run_decides():
@@ -83,7 +86,8 @@ def test_no_other_file_sets_what_a_schedule_or_the_place_of_a_run_decides():
         keys = set(leaves(yaml.safe_load(path.read_text())))
         assert not keys & places
         if path.parent.name in ("finetune", "profiles"):
-            assert not keys & {"name", "schedule", "model.init_args.transfer"}
+            start = {f"model.init_args.{name}" for name in ("transfer", "use_encoder_weights", "l2_sp")}
+            assert not keys & {"name", "schedule", *start}
 
 
 def test_the_rows_of_the_paper_are_all_there():
