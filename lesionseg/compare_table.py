@@ -113,8 +113,7 @@ def provenance(grid: Grid) -> list[str]:
         f"Data: {data_kind(grid)}; store {info.store_sha256[:12]}.",
         f"Test: {len(grid.patients)} patients, {n_slices} slices, {len(reference)} lesions ({types}); "
         f"folds {folds} of {info.folds}; seeds {seeds}; last weights after {info.epochs} epochs.",
-        f"Net: encoder {info.encoder}, {_encoder_weights(encoder_weights)}; "
-        f"configuration {info.config_sha256[:12]}.",
+        f"Net: encoder {info.encoder}, {_encoder_weights(encoder_weights)}; configuration {info.config_sha256[:12]}.",
         f"Code: commit {commits}, version {versions}; machine: {_listed(i.machine for i in infos)}.",
     ]
     if len(grid.seeds) == 1:

@@ -101,9 +101,7 @@ class Plateau:
             if waited >= self.patience and current + 1 < len(starts):
                 starts[current + 1] = min(starts[current + 1], epoch + 1)
         spans = zip(pairwise([*starts, schedule.epochs]), schedule.steps, strict=True)
-        return ResolvedSchedule(
-            schedule.epochs, tuple(Step(start, stop, step.rates) for (start, stop), step in spans)
-        )
+        return ResolvedSchedule(schedule.epochs, tuple(Step(start, stop, step.rates) for (start, stop), step in spans))
 
 
 def _stretch(schedule: ResolvedSchedule, block: str, epoch: int) -> tuple[int, int]:

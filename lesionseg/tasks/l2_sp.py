@@ -1,4 +1,4 @@
-"""`PullToStart`: the L2-SP term, which pulls a net towards the weights it started from (Li et al., arXiv 1802.01483)."""
+"""`PullToStart`: the L2-SP term, which pulls a net towards the weights it started from (arXiv 1802.01483)."""
 
 from __future__ import annotations
 
