@@ -68,7 +68,7 @@ def test_the_loss_of_a_step_holds_the_term(task, monkeypatch):
     monkeypatch.setattr(task, "log", lambda *_, **__: None)  # a log needs a trainer
     batch = Batch(torch.randn(2, 3, 32, 32), torch.randint(0, 5, (2, 32, 32)), [], [], [])
     task.eval()
-    plain = float(task.loss(task(batch.images), batch.targets[:, None]))
+    plain = float(task.loss(task(batch.images), batch.targets[:, None]).detach())
     assert float(task.training_step(batch, 0).detach()) == pytest.approx(plain + float(task.pull().detach()), rel=1e-5)
 
 
