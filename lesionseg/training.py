@@ -176,11 +176,8 @@ class RunCLI(LightningCLI):
     def before_fit(self) -> None:
         """Refuse a schedule that does not fit and test cases that the net has seen, then describe the run."""
         self.datamodule.setup("fit")
-        freezing = self._freezing()
-        freezing.schedule.resolve(self.trainer.max_epochs or 0, list(blocks(self.model.net)))
-        if freezing.plateau and not self.trainer.limit_val_batches * len(self.datamodule.validation):
-            raise InputError("schedule.plateau", expected="an inner validation to look for it in", got="none",
-                             remedy="set data.inner_validation to 0.2, or leave the plateau out")  # fmt: skip
+        validates = bool(self.trainer.limit_val_batches * len(self.datamodule.validation))
+        self._freezing().check(self.trainer.max_epochs or 0, list(blocks(self.model.net)), validates)
         self.run = self._with_training_cases()
         self._announce()
 

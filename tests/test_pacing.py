@@ -59,7 +59,7 @@ def test_a_clock_rises_to_the_full_rate_falls_to_its_end_and_is_never_0(warm_up,
     assert factors[:top] == sorted(factors[:top])
     assert factors[top:] == sorted(factors[top:], reverse=True)
     assert top <= math.ceil(warm_up * steps)
-    assert factors[-1] >= end
+    assert factors[-1] >= end or top == steps - 1  # as few steps may all be of the warm-up
 
 
 def test_no_warm_up_and_no_decay_is_no_clock():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,17 @@ class StagedFreezing(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the figures of a checkpoint."""
         self._figures = dict(state_dict["figures"])
+
+    def check(self, epochs: int, block_names: Sequence[str], validates: bool) -> None:
+        """Refuse, before anything is trained, what does not fit.
+
+        Raises:
+            InputError: the schedule does not fit the blocks or the epochs, or no validation shows a plateau.
+        """
+        self.schedule.resolve(epochs, block_names)
+        if self.plateau and not validates:
+            raise InputError("schedule.plateau", expected="an inner validation to look for it in", got="none",
+                             remedy="set data.inner_validation to 0.2, or leave the plateau out")  # fmt: skip
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Resolve the schedule for this network and number of epochs, print it and leave it in the run folder.
