@@ -23,6 +23,8 @@ else
 PROFILE := paper
 NAME := $(notdir $(abspath $(if $(LITS),$(LITS),$(dir $(SLICES)))))
 endif
+# One schedule, where one is meant: of `cell`, or whose runs are exported (none: the best of the comparison).
+SCHEDULE :=
 SCHEDULES := baseline no_freezing hierarchical_freezing freeze_encoder hierarchical_unfreezing
 FOLDS := 3
 SEEDS := 0
@@ -48,7 +50,7 @@ THREADS = $$(( $(CORES) > $(JOBS) ? $(CORES) / $(JOBS) : 1 ))
 help: ## list the targets
 	@echo "make TARGET [LITS=/path/to/LiTS] [SLICES=/path/to/slices.csv] [PROFILE=phantom|paper] [NAME=...]"
 	@echo "            [SCHEDULES='a b'] [FOLDS=3] [SEEDS='0 1'] [EPOCHS=n] [DEVICES=n] [-j N]"
-	@echo "            [SCHEDULE=a] [INPUT=/path/to/study] [OUT=folder]"
+	@echo "            [SCHEDULE=a] [FOLD=0] [SEED=0] [INPUT=/path/to/study] [OUT=folder]"
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 16
 
 # ---- set-up: an environment of its own, from pinned and hashed packages ----
@@ -108,20 +110,23 @@ pretrain-liver pretrain-lesion: pretrain-%: data-lits
 	@OMP_NUM_THREADS=$(THREADS) $(FIT) --config experiments/pretrain/$*.yaml --config $(PROFILE_FILE) \
 	  --data.store $(DATA)/lits --trainer.default_root_dir $(RUN)/pretrain/$* $(STEER)
 
+# What a cell of the grid runs: $(1) schedule, $(2) fold, $(3) seed.
+FIT_CELL = $(FIT) --config experiments/finetune/lesion.yaml \
+  --config experiments/schedules/$(1).yaml --config $(PROFILE_FILE) --seed_everything $(3) \
+  --data.store $(DATA)/slices --data.folds $(FOLDS) --data.fold $(2) \
+  --model.init_args.weights $(RUN)/pretrain/lesion \
+  --trainer.default_root_dir $(RUN)/finetune/$(1)/fold$(2)-seed$(3) $(STEER) $(FIT_OPTIONS)
+
 CELLS :=
-# One cell of the grid: $(1) schedule, $(2) fold, $(3) seed.
 define CELL
 CELLS += $(RUN)/finetune/$(1)/fold$(2)-seed$(3)
+CELL_LINES += 'SCHEDULE=$(1) FOLD=$(2) SEED=$(3)'
 INDEX := $$(words $$(CELLS))
 .PHONY: $(RUN)/finetune/$(1)/fold$(2)-seed$(3)
 $(RUN)/finetune/$(1)/fold$(2)-seed$(3): CELL_INDEX := $$(INDEX)
 $(RUN)/finetune/$(1)/fold$(2)-seed$(3): grid
 	@$$(if $$(filter-out 0,$$(GPUS)),$$(if $$(filter-out 1,$$(JOBS)),CUDA_VISIBLE_DEVICES=$$$$(( $$(CELL_INDEX) % $$(GPUS) )))) \
-	OMP_NUM_THREADS=$$(THREADS) $$(FIT) --config experiments/finetune/lesion.yaml \
-	  --config experiments/schedules/$(1).yaml --config $$(PROFILE_FILE) --seed_everything $(3) \
-	  --data.store $$(DATA)/slices --data.folds $$(FOLDS) --data.fold $(2) \
-	  --model.init_args.weights $$(RUN)/pretrain/lesion --cell $$(CELL_INDEX)/$$(words $$(CELLS))@$$(JOBS) \
-	  --trainer.default_root_dir $$@ $$(STEER) $$(FIT_OPTIONS)
+	OMP_NUM_THREADS=$$(THREADS) $$(call FIT_CELL,$(1),$(2),$(3)) --cell $$(CELL_INDEX)/$$(words $$(CELLS))@$$(JOBS)
 endef
 FOLD_NUMBERS := $(shell seq 0 $$(( $(FOLDS) - 1 )))
 $(foreach s,$(SCHEDULES),$(foreach k,$(FOLD_NUMBERS),$(foreach e,$(SEEDS),$(eval $(call CELL,$(s),$(k),$(e))))))
@@ -136,9 +141,25 @@ finetune: $(CELLS) pretrain ## pretrain where needed, fine-tune under every sche
 compare: setup ## compare the finished runs again
 	@$(LESIONSEG) compare $(RUN)/finetune --output $(RUN)/compare
 
+# The grid on many machines (experiments/sweeps, experiments/slurm). Nothing is prepared here, or they would all do it
+# at once: `make pretrain data-slices` comes first.
+FOLD :=
+SEED :=
+
+.PHONY: cells cell
+cells: ## the cells of the grid, one a line, as `make cell` takes them
+	@printf '%s\n' $(CELL_LINES)
+
+ifneq ($(and $(SCHEDULE),$(FOLD),$(SEED)),)
+cell: ## one cell of the grid, for a sweep or a cluster: SCHEDULE=a FOLD=0 SEED=0
+	@$(call FIT_CELL,$(SCHEDULE),$(FOLD),$(SEED))
+else
+cell:
+	@echo "lesionseg: wrong input: cell: expected SCHEDULE=, FOLD= and SEED=; got $(or $(strip $(SCHEDULE) $(FOLD) $(SEED)),none);" \
+	  "take a line of make cells" >&2; exit 2
+endif
+
 # ---- a model to share, and its use ----
-# The schedule whose runs are exported; none: the best of the comparison.
-SCHEDULE :=
 INPUT :=
 OUT := $(RUN)/segmented
 

@@ -125,12 +125,12 @@ def provenance(grid: Grid) -> list[str]:
     types = ", ".join(f"{name} {(reference.type == name).sum()}" for name in grid.lesion_types)
     seeds, folds = ", ".join(map(str, grid.seeds)), ", ".join(map(str, grid.folds))
     commits, versions = _listed(i.commit or "unknown" for i in infos), _listed(i.version for i in infos)
+    encoder_weights = next((i.encoder_weights for i in infos if i.encoder_weights), None)
     lines = [
         f"Data: {data_kind(grid)}; store {info.store_sha256[:12]}.",
         f"Test: {len(grid.patients)} patients, {n_slices} slices, {len(reference)} lesions ({types}); "
         f"folds {folds} of {info.folds}; seeds {seeds}; last weights after {info.epochs} epochs.",
-        f"Net: encoder {info.encoder}, {_encoder_weights(info.encoder_weights)}; "
-        f"configuration {info.config_sha256[:12]}.",
+        f"Net: encoder {info.encoder}, {_encoder_weights(encoder_weights)}; configuration {info.config_sha256[:12]}.",
         f"Code: commit {commits}, version {versions}; machine: {_listed(i.machine for i in infos)}.",
     ]
     if len(grid.seeds) == 1:

@@ -17,7 +17,7 @@ from lesionseg.cascade import least_voxels
 from lesionseg.compare_table import in_paper_order
 from lesionseg.data.store import CaseRecord, Store
 from lesionseg.errors import InputError
-from lesionseg.grid import SHARED, read_grid
+from lesionseg.grid import SHARED, SHARED_STARTS, read_grid
 from lesionseg.inference import lesion_ids, predict_lesions
 from lesionseg.labels import LIVER, TARGETS, is_liver
 from lesionseg.lesions import FIRST_TYPE
@@ -32,7 +32,7 @@ OPTIMISTIC = "chosen on the test folds: its own figures there are optimistic"
 #: Said of the calibration of an ensemble: no lesion is new to all of its nets, so none can judge their mean.
 ENSEMBLE = "figures of each net alone; an ensemble votes by their mean, which is less sure than they are"
 #: What the nets of an ensemble share: they are folds and seeds of one schedule.
-_ALIKE = {"name": "schedule", **SHARED, "weights_sha256": "pretrained weights"}
+_ALIKE = {"name": "schedule", **SHARED, **SHARED_STARTS}
 _TINY = np.finfo(np.float32).tiny
 
 T = TypeVar("T")

@@ -20,10 +20,11 @@ SHARED = {
     "folds": "number of folds",
     "epochs": "budget in epochs",
     "encoder": "encoder",
-    "encoder_weights": "weights of the encoder",
     "target": "target",
     "config_sha256": "configuration besides schedule, fold and seed",
 }
+#: What every run of a row must share, and all rows that have any: `baseline` has no LiTS weights, `from_scratch` none.
+SHARED_STARTS = {"encoder_weights": "weights of the encoder", "weights_sha256": "pretrained weights"}
 
 _CELL = re.compile(r"fold(\d+)-seed(\d+)")
 _OWN_ROOT = "keep runs of another kind in a folder of their own, or run these cells again"
@@ -85,8 +86,8 @@ def read_grid(root: Path) -> Grid:
 
     Raises:
         InputError: there are none; cells are unfinished or missing (all are listed); a run lies in the folder of
-            another; the runs differ in what `SHARED` names, in their pretrained weights, or in the slices and lesions
-            of a fold; a patient is tested in two folds; a lesion type is none of the target's.
+            another; the runs differ in what `SHARED` and `SHARED_STARTS` name, or in the slices and lesions of a fold;
+            a patient is tested in two folds; a lesion type is none of the target's.
     """
     cells = {folder: _cell(folder) for folder in sorted(root.glob("*/fold*-seed*")) if _CELL.fullmatch(folder.name)}
     if not cells:
@@ -149,8 +150,11 @@ def _refuse_misplaced(run: RunResult, cell: tuple[str, int, int]) -> None:
 def _refuse_mixed(root: Path, runs: list[RunResult]) -> None:
     for field, meaning in SHARED.items():
         _refuse_two(root, meaning, [(getattr(run.info, field), run) for run in runs])
-    started = [(run.info.weights_sha256, run) for run in runs if run.info.weights_sha256 is not None]
-    _refuse_two(root, "pretrained weights", started)
+    for field, meaning in SHARED_STARTS.items():
+        starts = [(getattr(run.info, field), run) for run in runs]
+        _refuse_two(root, meaning, [start for start in starts if start[0] is not None])
+        for row in {run.info.name for run in runs}:
+            _refuse_two(root, f"{meaning} in every fold and seed", [s for s in starts if s[1].info.name == row])
 
 
 def _refuse_two(root: Path, meaning: str, values: Sequence[tuple[object, RunResult]]) -> None:

@@ -18,9 +18,12 @@ from lesionseg.runs import RunInfo, finished_run, provenance, sha256_of, weights
 #: Settings that change where or how fast a run goes, not what comes out of it; not part of its fingerprint.
 _NOT_IN_FINGERPRINT = ("config", "cell", "verbose", "data.store", "data.num_workers", "model.init_args.weights")
 #: What rows of one comparison differ in; all the rest must be equal between them.
-_DIFFERS_BETWEEN_ROWS = ("name", "schedule", "model.class_path", "model.init_args.transfer",
-                         "model.init_args.deep_supervision", "model.init_args.classification_weight",
-                         "model.init_args.crop_px", "data.fold", "seed_everything", "data.seed")  # fmt: skip
+_DIFFERS_BETWEEN_ROWS = (
+    "name", "schedule", "model.class_path",
+    *(f"model.init_args.{name}" for name in ("transfer", "use_encoder_weights", "l2_sp", "deep_supervision",
+                                             "classification_weight", "crop_px")),
+    "data.fold", "seed_everything", "data.seed",
+)  # fmt: skip
 #: The settings of the trainer that count, and those that count where they are not its defaults.
 _TRAINER_SETTINGS_THAT_COUNT = ("max_epochs", "limit_train_batches", "precision", "gradient_clip_val",
                                 "accumulate_grad_batches", "max_steps")  # fmt: skip
@@ -47,7 +50,7 @@ def describe_run(plain: dict[str, Any], args: Sequence[str]) -> RunInfo:
     relevant["trainer"] = _trainer_settings(plain["trainer"])
     relevant["model"]["init_args"]["encoder_weights"] = _content(init["encoder_weights"])
     shared = {"config": without(relevant, _DIFFERS_BETWEEN_ROWS), "store": store.manifest_sha256}
-    encoder_weights = init["encoder_weights"]
+    encoder_weights = init["encoder_weights"] if init["use_encoder_weights"] else None
     return RunInfo(
         name=plain["name"],
         state="running",

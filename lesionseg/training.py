@@ -144,6 +144,9 @@ class RunCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """The trainer with callbacks, loggers and strategy of every run; `InputError` for what a Trainer refuses."""
         config = self.config[self.subcommand]
+        # A plateau is looked for after every epoch, whatever the profile says: the steps of training are the same.
+        validate_every = 1 if self._freezing().plateau else config.trainer.check_val_every_n_epoch
+        kwargs["check_val_every_n_epoch"] = validate_every
         callbacks: list[pl.Callback] = [
             Results(self.run_dir),
             SeedEveryStep(self.datamodule.seed),
@@ -154,7 +157,7 @@ class RunCLI(LightningCLI):
             *checkpoints(
                 self.run_dir,
                 self.model.monitor if self.datamodule.inner_validation else None,
-                config.trainer.check_val_every_n_epoch,
+                validate_every,
             ),
         ]
         given = self._get(self.config_init, "trainer").callbacks or []
@@ -173,8 +176,8 @@ class RunCLI(LightningCLI):
     def before_fit(self) -> None:
         """Refuse a schedule that does not fit and test cases that the net has seen, then describe the run."""
         self.datamodule.setup("fit")
-        schedule = self._get(self.config_init, "schedule").schedule
-        schedule.resolve(self.trainer.max_epochs or 0, list(blocks(self.model.net)))
+        validates = bool(self.trainer.limit_val_batches * len(self.datamodule.validation))
+        self._freezing().check(self.trainer.max_epochs or 0, list(blocks(self.model.net)), validates)
         self.run = self._with_training_cases()
         self._announce()
 
@@ -189,6 +192,9 @@ class RunCLI(LightningCLI):
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         return {**kwargs, "ckpt_path": self.checkpoint, "weights_only": True}
+
+    def _freezing(self) -> StagedFreezing:
+        return self._get(self.config_init, "schedule")
 
     def _plain_config(self) -> dict[str, Any]:
         """The resolved config as plain data, links included."""

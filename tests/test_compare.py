@@ -262,6 +262,17 @@ def test_runs_that_differ_in_more_than_the_schedule_are_refused(root: Path, tmp_
     assert "no_freezing/fold1-seed0" in refused(root, tmp_path / "out")
 
 
+def test_a_row_without_any_start_stands_beside_rows_with_imagenet(root: Path, tmp_path: Path) -> None:
+    """`from_scratch` beside `baseline`; but within a row all folds and seeds start alike."""
+    for cell in (root / "no_freezing").iterdir():
+        edit_info(cell, encoder_weights="imagenet")
+    compare(root, tmp_path / "out")
+    text = (tmp_path / "out" / "table.md").read_text()
+    assert ", ImageNet; configuration" in text
+    assert "| baseline | no ImageNet |" in text
+    assert "| no freezing | ImageNet" in text
+
+
 def test_a_copied_or_renamed_run_is_refused(root: Path, tmp_path: Path) -> None:
     shutil.copytree(root / "no_freezing", root / "freeze_encoder")
     assert "copy or renamed" in refused(root, tmp_path / "out")

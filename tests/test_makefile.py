@@ -156,7 +156,7 @@ def test_cells_side_by_side_share_the_cores(jobs):
     done = make("-n", f"-j{jobs}", "finetune")
     cells = [line for line in done.stdout.replace("\\\n", " ").splitlines() if "--cell" in line]
     assert len(cells) == 15
-    assert all(f"@{jobs} " in line for line in cells)
+    assert all(line.endswith(f"@{jobs}") for line in cells)
     cores = int(subprocess.run(["getconf", "_NPROCESSORS_ONLN"], capture_output=True, text=True, check=True).stdout)
     threads = {re.search(r"OMP_NUM_THREADS=(\$\(\(.*?\)\))", line)[1] for line in cells}
     (said,) = {subprocess.run(["bash", "-c", f"echo {t}"], capture_output=True, text=True).stdout for t in threads}
@@ -190,7 +190,7 @@ def test_help_lists_targets_that_are_there():
     assert "check-real" in listed
     for target in listed:
         assert make("-n", target).returncode == 0
-    variables = "LITS SLICES PROFILE NAME SCHEDULES FOLDS SEEDS EPOCHS DEVICES SCHEDULE INPUT OUT"
+    variables = "LITS SLICES PROFILE NAME SCHEDULES FOLDS SEEDS EPOCHS DEVICES SCHEDULE FOLD SEED INPUT OUT"
     for variable in variables.split():
         assert f"[{variable}=" in done.stdout
 

@@ -180,15 +180,17 @@ def test_presets_are_the_five_rows():
 
 
 @pytest.mark.parametrize("path", sorted(PRESETS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_preset_resolves_and_trains_decoder_and_head_always(path):
+def test_every_preset_resolves_and_trains_the_head_always(path):
+    """The decoder too, except where the head is first to learn, or one block and the head alone."""
     data = preset(path.stem)
     assert set(data) == {"name", "model", "schedule"}
     assert data["name"] == path.stem
-    assert data["model"]["init_args"]["transfer"] == (path.stem != "baseline")
+    assert data["model"]["init_args"]["transfer"] == (path.stem not in ("baseline", "from_scratch"))
     outside = [name for name in ("decoder", "head", "classifier") if name in data["schedule"]["trains"]]
+    learning = outside[1:] if path.stem in ("lp_ft", "head_only") or path.stem.startswith("surgical") else outside
     for epochs in range(6, 61):
         resolved = resolve(data["schedule"]["trains"], epochs, [*ENCODER, *outside])
-        assert all(row.endswith("1" * len(outside)) for row in marks(resolved))
+        assert all(row.endswith("1" * len(learning)) for row in marks(resolved))
 
 
 def test_the_encoder_stands_for_no_block_outside_of_it():
@@ -202,12 +204,44 @@ def test_presets_without_stages():
     assert set(marks(resolve(preset("freeze_encoder")["schedule"]["trains"], 3))) == {"0000011"}
 
 
+def test_further_presets_by_hand():
+    """Blocks from stem to head."""
+    blocks = {"stem": "1000001", "stage1": "0100001", "stage2": "0010001", "stage3": "0001001", "stage4": "0000101"}
+    for block, row in blocks.items():
+        assert set(marks(resolve(preset(f"surgical_{block}")["schedule"]["trains"], 6))) == {row}
+    assert set(marks(resolve(preset("head_only")["schedule"]["trains"], 6))) == {"0000001"}
+    assert marks(resolve(preset("lp_ft")["schedule"]["trains"], 6)) == ["0000001"] * 3 + ["1111111"] * 3
+    for name in ("l2_sp", "from_scratch", "no_freezing_clock"):
+        assert set(marks(resolve(preset(name)["schedule"]["trains"], 3))) == {"1111111"}
+    rates = list(resolve(preset("discriminative_rates")["schedule"]["trains"], 3).state(0).values())
+    assert rates == pytest.approx([1 / 2.6**n for n in (5, 4, 3, 2, 1, 0, 0)], abs=5e-5)
+
+
+@pytest.mark.parametrize("pace", ["clock", "plateau"])
+def test_a_paced_preset_thaws_in_the_steps_of_its_plain_one(pace):
+    plain, paced = preset("hierarchical_unfreezing"), preset(f"hierarchical_unfreezing_{pace}")
+    assert paced["schedule"] == {**plain["schedule"], pace: paced["schedule"][pace]}
+    assert (
+        preset("no_freezing_clock")["schedule"]["clock"] == preset("hierarchical_unfreezing_clock")["schedule"]["clock"]
+    )
+
+
 FREEZING = ["1111111", "0111111", "0011111", "0001111", "0000111", "0000011"]
 UNFREEZING = ["0000011", "0000111", "0001111", "0011111", "0111111", "1111111"]
 
 
+FROM_DEEP = ["1111111", "1111011", "1110011", "1100011", "1000011", "0000011"]
+FROM_INPUT = ["0000011", "1000011", "1100011", "1110011", "1111011", "1111111"]
+
+
 @pytest.mark.parametrize(
-    ("name", "rows"), [("hierarchical_freezing", FREEZING), ("hierarchical_unfreezing", UNFREEZING)]
+    ("name", "rows"),
+    [
+        ("hierarchical_freezing", FREEZING),
+        ("hierarchical_unfreezing", UNFREEZING),
+        ("freeze_from_deep", FROM_DEEP),
+        ("thaw_from_input", FROM_INPUT),
+    ],
 )
 @pytest.mark.parametrize(
     ("epochs", "lengths"),

@@ -535,3 +535,43 @@ def test_two_ranks_leave_the_figures_of_one(tmp_path, command):
     assert [step["rates"]["stage1"] for step in steps] == [1, 0, 0, 1]
     assert asdict(alone.info)["state"] == "finished"
     assert all(a["stop"] == b["start"] for a, b in pairwise(steps))
+
+
+# ---- paced schedules ----
+
+
+@pytest.fixture(scope="module")
+def paced(tmp_path_factory, command):
+    """Clock, plateau and pull to the start together: a command line, and its run that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("paced")
+    schedule = {"trains": {"stage2": [0.8334, 1], "encoder": "always", "decoder": "always", "head": "always"},
+                "clock": {"warm_up": 0.2}, "plateau": {"patience": 1, "min_delta": 1.0}}  # fmt: skip
+    settings = {"schedule": schedule, "model": {"init_args": {"l2_sp": 0.01}}}
+    (folder / "paced.yaml").write_text(yaml.safe_dump(settings))
+    paced = lambda run: command(run, "--config", str(folder / "paced.yaml"), schedule="no_freezing")  # noqa: E731
+    assert main(paced(folder / "run")) == 0
+    return paced, folder / "run"
+
+
+def test_a_plateau_is_looked_for_after_every_epoch(paced):
+    """Whatever `check_val_every_n_epoch` says: no figure is better by 1, so that stage2 thaws before epoch 2, not 5."""
+    steps = json.loads((paced[1] / "schedule.json").read_text())["steps"]
+    assert [(step["start"], step["rates"]["stage2"]) for step in steps] == [(0, 0), (2, 1)]
+    assert pd.read_csv(paced[1] / "metrics.csv").dropna(subset="val/dice1_n").epoch.tolist() == list(range(EPOCHS))
+
+
+@pytest.mark.parametrize("step", [2 * STEPS - 1, 2 * STEPS + 1])
+def test_a_paced_run_goes_on_bit_for_bit(tmp_path, paced, monkeypatch, step):
+    """Stopped after the epoch that makes the plateau, and within the first in which the block trains."""
+    command, whole = paced
+    with monkeypatch.context() as patch:
+        at_step(patch, step, interrupt)
+        assert main(command(tmp_path / "run")) == 130
+    assert main(command(tmp_path / "run")) == 0
+    assert_same_run(tmp_path / "run", whole)
+
+
+def test_a_plateau_without_an_inner_validation_is_refused(paced, tmp_path, capsys):
+    line = refused(capsys, [*paced[0](tmp_path / "run"), "--data.inner_validation", "0"])
+    assert "schedule.plateau: expected an inner validation" in line
+    assert not (tmp_path / "run").exists()

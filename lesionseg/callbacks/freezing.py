@@ -2,40 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lesionseg.errors import InputError
 from lesionseg.networks import Block, blocks
+from lesionseg.pacing import Clock, Plateau
 from lesionseg.runs import write_text
 from lesionseg.schedules import FreezeSchedule, ResolvedSchedule
 
 
 class StagedFreezing(pl.Callback):
-    """Freezes and thaws the blocks of `pl_module.net` as the schedule says, from the current epoch alone.
+    """Freezes and thaws the blocks of `pl_module.net` as the schedule says, and sets their learning rates.
 
-    It has no state of its own: what trains is set again from the epoch at the start of training, of every epoch and of
-    every batch, so that a resumed run, wherever it was interrupted, has the right blocks frozen. Nothing is frozen
-    before the strategy has wrapped the network, as distributed training never synchronises what was frozen by then.
+    What trains, and at what rate, is a function of epoch and batch, set again at the start of training, of every epoch
+    and of every batch, so that a resumed run, wherever it was interrupted, has the right blocks frozen. Its only state
+    are the figures that a plateau is looked for in. Nothing is frozen before the strategy has wrapped the network, as
+    distributed training never synchronises what was frozen by then.
 
     A frozen block gets no gradient, no weight decay and no running statistics; its optimizer state is dropped, so that
     it thaws without stale momentum. The optimizer needs the groups of `networks.parameter_groups`.
 
     Args:
         trains: block → when it trains; see `lesionseg.schedules`.
+        clock: how a block's rate follows its age since it thawed; None: the rates of `trains`, constant.
+        plateau: when a step of the schedule comes before its time, which then is the latest; None: never. It looks at
+            `pl_module.monitor`, the figure of the inner validation by which the best checkpoint is kept.
     """
 
-    def __init__(self, trains: dict[str, Any]) -> None:
-        self.schedule = FreezeSchedule.parse(trains)
+    def __init__(self, trains: dict[str, Any], clock: Clock | None = None, plateau: Plateau | None = None) -> None:
+        self.schedule, self.clock, self.plateau = FreezeSchedule.parse(trains), clock, plateau
+        self._latest: ResolvedSchedule
         self._resolved: ResolvedSchedule
         self._blocks: dict[str, Block]
+        self._figures: dict[int, float] = {}
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Forget the figures of an earlier training; those of a checkpoint come after this."""
+        self._figures = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Figure of the inner validation by epoch, where a plateau is looked for."""
+        return {"figures": self._figures} if self.plateau else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the figures of a checkpoint."""
+        self._figures = dict(state_dict["figures"])
+
+    def check(self, epochs: int, block_names: Sequence[str], validates: bool) -> None:
+        """Refuse, before anything is trained, what does not fit.
+
+        Raises:
+            InputError: the schedule does not fit the blocks or the epochs, or no validation shows a plateau.
+        """
+        self.schedule.resolve(epochs, block_names)
+        if self.plateau and not validates:
+            raise InputError("schedule.plateau", expected="an inner validation to look for it in", got="none",
+                             remedy="set data.inner_validation to 0.2, or leave the plateau out")  # fmt: skip
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Resolve the schedule for this network and number of epochs, print it and leave it in the run folder.
@@ -44,27 +75,47 @@ class StagedFreezing(pl.Callback):
             InputError: the schedule does not fit the network, the number of epochs or the optimizer.
         """
         self._blocks = blocks(pl_module.get_submodule("net"))
-        self._resolved = self.schedule.resolve(trainer.max_epochs or 0, list(self._blocks))
+        self._latest = self._resolved = self.schedule.resolve(trainer.max_epochs or 0, list(self._blocks))
         _check_optimizer(trainer, self._blocks)
-        rank_zero_info(f"freeze schedule (● trains, ○ frozen)\n{self._resolved.table()}")
-        _save(self._resolved, Path(trainer.default_root_dir))
+        rank_zero_info(f"freeze schedule (● trains, ○ frozen)\n{self._latest.table()}")
+        _save(self._latest, Path(trainer.default_root_dir))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Set what trains; the only hook before the first batch when training resumes within an epoch."""
+        self._hasten(trainer)
         self._apply(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Set what trains in this epoch."""
         self._apply(trainer, pl_module)
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Set it again: anything may have called `train()` since."""
-        self._apply(trainer, pl_module)
+        self._apply(trainer, pl_module, batch_idx)
 
-    def _apply(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Bring every block into the state of the current epoch; does nothing where it is there already."""
-        optimizer = trainer.optimizers[0]
-        rates = self._resolved.state(trainer.current_epoch)
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Look for a plateau; the next step of the schedule begins with the next epoch where there is one."""
+        if self.plateau and trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            figure = trainer.callback_metrics[pl_module.monitor]  # type: ignore[index]
+            self._figures[trainer.current_epoch] = _over_ranks(trainer, figure)
+            self._hasten(trainer)
+
+    def _hasten(self, trainer: pl.Trainer) -> None:
+        """Bring steps forward as the figures say; the run folder always holds what happened."""
+        schedule = self.plateau.hasten(self._latest, self._figures) if self.plateau else self._latest
+        if schedule != self._resolved:
+            self._resolved = schedule
+            rank_zero_info(f"freeze schedule, steps brought forward by a plateau\n{schedule.table()}")
+            _save(schedule, Path(trainer.default_root_dir))
+
+    def _apply(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: int = 0) -> None:
+        """Bring every block into the state of the current step; does nothing where it is there already."""
+        optimizer, epoch = trainer.optimizers[0], trainer.current_epoch
+        rates = self._resolved.state(epoch)
+        if self.clock:
+            rates = self.clock.rates(self._resolved, epoch, batch, int(trainer.num_training_batches))
         changed = False
         for group in optimizer.param_groups:
             block, rate = self._blocks[group["name"]], rates[group["name"]]
@@ -110,6 +161,12 @@ def _thaw(block: Block) -> bool:
         module.training = True
     rank_zero_info(f"{block.name} thaws")
     return True
+
+
+def _over_ranks(trainer: pl.Trainer, figure: Tensor) -> float:
+    """One figure for all ranks: their mean, as the first rank has it, so that all of them decide alike."""
+    mean = trainer.strategy.reduce(figure.detach().clone(), reduce_op="mean")
+    return float(trainer.strategy.broadcast(float(mean)))
 
 
 def _is_compiled(module: nn.Module) -> bool:

@@ -21,6 +21,7 @@ from lesionseg.inputs import InputSpec
 from lesionseg.labels import TARGETS, Target
 from lesionseg.networks import build_unet, parameter_groups, transfer
 from lesionseg.runs import read_net
+from lesionseg.tasks.l2_sp import PullToStart
 
 
 class SegmentationTask(pl.LightningModule):
@@ -38,6 +39,8 @@ class SegmentationTask(pl.LightningModule):
         weight_decay: of AdamW.
         weights: run folder whose net is the start of this one; None: none.
         transfer: take those weights. The row `baseline` says no.
+        use_encoder_weights: take `encoder_weights`, which the profile names. The row `from_scratch` says no.
+        l2_sp: strength of the pull towards the weights taken over, see `tasks.l2_sp`; 0: none.
         compile: run the net through `torch.compile`.
     """
 
@@ -57,13 +60,20 @@ class SegmentationTask(pl.LightningModule):
         weight_decay: float = 1e-4,
         weights: Path | None = None,
         transfer: bool = True,
+        use_encoder_weights: bool = True,
+        l2_sp: float = 0.0,
         compile: bool = False,
     ) -> None:
         super().__init__()
-        refuse_negative(lr=lr, weight_decay=weight_decay)
+        refuse_negative(lr=lr, weight_decay=weight_decay, l2_sp=l2_sp)
         self.spec, self.target, self.deep_supervision = input, TARGETS[target], deep_supervision
         self.lr, self.weight_decay = lr, weight_decay
         self.weights = Path(weights) if weights is not None and transfer else None
+        self.l2_sp = l2_sp
+        self.pull: PullToStart | None = None
+        if l2_sp and self.weights is None:
+            raise InputError("model.l2_sp", expected="weights to be pulled towards", got="none",
+                             remedy="name a run folder in model.weights, or set it to 0")  # fmt: skip
         self.description = {
             "task": type(self).__name__,
             "encoder": encoder,
@@ -74,7 +84,7 @@ class SegmentationTask(pl.LightningModule):
         }
         self.net = self.configure_net(
             encoder,
-            encoder_weights=encoder_weights,
+            encoder_weights=encoder_weights if use_encoder_weights else None,
             decoder_channels=tuple(decoder_channels),
             deep_supervision=deep_supervision,
         )
@@ -113,6 +123,7 @@ class SegmentationTask(pl.LightningModule):
         if stage == "fit" and self.weights is not None:
             report = transfer(self.net, self.start(read_net(self.weights)[1]), where=self.weights)
             rank_zero_info(f"weights from {self.weights}: {report}")
+            self.pull = PullToStart(self.net, report.loaded, self.l2_sp) if self.l2_sp else None
 
     def start(self, pretrained: dict[str, Tensor]) -> dict[str, Tensor]:
         """The tensors that the net starts from, by their names in it."""
@@ -125,6 +136,8 @@ class SegmentationTask(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of a batch: the sum of its parts, which are logged where there are several."""
         parts = self.losses(batch)
+        if self.pull is not None:
+            parts["l2_sp"] = self.pull()
         loss = torch.stack(list(parts.values())).sum()
         logged = {"loss": loss, **({f"loss_{name}": part for name, part in parts.items()} if len(parts) > 1 else {})}
         for name, value in logged.items():
@@ -161,7 +174,8 @@ class SegmentationTask(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW over all parameters from the start, one group a block (see `docs/freezing.md`)."""
-        return torch.optim.AdamW(parameter_groups(self.net, self.lr, self.weight_decay))
+        groups = parameter_groups(self.net, self.lr, self.weight_decay)
+        return torch.optim.AdamW(groups if self.pull is None else self.pull.without_decay(groups))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Plain data that says how to build the net again and how to feed it."""

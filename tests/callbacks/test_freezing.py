@@ -134,7 +134,7 @@ def loader(samples=STEPS * 2, batch_size=2, same=True):
     return DataLoader(TensorDataset(images, (images[:, 0] > 0).long()), batch_size, shuffle=False)
 
 
-def fit(tmp_path, task, *callbacks, trains=TRAINS, data=None, ckpt_path=None, **options):
+def fit(tmp_path, task, *callbacks, trains=TRAINS, pace=None, data=None, ckpt_path=None, **options):
     defaults = {"accelerator": "cpu", "devices": 1, "max_epochs": EPOCHS, "num_sanity_val_steps": 1, "logger": False}
     checkpoints = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
     trainer = pl.Trainer(
@@ -143,7 +143,7 @@ def fit(tmp_path, task, *callbacks, trains=TRAINS, data=None, ckpt_path=None, **
         enable_checkpointing=checkpoints,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[StagedFreezing(trains), *callbacks],
+        callbacks=[StagedFreezing(trains, **(pace or {})), *callbacks],
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
