@@ -24,6 +24,7 @@ from lesionseg.callbacks.checkpoints import checkpoints
 from lesionseg.callbacks.freezing import StagedFreezing
 from lesionseg.callbacks.guards import FiniteLoss, Interrupted, StopOnSignal
 from lesionseg.callbacks.loggers import run_loggers
+from lesionseg.callbacks.logs import logs
 from lesionseg.callbacks.progress import TimeLeft, progress_bar
 from lesionseg.callbacks.results import Results
 from lesionseg.callbacks.seeding import SeedEveryStep
@@ -145,6 +146,7 @@ class RunCLI(LightningCLI):
         """The trainer with callbacks, loggers and strategy of every run; `InputError` for what a Trainer refuses."""
         config = self.config[self.subcommand]
         callbacks: list[pl.Callback] = [
+            *logs(self.run_dir),
             Results(self.run_dir),
             SeedEveryStep(self.datamodule.seed),
             FiniteLoss(),
