@@ -17,7 +17,7 @@ FLOORS: list[set[str]] = [
     {"formats", "model", "findings", "command_line"},
     {"data", "cascade", "report", "studies"},
     {"tasks", "callbacks", "statistics", "grid", "run_identity", "study_folder", "deliver"},
-    {"compare_table", "training"},
+    {"compare_table", "comparison_page", "training"},
     {"compare", "evaluation", "export", "segment"},
     {"cli"},
 ]
