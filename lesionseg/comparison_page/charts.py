@@ -17,7 +17,7 @@ from lesionseg.comparison_page.histories import FIGURES, LOSSES, History
 
 #: Okabe-Ito: told apart under every common colour blindness.
 _COLORS = ("#0072B2", "#D55E00", "#009E73")
-_MARK, _SOFT, _FROZEN = "#586474", "#586474", "#ffffff"
+_MARK, _FROZEN = "#586474", "#00000060"
 #: Least drift that has a colour of its own; below it a block counts as unmoved.
 LEAST_DRIFT = 0.01
 _WIDTH_INCHES, _CURVE_INCHES, _MAP_INCHES = 5.2, 1.45, 1.75
@@ -79,10 +79,10 @@ def _draw_drift(figure: Figure, panel: Axes, history: History, norm: LogNorm) ->
     colors = matplotlib.colormaps["viridis"].with_extremes(under="#eef1f4", bad="white")
     mesh = panel.pcolormesh(edges, np.arange(drift.shape[1] + 1), drift.T.to_numpy(), norm=norm, cmap=colors)
     for row, block in enumerate(drift.columns):
-        for epoch in drift.index:
-            if block in history.trains and history.trains[block].get(epoch, 1) == 0:
-                panel.add_patch(Rectangle((epoch, row), 1, 1, fill=False, hatch="////", edgecolor=_FROZEN, linewidth=0))
-                panel.add_patch(Rectangle((epoch, row), 1, 1, facecolor="#8a94a0", alpha=0.35, linewidth=0))
+        for start, stop in _frozen(history, block):
+            panel.add_patch(
+                Rectangle((start, row), stop - start, 1, fill=False, hatch="////", edgecolor=_FROZEN, linewidth=0)
+            )
     panel.set_yticks(np.arange(drift.shape[1]) + 0.5, drift.columns)
     panel.set_ylim(drift.shape[1], 0)
     panel.set_ylabel("drift", fontsize=8.5)
@@ -91,6 +91,17 @@ def _draw_drift(figure: Figure, panel: Axes, history: History, norm: LogNorm) ->
     bar.set_ticks(ticks, labels=[f"{t:g}" for t in ticks])
     bar.ax.minorticks_off()
     bar.ax.tick_params(labelsize=7.5, length=2)
+
+
+def _frozen(history: History, block: str) -> list[tuple[int, int]]:
+    """Spans of epochs (the last not included) in which a block is frozen in every run."""
+    if block not in history.trains:
+        return []
+    spans: list[tuple[int, int]] = []
+    for epoch in history.trains.index[history.trains[block] == 0]:
+        first = spans.pop()[0] if spans and spans[-1][1] == epoch else int(epoch)
+        spans.append((first, int(epoch) + 1))
+    return spans
 
 
 def _limits(histories: Iterable[History], names: Iterable[str], floor: float) -> tuple[float, float]:
@@ -102,6 +113,6 @@ def _limits(histories: Iterable[History], names: Iterable[str], floor: float) ->
 def _svg(figure: Figure) -> bytes:
     """The same figure gives the same bytes: no date, and ids from a fixed salt."""
     out = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "lesionseg", "svg.fonttype": "path"}):
+    with matplotlib.rc_context({"svg.hashsalt": "lesionseg", "hatch.linewidth": 0.6, "svg.fonttype": "path"}):
         FigureCanvasSVG(figure).print_svg(out, metadata={"Date": None, "Creator": None})
     return out.getvalue()
