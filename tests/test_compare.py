@@ -116,7 +116,9 @@ def test_tables_and_figure_of_five_rows(tmp_path: Path, capsys: pytest.CaptureFi
     assert image[..., :3].std() > 0.05
     printed = [line.split()[0] for line in capsys.readouterr().out.splitlines()[2:]]
     assert printed == [name.split("_")[0] for name in order]
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["schedules.png", "table.csv", "table.md"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        *("report.html", "schedules.png", "table.csv", "table.md"),
+    ]
 
 
 def test_the_text_says_what_it_rests_on(grid_root: Path, tmp_path: Path) -> None:
@@ -141,7 +143,7 @@ def test_the_text_says_what_it_rests_on(grid_root: Path, tmp_path: Path) -> None
 def test_two_comparisons_of_the_same_runs_write_the_same_bytes(grid_root: Path, tmp_path: Path) -> None:
     for folder in ("a", "b"):
         compare(grid_root, tmp_path / folder)
-    for name in ("table.md", "table.csv", "schedules.png"):
+    for name in ("table.md", "table.csv", "schedules.png", "report.html"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 

@@ -59,7 +59,7 @@ def sections(text: str) -> list[Section]:
 def _fitting(html: str) -> str:
     """Wide tables scroll by themselves, and an interval is not broken over two lines."""
     html = re.sub(r"(?<=<td>)[^<]*", lambda cell: re.sub(r"\[[^]]*\]", _unbroken, cell[0]), html)
-    return html.replace("<table>", '<div class="scroll"><table>').replace("</table>", "</table></div>")
+    return html.replace("<table>", '<div class="scroll" tabindex="0"><table>').replace("</table>", "</table></div>")
 
 
 def _unbroken(interval: re.Match[str]) -> str:

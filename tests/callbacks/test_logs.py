@@ -15,6 +15,7 @@ from lesionseg.callbacks.net_artifact import artifact_name, net_artifact
 from lesionseg.callbacks.overlays import SLICES
 from lesionseg.callbacks.worst_lesions import PICTURES
 from lesionseg.cli import main
+from lesionseg.compare import compare
 from lesionseg.networks import blocks, build_unet
 from lesionseg.runs import read_net, tensors_sha256, weights_sha256
 from lesionseg.tasks import LesionTask
@@ -38,7 +39,7 @@ def noted():
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, command, noted):
     """A run that nothing interrupted."""
-    run = tmp_path_factory.mktemp("logged") / "run"
+    run = tmp_path_factory.mktemp("logged") / "hierarchical_unfreezing" / "fold0-seed0"
 
     def note(task):
         if task.trainer.is_last_batch:
@@ -148,6 +149,14 @@ def test_the_worst_lesions_are_pictured(whole):
     pictured = {path.stem for path in (whole / "worst").iterdir()}
     assert len(pictured) == len(largest) > 0
     assert min(wrong.set_index("lesion_id").loc[sorted(pictured)].area_px) >= largest.area_px.min()
+
+
+def test_the_page_of_a_comparison_shows_what_a_run_left(whole, tmp_path):
+    compare(whole.parents[1], tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/svg+xml") == 1
+    assert "No drift" not in page
+    assert page.count('<figure><img src="data:image/png') == len(list((whole / "worst").iterdir()))
 
 
 def test_logging_changes_nothing_that_is_trained(tmp_path, command, whole, monkeypatch):
