@@ -136,6 +136,10 @@ finetune: $(CELLS) pretrain ## pretrain where needed, fine-tune under every sche
 compare: setup ## compare the finished runs again
 	@$(LESIONSEG) compare $(RUN)/finetune --output $(RUN)/compare
 
+.PHONY: dashboard
+dashboard: setup ## a W&B workspace and report of the comparison: published where you are logged in, else written to a file
+	@$(BIN)/python experiments/dashboard.py $(RUN)/finetune $(RUN)/compare
+
 # ---- a model to share, and its use ----
 # The schedule whose runs are exported; none: the best of the comparison.
 SCHEDULE :=

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -42,7 +42,7 @@ class BlockFigures(pl.Callback):
         found, start = blocks(pl_module.get_submodule("net")), pl_module.start
         self._parameters = {name: [p for _, p in block.parameters] for name, block in found.items()}
         self._start = {
-            name: [start[path].to(p.device) for path, p in block.parameters]  # type: ignore[operator, index]
+            name: [start[path].to(p.device) for path, p in block.parameters]  # type: ignore[index]
             for name, block in found.items()
         }
 
@@ -67,15 +67,18 @@ class BlockFigures(pl.Callback):
         pl_module.log_dict({"phase": float(self._phase), **figures}, rank_zero_only=True)
 
     def _drift(self) -> dict[str, float]:
-        moved = {name: torch._foreach_sub(own, self._start[name]) for name, own in self._parameters.items()}
+        moved = {
+            name: [now - start for now, start in zip(own, self._start[name], strict=True)]
+            for name, own in self._parameters.items()
+        }
         lengths, start = _norms(moved), _norms(self._start)
         return {name: length / start[name] if start[name] else float("nan") for name, length in lengths.items()}
 
 
-def _norms(tensors: dict[str, Sequence[Tensor]]) -> dict[str, float]:
+def _norms(tensors: Mapping[str, Sequence[Tensor]]) -> dict[str, float]:
     """L2 norm over all tensors of each block, 0 over none; waits for the device once."""
     held = {name: own for name, own in tensors.items() if own}
     if not held:
         return dict.fromkeys(tensors, 0.0)
-    norms = torch.stack([torch.stack(torch._foreach_norm(own)).norm() for own in held.values()]).tolist()
+    norms = torch.stack([torch.stack(torch._foreach_norm(list(own))).norm() for own in held.values()]).tolist()
     return dict.fromkeys(tensors, 0.0) | dict(zip(held, norms, strict=True))

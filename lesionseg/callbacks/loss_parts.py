@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-
-from lesionseg.data.dataset import Batch
 
 
 class LossParts(pl.Callback):
@@ -20,7 +18,8 @@ class LossParts(pl.Callback):
     """
 
     def __init__(self) -> None:
-        self._values: dict[str, list[Tensor]] = {}
+        self._sums: dict[str, Tensor] = {}
+        self._calls = Counter[str]()
         self._hooks: list[RemovableHandle] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -29,18 +28,15 @@ class LossParts(pl.Callback):
             if path and next(module.children(), None) is None:
                 self._hooks.append(module.register_forward_hook(self._listener(path.rpartition(".")[2])))
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object) -> None:
-        """Forget the last batch."""
-        self._values = {}
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin anew."""
+        self._sums, self._calls = {}, Counter()
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
-    ) -> None:
-        """Log as the loss itself is logged."""
-        if len(self._values) < 2:
-            return
-        parts = {f"train/loss_{name}": torch.stack(values).mean() for name, values in self._values.items()}
-        pl_module.log_dict(parts, on_step=False, on_epoch=True, batch_size=len(batch.images), sync_dist=True)
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the means over the batches, which are all of one size, and over the processes."""
+        if len(self._sums) > 1:
+            means = {f"train/loss_{name}": total / self._calls[name] for name, total in self._sums.items()}
+            pl_module.log_dict(means, sync_dist=True)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Listen no longer."""
@@ -53,6 +49,7 @@ class LossParts(pl.Callback):
 
     def _listener(self, name: str) -> Any:
         def note(module: nn.Module, inputs: tuple[Tensor, ...], value: Tensor) -> None:
-            self._values.setdefault(name, []).append(value.detach())
+            self._sums[name] = self._sums[name] + value.detach() if name in self._sums else value.detach().clone()
+            self._calls[name] += 1
 
         return note

@@ -40,13 +40,14 @@ class Overlays(pl.Callback):
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         sheet = np.concatenate([side_by_side(view.hu, view.reference, view.predicted, view.box) for view in seen])
-        (self.folder / f"epoch-{trainer.current_epoch:03d}.png").write_bytes(png(sheet))
+        path = self.folder / f"epoch-{trainer.current_epoch:03d}.png"
+        path.write_bytes(png(sheet))
         run = wandb_run(trainer)
         if run is not None:
             import wandb
 
             images = {f"overlays/slice{i}": _with_masks(view) for i, view in enumerate(seen)}
-            images["overlays/burned_in"] = wandb.Image(sheet)
+            images["overlays/burned_in"] = wandb.Image(str(path))  # copied, not packed again
             run.log({**images, "trainer/global_step": trainer.global_step})
 
 

@@ -42,11 +42,12 @@ class WorstLesions(pl.Callback):
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         place = {(ref.case_id, ref.slice): position for position, ref in enumerate(part.slices)}
-        positions = [place[row.case_id, row.slice] for row in worst.itertuples()]
-        for row, view in zip(worst.itertuples(), views(trainer, pl_module, part, positions), strict=True):
-            lesion = nth_lesion(view, row.number)
+        positions = [place[at] for at in zip(worst.case_id, worst.slice, strict=True)]
+        seen = views(trainer, pl_module, part, positions)
+        for name, number, view in zip(worst.lesion_id, worst.number, seen, strict=True):
+            lesion = nth_lesion(view, int(number))
             picture = side_by_side(view.hu, view.reference, view.predicted, view.box, lesion)
-            (self.folder / f"{row.lesion_id}.png").write_bytes(png(picture))
+            (self.folder / f"{name}.png").write_bytes(png(picture))
 
 
 def _numbers(table: pd.DataFrame) -> pd.Series:

@@ -91,9 +91,9 @@ def _shaded(row: pd.Series, true: str) -> list[Cell]:
 def worst_pictures(runs: Sequence[RunResult]) -> list[Picture]:
     """The largest lesions that the runs of one schedule missed or mistyped, of those they left a picture of."""
     tables = [run.lesions.assign(run=i) for i, run in enumerate(runs)]
-    pictures = []
-    for row in worst_lesions(pd.concat(tables, ignore_index=True)).itertuples():
-        run = runs[row.run]
+    pictures: list[Picture] = []
+    for _, row in worst_lesions(pd.concat(tables, ignore_index=True)).iterrows():
+        run = runs[int(row.run)]
         path = run.folder / WORST_FOLDER / f"{row.lesion_id}.png"
         if path.exists() and len(pictures) < MOST_PICTURES:
             caption = f"{_outcome(row)}; fold {run.info.fold}, seed {run.info.seed}"
