@@ -39,7 +39,7 @@ class BlockFigures(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Group the parameters by block and bring the start weights to their device."""
-        found, start = blocks(pl_module.get_submodule("net")), pl_module.start
+        found, start = blocks(pl_module.get_submodule("net")), pl_module.start_weights
         self._parameters = {name: [p for _, p in block.parameters] for name, block in found.items()}
         self._start = {
             name: [start[path].to(p.device) for path, p in block.parameters]  # type: ignore[index]

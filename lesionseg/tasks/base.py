@@ -100,14 +100,14 @@ class SegmentationTask(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Take over the pretrained tensors, once, before training, and keep what training starts from.
 
-        A run that goes on comes here too, before its checkpoint is loaded: `start` is that of its first epoch.
+        A run that goes on comes here too, before its checkpoint is loaded: `start_weights` are those of its first epoch.
         """
         if stage != "fit":
             return
         if self.weights is not None:
             report = transfer(self.net, read_net(self.weights)[1], where=self.weights)
             rank_zero_info(f"weights from {self.weights}: {report}")
-        self.start = {name: parameter.detach().clone() for name, parameter in self.net.named_parameters()}
+        self.start_weights = {name: parameter.detach().clone() for name, parameter in self.net.named_parameters()}
 
     def forward(self, images: Tensor) -> Tensor:
         """Scores (N, K, S, S) of images (N, 3, S, S)."""
