@@ -100,7 +100,8 @@ class SegmentationTask(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Take over the pretrained tensors, once, before training, and keep what training starts from.
 
-        A run that goes on comes here too, before its checkpoint is loaded: `start_weights` are those of its first epoch.
+        A run that goes on comes here too, before its checkpoint is loaded, so it has the `start_weights` of the first
+        epoch.
         """
         if stage != "fit":
             return
