@@ -159,6 +159,10 @@ cell:
 	  "take a line of make cells" >&2; exit 2
 endif
 
+.PHONY: dashboard
+dashboard: setup ## a W&B workspace and report of the comparison: published where you are logged in, else written to a file
+	@$(BIN)/python experiments/dashboard.py $(RUN)/finetune $(RUN)/compare
+
 # ---- a model to share, and its use ----
 INPUT :=
 OUT := $(RUN)/segmented

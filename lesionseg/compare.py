@@ -1,4 +1,4 @@
-"""`compare`: the table of freeze schedules from finished runs, as text, CSV and figure."""
+"""`compare`: the table of freeze schedules from finished runs, as text, CSV, figure and page."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from lesionseg.compare_table import BASELINE, PAPER, data_kind, in_paper_order, markdown, print_table, title
+from lesionseg.comparison_page import write_page
 from lesionseg.grid import Grid, read_grid
 from lesionseg.ranking import ranks
 from lesionseg.runs import write_text
@@ -19,7 +20,9 @@ from lesionseg.statistics import patient_bootstrap, patient_sums
 
 
 def compare(root: Path, output: Path) -> pd.DataFrame:
-    """Compare the runs below `root`; write `table.md`, `table.csv` and `schedules.png` to `output`; print the table.
+    """Compare the runs below `root`; write table, figure and page to `output`; print the table.
+
+    The files are `table.md`, `table.csv`, `schedules.png`, and `report.html`, which holds them all.
 
     Returns:
         The long table of `statistics_of`, rows in the paper's order, others after it by name.
@@ -32,8 +35,10 @@ def compare(root: Path, output: Path) -> pd.DataFrame:
     table = statistics_of(grid, schedules)
     output.mkdir(parents=True, exist_ok=True)
     write_text(output / "table.csv", table.to_csv(index=False, float_format="%.6f", lineterminator="\n"))
-    write_text(output / "table.md", markdown(grid, schedules, table))
-    _write_figure(output / "schedules.png", grid, schedules, table)
+    text, figure = markdown(grid, schedules, table), _figure(grid, schedules, table)
+    write_text(output / "table.md", text)
+    _write_bytes(output / "schedules.png", figure)
+    write_page(output / "report.html", grid, {name: title(name) for name in schedules}, text, figure)
     print_table(grid, schedules, table)
     return table
 
@@ -53,7 +58,8 @@ def statistics_of(grid: Grid, schedules: Sequence[str]) -> pd.DataFrame:
     return table
 
 
-def _write_figure(path: Path, grid: Grid, schedules: Sequence[str], table: pd.DataFrame) -> None:
+def _figure(grid: Grid, schedules: Sequence[str], table: pd.DataFrame) -> bytes:
+    """`schedules.png`."""
     n_lesions = int(table[table.figure == "success_rate"].n.iloc[0])
     n_seeds = "1 seed" if len(grid.seeds) == 1 else f"{len(grid.seeds)} seeds"
     note = f"{data_kind(grid)}; {len(grid.patients)} patients, {n_lesions} lesions, {n_seeds}"
@@ -61,6 +67,10 @@ def _write_figure(path: Path, grid: Grid, schedules: Sequence[str], table: pd.Da
     figure = schedules_figure(table, schedules, {name: title(name) for name in schedules}, paper, note)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_bytes(buffer.getvalue())
+    part.write_bytes(content)
     part.replace(path)

@@ -13,6 +13,8 @@ from lesionseg.lesions import MIN_OVERLAP
 from lesionseg.runs import RunInfo, finished_run, write_text
 
 SLICES_FILE, LESIONS_FILE = "slices.csv", "lesions.csv"
+#: Pictures of the worst test lesions, `<lesion_id>.png`.
+WORST_FOLDER = "worst"
 
 #: Columns of `slices.csv`, one row per slice and figure; an empty `value`: the figure is not defined on this slice.
 SLICE_COLUMNS: dict[str, str] = {
@@ -79,6 +81,16 @@ def read_run(folder: Path) -> RunResult:
     _check_slices(folder / SLICES_FILE, slices)
     _check_lesions(folder / LESIONS_FILE, lesions, slices)
     return RunResult(folder, info, slices, lesions)
+
+
+def worst_lesions(table: pd.DataFrame) -> pd.DataFrame:
+    """The reference lesions of a lesion table that were missed or wrongly typed, the largest first.
+
+    Size is the area in mm², or in pixels where a spacing is unknown.
+    """
+    wrong = table[(table.kind == REFERENCE) & (table.predicted_type != table.type)]
+    size = "area_px" if wrong.area_mm2.isna().any() else "area_mm2"
+    return wrong.sort_values([size, "lesion_id"], ascending=[False, True])
 
 
 def _to_csv(table: pd.DataFrame, columns: dict[str, str]) -> str:

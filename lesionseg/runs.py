@@ -120,8 +120,13 @@ def read_net(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def weights_sha256(folder: Path) -> str:
     """Hash of the tensors of a run's net, independent of how the checkpoint file was written."""
+    return tensors_sha256(read_net(folder)[1])
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """Hash of named tensors on the CPU."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(read_net(folder)[1].items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(name.encode())
         digest.update(tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()

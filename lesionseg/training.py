@@ -24,6 +24,7 @@ from lesionseg.callbacks.checkpoints import checkpoints
 from lesionseg.callbacks.freezing import StagedFreezing
 from lesionseg.callbacks.guards import FiniteLoss, Interrupted, StopOnSignal
 from lesionseg.callbacks.loggers import run_loggers
+from lesionseg.callbacks.logs import logs
 from lesionseg.callbacks.progress import TimeLeft, progress_bar
 from lesionseg.callbacks.results import Results
 from lesionseg.callbacks.seeding import SeedEveryStep
@@ -148,6 +149,7 @@ class RunCLI(LightningCLI):
         validate_every = 1 if self._freezing().plateau else config.trainer.check_val_every_n_epoch
         kwargs["check_val_every_n_epoch"] = validate_every
         callbacks: list[pl.Callback] = [
+            *logs(self.run_dir),
             Results(self.run_dir),
             SeedEveryStep(self.datamodule.seed),
             FiniteLoss(),

@@ -118,7 +118,9 @@ def test_tables_and_figure_of_five_rows(tmp_path: Path, capsys: pytest.CaptureFi
     lines = capsys.readouterr().out.splitlines()[2:]
     assert [line.split()[0] for line in lines[: len(order)]] == [name.split("_")[0] for name in order]
     assert lines[len(order)].startswith("accuracy_all against baseline, given these trained models, Holm over 5 rows:")
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["schedules.png", "table.csv", "table.md"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        *("report.html", "schedules.png", "table.csv", "table.md"),
+    ]
 
 
 def test_the_text_says_what_it_rests_on(grid_root: Path, tmp_path: Path) -> None:
@@ -162,7 +164,7 @@ def test_the_words_follow_the_test(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_two_comparisons_of_the_same_runs_write_the_same_bytes(grid_root: Path, tmp_path: Path) -> None:
     for folder in ("a", "b"):
         compare(grid_root, tmp_path / folder)
-    for name in ("table.md", "table.csv", "schedules.png"):
+    for name in ("table.md", "table.csv", "schedules.png", "report.html"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 

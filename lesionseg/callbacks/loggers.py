@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
@@ -31,6 +32,15 @@ def run_loggers(folder: Path, run: RunInfo, checkpoint: Path | None = None) -> l
     if os.environ["WANDB_MODE"] != "disabled":
         loggers.append(_wandb(folder, run))
     return loggers
+
+
+def wandb_run(trainer: pl.Trainer) -> Any:
+    """The W&B run of this process, or None: disabled, not fitting, or not the first process."""
+    if trainer.is_global_zero:
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                return logger.experiment
+    return None
 
 
 @rank_zero_only

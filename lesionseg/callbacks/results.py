@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 from torchmetrics import Metric
 
 from lesionseg.data.datamodule import LesionDataModule
+from lesionseg.data.dataset import SliceDataset
 from lesionseg.metrics import LesionFigures, LiverDice
 from lesionseg.results import write_lesions, write_slices
 from lesionseg.runs import write_text
@@ -30,7 +31,7 @@ class Results(pl.Callback):
         if trainer.is_global_zero:
             if isinstance(metric, LesionFigures):
                 write_slices(self.folder, _slice_table(metric, data))
-                write_lesions(self.folder, _lesion_table(metric, data))
+                write_lesions(self.folder, lesion_table(metric, data, data.test))
             elif isinstance(metric, LiverDice):
                 _write_cases(self.folder, metric, data)
         metric.reset()
@@ -38,13 +39,16 @@ class Results(pl.Callback):
 
 def _slice_table(metric: LesionFigures, data: LesionDataModule) -> pd.DataFrame:
     rows = pd.DataFrame(metric.slice_rows())
-    return _located(rows, data)[["case_id", "patient_id", "slice", "figure", "value"]]
+    return _located(rows, data, data.test)[["case_id", "patient_id", "slice", "figure", "value"]]
 
 
-def _lesion_table(metric: LesionFigures, data: LesionDataModule) -> pd.DataFrame:
-    """Lesions with ids of their own and their area in mm² (empty where the spacing is unknown)."""
+def lesion_table(metric: LesionFigures, data: LesionDataModule, part: SliceDataset) -> pd.DataFrame:
+    """Lesions of a part of the data, with ids of their own and their area in mm² (empty: the spacing is unknown).
+
+    Rows are those of `metric.lesion_rows()`, in its order.
+    """
     columns = ["slice_key", "kind", "type", "area_px", "overlap", "found", "predicted_type"]
-    rows = _located(pd.DataFrame(metric.lesion_rows(), columns=columns), data)
+    rows = _located(pd.DataFrame(metric.lesion_rows(), columns=columns), data, part)
     rows["area_mm2"] = rows["area_px"] * rows["case_id"].map(lambda case: _pixel_mm2(data, case)).astype(float)
     rows["lesion_id"] = [
         f"{case}-s{index}-{'r' if kind == 'reference' else 'f'}{n}"
@@ -56,9 +60,9 @@ def _lesion_table(metric: LesionFigures, data: LesionDataModule) -> pd.DataFrame
                  "found", "predicted_type"]]  # fmt: skip
 
 
-def _located(rows: pd.DataFrame, data: LesionDataModule) -> pd.DataFrame:
+def _located(rows: pd.DataFrame, data: LesionDataModule, part: SliceDataset) -> pd.DataFrame:
     """Add case, patient and slice number to rows that know only the position of their slice."""
-    refs = [data.test.slices[int(key)] for key in rows["slice_key"]]
+    refs = [part.slices[int(key)] for key in rows["slice_key"]]
     rows["case_id"] = [ref.case_id for ref in refs]
     rows["slice"] = [ref.slice for ref in refs]
     rows["patient_id"] = [data.records[ref.case_id].patient_id for ref in refs]

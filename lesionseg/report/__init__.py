@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import re
 from functools import cache
@@ -18,6 +17,7 @@ from lesionseg.figures import WINDOW_HU
 from lesionseg.labels import COLORS, LIVER, NAMES, UNTYPED_LESION
 from lesionseg.report.lesions import key_voxels, lesion_table
 from lesionseg.report.pictures import key_pictures
+from lesionseg.report.policy import inline_source
 from lesionseg.report.provenance import net_table, sections
 from lesionseg.report.volumes import Volumes, embed
 from lesionseg.report.words import headline, legend, notices, viewer_note
@@ -125,16 +125,12 @@ def _assets() -> dict[str, Markup]:
     alone. NiiVue needs no more: its volumes arrive as base64 text, its font as a `data:` picture.
     """
     style, niivue, script = (Markup(_text(name)) for name in ("page.css", "niivue.min.js", "page.js"))
+    scripts = f"{inline_source(niivue)} {inline_source(script)}"
     policy = (
-        f"default-src 'none'; script-src {_source(niivue)} {_source(script)}; style-src {_source(style)}; "
-        "img-src data:; base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; script-src {scripts}; style-src {inline_source(style)}; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
     )
     return {"style": style, "niivue": niivue, "script": script, "policy": Markup(policy)}
-
-
-def _source(text: str) -> str:
-    """The CSP source expression of an inline element with this text."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def _niivue_version() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import math
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from matplotlib.figure import Figure
 from lesionseg.figures import MARGIN, overlay
 from lesionseg.inputs import Box, crop, liver_box
 from lesionseg.labels import is_liver
+from lesionseg.report.policy import data_address
 from lesionseg.scan import canonical, canonical_axes
 from lesionseg.segmentation import Finding, Segmentation
 
@@ -46,7 +46,7 @@ def key_pictures(segmentation: Segmentation) -> list[Picture]:
     for finding in segmentation.findings[:MOST_PICTURES]:
         d = len(hu) - 1 - finding.key_slice if flip[0] else finding.key_slice
         png = _draw(hu[d], labels[d], ids[d] == finding.id, f"{finding.id} {finding.type}", spacing)
-        source = "data:image/png;base64," + base64.b64encode(png).decode()
+        source = data_address(png, "image/png")
         caption = f"slice {finding.key_slice}" if len(hu) > 1 else ""
         pictures.append(Picture(finding, source, caption, bar=spacing is not None))
     return pictures

@@ -119,11 +119,18 @@ class SegmentationTask(pl.LightningModule):
         """Named figures of a metric that has seen its slices."""
 
     def setup(self, stage: str) -> None:
-        """Take over the pretrained tensors, once, before training."""
-        if stage == "fit" and self.weights is not None:
+        """Take over the pretrained tensors, once, before training, and keep what training starts from.
+
+        A run that goes on comes here too, before its checkpoint is loaded, so it has the `start_weights` of the first
+        epoch.
+        """
+        if stage != "fit":
+            return
+        if self.weights is not None:
             report = transfer(self.net, self.start(read_net(self.weights)[1]), where=self.weights)
             rank_zero_info(f"weights from {self.weights}: {report}")
             self.pull = PullToStart(self.net, report.loaded, self.l2_sp) if self.l2_sp else None
+        self.start_weights = {name: parameter.detach().clone() for name, parameter in self.net.named_parameters()}
 
     def start(self, pretrained: dict[str, Tensor]) -> dict[str, Tensor]:
         """The tensors that the net starts from, by their names in it."""

@@ -1,24 +1,30 @@
 """What W&B is told of a run: its figures, and nothing of a patient, a path, a user or a machine."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+import yaml
 from PIL import Image
+from wandb_log import history, records, values
 
 from lesionseg.cli import main
 from lesionseg.data.prepare import prepare
 from lesionseg.data.slices import cases
 from lesionseg.data.store import Store
-from lesionseg.runs import RunInfo
+from lesionseg.runs import RunInfo, weights_sha256
 
 #: In the table, in the names of the files and in those of their folder.
 PATIENT = ("Quxmueller", "Erika19630412", "MRN00427719", "wilhelmine")
 PLACE = ("hospital-share", "study-of-2019", "run-of-dr-x")
+#: One validation, so that all is logged that a run ever logs.
+EVERY = ("--trainer.check_val_every_n_epoch", "1")
 USER = ("user-of-dr-x", "workstation-of-dr-x")
 
 
@@ -47,7 +53,7 @@ def run(tmp_path_factory, finetuning, store) -> Path:
     home.mkdir()
     named = {"HOME": str(home), "USER": USER[0], "LOGNAME": USER[0], "HOSTNAME": USER[1]}
     environment = {**os.environ, **named, "WANDB_MODE": "offline"}
-    args = finetuning(folder, "--data.store", str(store), "--trainer.max_epochs", "1", schedule="baseline")
+    args = finetuning(folder, "--data.store", str(store), "--trainer.max_epochs", "1", *EVERY, schedule="baseline")
     command = [sys.executable, "-m", "lesionseg.cli", *args]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -88,9 +94,43 @@ def test_no_file_of_a_run_names_a_patient(run):
 
 def test_wandb_learns_the_figures(run):
     (log,) = (run / "wandb").rglob("*.wandb")
-    content, info = log.read_bytes(), RunInfo.read(run)
-    for word in ("train/loss", "test/dice1", "baseline-fold0-seed0", info.config_sha256[:12], info.fingerprint):
-        assert word.encode() in content
+    info, (told_run,) = RunInfo.read(run), [r.run for r in records(log) if r.WhichOneof("record_type") == "run"]
+    assert (told_run.display_name, told_run.run_group) == ("baseline-fold0-seed0", info.config_sha256[:12])
+    assert (told_run.job_type, list(told_run.tags)) == ("typed", ["baseline", "fold0", "seed0"])
+    assert values(told_run.config.update)["fingerprint"] == info.fingerprint
+    csv = pd.read_csv(run / "metrics.csv")
+    for name in csv.columns.drop(["epoch", "step"]):
+        logged = [entry[name] for entry in history(log) if name in entry]
+        numbers = [float(value) for value in logged]  # NaN comes as a text
+        assert numbers == pytest.approx(csv[name].dropna().tolist() or [np.nan], rel=1e-6, nan_ok=True)
+
+
+def test_wandb_gets_overlays_and_the_lesion_table(run):
+    (log,) = (run / "wandb").rglob("*.wandb")
+    files = log.parent / "files"
+    merged = {key: value for entry in history(log) for key, value in entry.items()}
+    for kind in ("reference", "prediction"):
+        mask = files / merged[f"overlays/slice0/masks/{kind}/path"]
+        assert set(np.unique(np.asarray(Image.open(mask)))) <= {0, 1, 2, 3, 4}
+    sheet = np.asarray(Image.open(files / merged["overlays/burned_in/path"]))
+    assert np.array_equal(sheet, np.asarray(Image.open(run / "overlays" / "epoch-000.png")))
+    table = (files / merged["val/lesions/path"]).read_text()
+    rows = [re.findall("<td>(.*?)</td>", row, flags=re.DOTALL) for row in table.split("<tr")[2:]]
+    assert {row[6] for row in rows} <= {record.patient_id for record in Store.open(store_of(run)).records}
+    assert {row[0] for row in rows} <= {"hit", "miss", "false positive"}
+    reference = [row for row in rows if row[0] != "false positive"]
+    assert len(reference) == pd.read_csv(run / "metrics.csv")["val/lesions_n"].max() > 0
+
+
+def test_a_run_and_the_net_that_started_it_share_a_hash(run):
+    (log,) = (run / "wandb").rglob("*.wandb")
+    summaries = [values(r.summary.update) for r in records(log) if r.WhichOneof("record_type") == "summary"]
+    (logged,) = {summary["net_sha256"] for summary in summaries if "net_sha256" in summary}
+    assert logged == weights_sha256(run)
+
+
+def store_of(run: Path) -> Path:
+    return Path(yaml.safe_load((run / "config.yaml").read_text())["data"]["store"])
 
 
 def test_wandb_learns_nothing_of_patients_places_users_machines_and_the_command_line(run):

@@ -1,0 +1,55 @@
+"""`LossParts`: the terms of a loss, each for itself (Dice and cross-entropy, say), as the loss computes them anyway."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytorch_lightning as pl
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+
+class LossParts(pl.Callback):
+    """Logs `train/loss_<part>`, the mean over the epoch, for each part of `pl_module.loss` where it has two or more.
+
+    A part is a module without modules of its own; its name is the last of its path. Values are unweighted. Nothing is
+    computed again: they are read where the loss computes them.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._calls = Counter[str]()
+        self._hooks: list[RemovableHandle] = []
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Listen to the parts."""
+        for path, module in pl_module.get_submodule("loss").named_modules():
+            if path and next(module.children(), None) is None:
+                self._hooks.append(module.register_forward_hook(self._listener(path.rpartition(".")[2])))
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin anew."""
+        self._sums, self._calls = {}, Counter()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the means over the batches, which are all of one size, and over the processes."""
+        if len(self._sums) > 1:
+            means = {f"train/loss_{name}": total / self._calls[name] for name, total in self._sums.items()}
+            pl_module.log_dict(means, sync_dist=True)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Listen no longer."""
+        while self._hooks:
+            self._hooks.pop().remove()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Listen no longer."""
+        self.on_train_end(trainer, pl_module)
+
+    def _listener(self, name: str) -> Any:
+        def note(module: nn.Module, inputs: tuple[Tensor, ...], value: Tensor) -> None:
+            self._sums[name] = self._sums[name] + value.detach() if name in self._sums else value.detach().clone()
+            self._calls[name] += 1
+
+        return note

@@ -1,0 +1,71 @@
+"""`Overlays`: a few fixed slices of the inner validation after every validation, reference beside prediction."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+
+from lesionseg.burned_in import png, side_by_side
+from lesionseg.callbacks.loggers import wandb_run
+from lesionseg.callbacks.views import View, views
+from lesionseg.data.dataset import SliceDataset
+from lesionseg.figures import window
+from lesionseg.inputs import crop
+from lesionseg.labels import BACKGROUND, NAMES
+
+#: Slices with something to find, evenly spaced over the inner validation: the same in every run of a fold.
+SLICES = 4
+_AIR_HU = -1000
+
+
+class Overlays(pl.Callback):
+    """Writes `overlays/epoch-<n>.png` (a row a slice, outlines burned in), and logs image and masks to W&B.
+
+    Nothing is written in the pictures but pixels; W&B calls a slice by its place among the `SLICES`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "overlays"
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """On the first process, while the trainer fits."""
+        if trainer.state.fn != "fit" or not trainer.is_global_zero:
+            return
+        part: SliceDataset = trainer.datamodule.validation  # type: ignore[attr-defined]
+        seen = views(trainer, pl_module, part, fixed_positions(part))
+        if not seen:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        sheet = np.concatenate([side_by_side(view.hu, view.reference, view.predicted, view.box) for view in seen])
+        path = self.folder / f"epoch-{trainer.current_epoch:03d}.png"
+        path.write_bytes(png(sheet))
+        run = wandb_run(trainer)
+        if run is not None:
+            import wandb
+
+            images = {f"overlays/slice{i}": _with_masks(view) for i, view in enumerate(seen)}
+            images["overlays/burned_in"] = wandb.Image(str(path))  # copied, not packed again
+            run.log({**images, "trainer/global_step": trainer.global_step})
+
+
+def fixed_positions(part: SliceDataset) -> list[int]:
+    """Where the slices lie in the inner validation."""
+    found = [position for position, ref in enumerate(part.slices) if ref.foreground]
+    return [found[i] for i in sorted({round(x) for x in np.linspace(0, len(found) - 1, SLICES)})] if found else []
+
+
+def _with_masks(view: View) -> Any:
+    """The slice as W&B shows it, with masks to switch on and off."""
+    import wandb
+
+    names = {label: name for label, name in NAMES.items() if label != BACKGROUND}
+    masks = {"reference": view.reference, "prediction": view.predicted}
+    grey = (255 * window(crop(view.hu, view.box, fill=_AIR_HU))).astype(np.uint8)
+    held = {
+        kind: {"mask_data": crop(labels, view.box, fill=BACKGROUND), "class_labels": names}
+        for kind, labels in masks.items()
+    }
+    return wandb.Image(grey, masks=held)

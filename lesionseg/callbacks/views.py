@@ -1,0 +1,53 @@
+"""`views`: a few slices as the net sees them now, with reference and prediction in label ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+
+from lesionseg.data.dataset import SliceDataset, SliceRef, collate
+from lesionseg.inputs import Box
+from lesionseg.labels import NAMES, Target
+
+
+class View(NamedTuple):
+    """A slice (H, W): HU, the label ids of reference and prediction, and the box that the net sees of it."""
+
+    ref: SliceRef
+    hu: np.ndarray
+    reference: np.ndarray
+    predicted: np.ndarray
+    box: Box
+
+
+@torch.no_grad()
+def views(
+    trainer: pl.Trainer, pl_module: pl.LightningModule, part: SliceDataset, positions: Sequence[int]
+) -> list[View]:
+    """Predict the slices of a part of the data at these positions, as one batch.
+
+    The module is in evaluation mode (as in every hook of validation and test), so nothing random is drawn and no
+    statistics change. Only the calling process predicts.
+    """
+    assert not pl_module.training
+    if not positions:
+        return []
+    batch = collate([part[position] for position in positions])
+    with trainer.precision_plugin.val_step_context():
+        predicted = pl_module.predict_slices(batch._replace(images=batch.images.to(pl_module.device)))  # type: ignore[operator]
+    ids = _label_ids(part.target)
+    refs = [part.slices[position] for position in positions]
+    return [
+        View(ref, part.store.hu(ref.case_id)[ref.slice], ids[reference.numpy()], ids[classes.cpu().numpy()], box)
+        for ref, reference, classes, box in zip(refs, batch.references, predicted, batch.boxes, strict=True)
+    ]
+
+
+def _label_ids(target: Target) -> np.ndarray:
+    """The label id of each class of a target."""
+    ids = {name: label for label, name in NAMES.items()}
+    return np.array([ids[name] for name in target.classes], dtype=np.uint8)

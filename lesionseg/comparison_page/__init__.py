@@ -1,0 +1,92 @@
+"""`report.html` of a comparison: one page that opens from disk and sends no request; all figures are within it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from markupsafe import Markup
+
+import lesionseg.report
+from lesionseg.comparison_page.charts import LEAST_DRIFT, charts
+from lesionseg.comparison_page.histories import History, read_history
+from lesionseg.comparison_page.parts import confusion_columns, confusion_rows, outline_colors, sections, worst_pictures
+from lesionseg.grid import Grid
+from lesionseg.report.policy import data_address, inline_source
+from lesionseg.runs import write_text
+from lesionseg.segmentation import RESEARCH_USE_ONLY
+
+#: The section of `table.md` in whose place the page has matrices; charts stand before it.
+_CONFUSION = "Confusion"
+_HERE = Path(__file__).parent
+
+
+def write_page(path: Path, grid: Grid, titles: Mapping[str, str], text: str, figure: bytes) -> None:
+    """Write the page, whole or not at all.
+
+    Args:
+        path: the file.
+        grid: the runs; what they did not log is said to be missing.
+        titles: schedule → how it is called, in the order of the rows.
+        text: `table.md`; every section of it stands on the page as it is.
+        figure: `schedules.png`.
+    """
+    runs = {name: [run for run in grid.runs if run.info.name == name] for name in titles}
+    histories = {name: read_history(own) for name, own in runs.items()}
+    drawn = charts(histories)
+    first, *others = sections(text)
+    place = next((i for i, section in enumerate(others) if section.heading.startswith(_CONFUSION)), len(others))
+    page = _template().render(
+        title=first.heading,
+        use=RESEARCH_USE_ONLY,
+        intro=first.body,
+        figure=data_address(figure, "image/png"),
+        before=others[:place],
+        after=others[place + 1 :],
+        rows=[
+            {
+                "title": titles[name],
+                "chart": data_address(drawn[name], "image/svg+xml") if name in drawn else None,
+                "confusion": confusion_rows(grid, name),
+                "worst": worst_pictures(runs[name]),
+            }
+            for name in titles
+        ],
+        missing=_missing({titles[name]: history for name, history in histories.items()}),
+        columns=confusion_columns(grid),
+        legend=outline_colors(grid),
+        runs_per_row=len(grid.folds) * len(grid.seeds),
+        least_drift=LEAST_DRIFT,
+        **_style(),
+    )
+    write_text(path, page)
+
+
+def _missing(histories: Mapping[str, History]) -> list[str]:
+    """What the runs of some rows did not log, a sentence each."""
+    without = {
+        "No learning curves, as these runs left no metrics.csv": [n for n, h in histories.items() if not h.curves],
+        "No drift, as these runs were made before it was logged": [
+            name for name, history in histories.items() if history.curves and not history.drift.size
+        ],
+    }
+    return [f"{text}: {', '.join(names)}." for text, names in without.items() if names]
+
+
+def _style() -> dict[str, Any]:
+    """The style of the other pages with that of this one, and a policy that lets nothing else in."""
+    shared = (Path(lesionseg.report.__file__).parent / "page.css").read_text(encoding="utf-8")
+    style = Markup(shared + (_HERE / "page.css").read_text(encoding="utf-8"))
+    policy = f"default-src 'none'; style-src {inline_source(style)}; img-src data:; base-uri 'none'; form-action 'none'"
+    return {"style": style, "policy": Markup(policy)}
+
+
+@cache
+def _template() -> Template:
+    loader = FileSystemLoader(_HERE)
+    return Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    ).get_template("page.html")
