@@ -13,7 +13,7 @@ FLOORS: list[set[str]] = [
     {"__init__"},
     {"errors", "labels", "scan", "inputs", "request"},
     {"lesions", "measurements", "networks", "schedules", "runs", "phantom", "figures", "schedule_figure"},
-    {"segmentation", "metrics", "results", "inference", "calibration", "matching"},
+    {"segmentation", "metrics", "results", "inference", "calibration", "matching", "implant"},
     {"formats", "model", "findings", "command_line"},
     {"data", "cascade", "report", "studies"},
     {"tasks", "callbacks", "statistics", "grid", "run_identity", "study_folder", "deliver"},

@@ -171,7 +171,7 @@ def _unseen(store: Store, model: Model, exclude: bool) -> tuple[list[CaseRecord]
         raise InputError(store.path, expected="generated CT, as the model was trained on", got="real CT",
                          remedy="export a model from runs on LiTS and your own slices")  # fmt: skip
     trained_on = set(model.trained_on)
-    patients = {record.patient_id for record in store.records if record.voxel_sha256 in trained_on}
+    patients = {record.patient_id for record in store.records if record.scans & trained_on}
     unseen = [record for record in store.records if record.patient_id not in patients]
     seen = len(store.records) - len(unseen)
     if seen and not (exclude and unseen):
