@@ -69,7 +69,10 @@ class LesionDataModule(pl.LightningDataModule):
         _refuse_out_of_range("num_workers", num_workers, 0, math.inf)
         _refuse_out_of_range("keep_empty", keep_empty, 0, 1)
         _refuse_out_of_range("same_neighbours", same_neighbours, 0, 1)
-        _refuse_out_of_range("implant_probability", implant_probability, 0, 1 if target == "typed" else 0)
+        _refuse_out_of_range("implant_probability", implant_probability, 0, 1)
+        if implant_probability and target != "typed":
+            raise InputError("data.implant_probability", expected=f"0 for the target {target}, which has no types",
+                             got=str(implant_probability), remedy="set it for the target typed alone")  # fmt: skip
         self.path, self.target, self.input = Path(store), TARGETS[target], input
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.folds, self.fold, self.inner_validation, self.split_seed = folds, fold, inner_validation, split_seed

@@ -73,7 +73,7 @@ class CaseRecord:
 
     @property
     def scans(self) -> frozenset[str]:
-        """Hashes of the scans that a net has seen once it has seen this case: its own voxels and those it is made of."""
+        """Hashes of the scans that a net has seen once it has seen this case: its own, and that it is made of."""
         return frozenset({self.voxel_sha256, self.implanted_in} - {None})
 
     def to_json(self) -> dict[str, Any]:

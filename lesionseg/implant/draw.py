@@ -76,7 +76,7 @@ def implant(
         return None
     window, known_mm = _around(is_liver(labels)), known_spacing(spacing_mm, hu.shape)
     host = Host.measure(hu[window], labels[window], known_mm)
-    out = Implanted(hu.copy(), labels.copy())
+    out = Implanted(np.array(hu), np.array(labels))
     for kind in kinds:
         placed = _place(rng, host, room_mm(out.labels[window], known_mm), kind, middle)
         if placed is not None:
@@ -84,9 +84,7 @@ def implant(
     return None if np.array_equal(out.labels, labels) else out
 
 
-def known_spacing(
-    spacing_mm: tuple[float, float, float] | None, shape: tuple[int, ...]
-) -> tuple[float, float, float]:
+def known_spacing(spacing_mm: tuple[float, float, float] | None, shape: tuple[int, ...]) -> tuple[float, float, float]:
     """The spacing of a scan (D, H, W), with usual numbers for unknown ones."""
     if spacing_mm is None:
         pixel_mm = USUAL_FOV_MM / max(shape[1:])
@@ -127,7 +125,7 @@ def _place(
 
 
 def _render(lesion: Lesion, host: Host) -> tuple[Patch, tuple[int, int], float]:
-    """A lesion on the voxels that it changes, its centre there (row, column), and the farthest of them from it in mm."""
+    """A lesion on the voxels that it changes, its centre there (row, column), and how far from it they reach in mm."""
     plane_mm, reach_mm = np.array(host.spacing_mm[1:]), lesion.reach_mm + 2 * host.blur_mm
     half = np.ceil(reach_mm / plane_mm).astype(int)
     centered = replace(lesion, center_mm=(lesion.center_mm[0], *(half * plane_mm).tolist()))

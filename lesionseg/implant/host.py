@@ -71,7 +71,7 @@ def smooth_within(
 
 
 def room_mm(labels: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:
-    """How far a lesion centred at each pixel (H, W) may reach, in mm, given the labels (D, H, W); 0 or less: not at all.
+    """How far, in mm, a lesion centred at each pixel (H, W) may reach, given labels (D, H, W); 0 or less: not at all.
 
     On every slice it stays in the liver and `LESION_GAP_MM` away from other lesions.
     """
@@ -87,9 +87,9 @@ def room_mm(labels: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.nd
 def point_spread_mm(noise: np.ndarray, mask: np.ndarray, spacing_mm: tuple[float, float, float]) -> float:
     """Full width at half maximum of the point spread in the plane, from the noise (D, H, W) within a mask.
 
-    The noise power of filtered back-projection is f · MTF(f)² (S. J. Riederer et al., Phys Med Biol 1978;23:446), so for
-    a Gaussian point spread of width s the logarithm of power over f falls as −4π²s²f². `USUAL_BLUR_MM` where fewer than
-    three windows lie within the mask.
+    The noise power of filtered back-projection is f · MTF(f)² (S. J. Riederer et al., Phys Med Biol 1978;23:446), so
+    for a Gaussian point spread of sd s the logarithm of power over f falls as −4π²s²f². `USUAL_BLUR_MM` where fewer
+    than three windows lie within the mask.
     """
     power = [p for slice_, inside in zip(noise, mask, strict=True) for p in _window_powers(slice_, inside)]
     if len(power) < _LEAST_WINDOWS:
