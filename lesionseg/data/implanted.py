@@ -95,7 +95,7 @@ def _real_lesions(store: Store) -> list[list[Panel]]:
     for record in store.records:
         sized = [lesion for lesion in record.lesions if lesion.diameter_mm is not None]
         if sized:
-            lesion = min(sized, key=lambda lesion: abs(lesion.diameter_mm - USUAL_MM))
+            lesion = min(sized, key=lambda lesion: abs((lesion.diameter_mm or 0) - USUAL_MM))
             shown[record.patient_id] = _plain_and_outlined(store, record, sum(lesion.slices) // 2)
     return list(shown.values())
 

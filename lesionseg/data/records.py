@@ -74,7 +74,7 @@ class CaseRecord:
     @property
     def scans(self) -> frozenset[str]:
         """Hashes of the scans that a net has seen once it has seen this case: its own, and that it is made of."""
-        return frozenset({self.voxel_sha256, self.implanted_in} - {None})
+        return frozenset({self.voxel_sha256, self.implanted_in or self.voxel_sha256})
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types; NaN becomes null. What only implants have is left out of the others."""
