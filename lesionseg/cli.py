@@ -294,7 +294,7 @@ def _add_labels(verb: argparse.ArgumentParser) -> None:
 
 def _add_case_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--groups", type=Path, metavar="CSV", help="table case,patient: scans of one patient")
-    verb.add_argument("--exclude", nargs="+", default=(), metavar="CASE", help="cases to leave out")
+    verb.add_argument("--exclude", nargs="+", action="extend", default=[], metavar="CASE", help="cases to leave out")
     verb.add_argument("--workers", type=int, metavar="N", help="processes (one a core)")
 
 
