@@ -11,17 +11,23 @@ LESIONSEG := $(BIN)/lesionseg
 # Set on make's command line; the environment does not count (some systems set NAME to that of the machine).
 LITS :=
 SLICES :=
+# In place of SLICES: lesions implanted in the patients of LITS whom the pretraining has not seen; HOLD names cases that it
+# leaves out for that, beside those of its test part.
+IMPLANT :=
+HOLD :=
 EPOCHS :=
 DEVICES :=
 # More options of `lesionseg prepare`, e.g. LITS_OPTIONS='--groups groups.csv' SLICES_OPTIONS='--labels cyst=3,metastasis=1'
 LITS_OPTIONS :=
 SLICES_OPTIONS :=
+# More options of `lesionseg implant`, e.g. IMPLANT_OPTIONS='--slices 332 --seed 1'
+IMPLANT_OPTIONS :=
 ifeq ($(LITS)$(SLICES),)
 PROFILE := phantom
 NAME := phantom
 else
 PROFILE := paper
-NAME := $(notdir $(abspath $(if $(LITS),$(LITS),$(dir $(SLICES)))))
+NAME := $(notdir $(abspath $(if $(LITS),$(LITS),$(dir $(SLICES)))))$(if $(IMPLANT),-implants)
 endif
 # One schedule, where one is meant: of `cell`, or whose runs are exported (none: the best of the comparison).
 SCHEDULE :=
@@ -35,6 +41,8 @@ FIT := $(LESIONSEG) fit
 PROFILE_FILE := experiments/profiles/$(PROFILE).yaml
 # More options of `lesionseg fit` for the cells of the grid, e.g. FIT_OPTIONS='--model.init_args.loss weighted_ce'
 FIT_OPTIONS :=
+# The same for the pretraining, e.g. PRETRAIN_OPTIONS='--data.folds 1' where HOLD leaves it too few patients for folds
+PRETRAIN_OPTIONS :=
 STEER = $(if $(EPOCHS),--trainer.max_epochs $(EPOCHS)) $(if $(DEVICES),--trainer.devices $(DEVICES))
 
 # Cells of the grid run side by side: one a GPU, or two on the CPU with half of its cores each; `make -j N` says otherwise.
@@ -50,7 +58,7 @@ THREADS = $$(( $(CORES) > $(JOBS) ? $(CORES) / $(JOBS) : 1 ))
 help: ## list the targets
 	@echo "make TARGET [LITS=/path/to/LiTS] [SLICES=/path/to/slices.csv] [PROFILE=phantom|paper] [NAME=...]"
 	@echo "            [SCHEDULES='a b'] [FOLDS=3] [SEEDS='0 1'] [EPOCHS=n] [DEVICES=n] [-j N]"
-	@echo "            [SCHEDULE=a] [FOLD=0] [SEED=0] [INPUT=/path/to/study] [OUT=folder]"
+	@echo "            [SCHEDULE=a] [FOLD=0] [SEED=0] [INPUT=/path/to/study] [OUT=folder] [IMPLANT=1] [HOLD='case case']"
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 16
 
 # ---- set-up: an environment of its own, from pinned and hashed packages ----
@@ -77,7 +85,7 @@ phantom: setup
 
 ifneq ($(LITS),)
 data-lits: setup
-	@$(LESIONSEG) prepare lits $(LITS) $(LITS_OPTIONS) --output $(DATA)/lits
+	@$(LESIONSEG) prepare lits $(LITS) $(LITS_OPTIONS) $(if $(HOLD),--exclude $(HOLD)) --output $(DATA)/lits
 else ifneq ($(SLICES),)
 data-lits: setup
 	@test -e $(DATA)/lits/manifest.json || { echo "lesionseg: wrong input: LITS: expected the LiTS folder, as nothing is" \
@@ -90,13 +98,25 @@ endif
 # A table without liver masks takes the liver of the net that `pretrain` trains.
 LIVER := $(if $(SLICES),$(if $(findstring liver_mask,$(shell head -n 1 $(SLICES) 2>/dev/null)),,$(RUN)/pretrain/liver))
 
-ifneq ($(SLICES),)
+ifneq ($(IMPLANT),)
+ifeq ($(and $(LITS),$(if $(SLICES),,none)),)
+data-slices:
+	@echo "lesionseg: wrong input: IMPLANT: expected LITS, whose slices get the lesions, and no SLICES; got" \
+	  "LITS=$(LITS) SLICES=$(SLICES); add or remove them" >&2; exit 2
+else
+# With HOLD, a store of all cases tells which patients the pretraining has seen in other scans.
+HOSTS := $(DATA)/$(if $(HOLD),whole,lits)
+data-slices: pretrain-lesion
+	$(if $(HOLD),@$(LESIONSEG) prepare lits $(LITS) $(LITS_OPTIONS) --output $(HOSTS))
+	@$(LESIONSEG) implant $(HOSTS) $(IMPLANT_OPTIONS) --exclude-trained $(RUN)/pretrain/lesion --output $(DATA)/slices
+endif
+else ifneq ($(SLICES),)
 data-slices: setup $(if $(LIVER),pretrain-liver)
 	@$(LESIONSEG) prepare slices $(SLICES) $(SLICES_OPTIONS) $(if $(LIVER),--liver $(LIVER)) --output $(DATA)/slices
 else ifneq ($(LITS),)
 data-slices:
 	@echo "lesionseg: wrong input: SLICES: expected a table of slices to fine-tune on, as LITS is given; got none;" \
-	  "add SLICES=/path/to/slices.csv (make pretrain needs LITS alone)" >&2; exit 2
+	  "add SLICES=/path/to/slices.csv, or IMPLANT=1 (make pretrain needs LITS alone)" >&2; exit 2
 else
 data-slices: phantom
 	@$(LESIONSEG) prepare slices $(DATA)/source/slices/slices.csv --output $(DATA)/slices
@@ -108,7 +128,7 @@ pretrain: pretrain-liver pretrain-lesion ## train the liver net and the lesion n
 
 pretrain-liver pretrain-lesion: pretrain-%: data-lits
 	@OMP_NUM_THREADS=$(THREADS) $(FIT) --config experiments/pretrain/$*.yaml --config $(PROFILE_FILE) \
-	  --data.store $(DATA)/lits --trainer.default_root_dir $(RUN)/pretrain/$* $(STEER)
+	  --data.store $(DATA)/lits --trainer.default_root_dir $(RUN)/pretrain/$* $(STEER) $(PRETRAIN_OPTIONS)
 
 # What a cell of the grid runs: $(1) schedule, $(2) fold, $(3) seed.
 FIT_CELL = $(FIT) --config experiments/finetune/lesion.yaml \

@@ -87,6 +87,19 @@ def _prepare_slices(options: argparse.Namespace) -> None:
     prepare(sources, options.output, kind="slices", salt=_salt(options.salt_file), workers=options.workers)
 
 
+def _implant(options: argparse.Namespace) -> None:
+    from lesionseg.data.implanted import implant_store
+
+    implant_store(
+        options.store,
+        options.output,
+        slices=options.slices,
+        seed=options.seed,
+        exclude_trained=options.exclude_trained,
+        workers=options.workers,
+    )
+
+
 def _check(options: argparse.Namespace) -> int:
     from lesionseg.data.check import report
 
@@ -188,6 +201,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_labels(verb)
     _add_case_options(verb)
 
+    _add_implant(verbs.add_parser("implant", help="make a store of real liver slices with implanted, named lesions"))
+
     verb = verbs.add_parser("check", help="report every problem at once, and draw the masks on the images")
     verb.set_defaults(verb=_check)
     verb.add_argument("target", type=Path, metavar="STORE|ROOT|slices.csv")
@@ -209,6 +224,16 @@ def _parser() -> argparse.ArgumentParser:
         usage = f"lesionseg {name} --config YAML [--config YAML …] [--KEY VALUE …]"
         verbs.add_parser(name, help=text, usage=usage, description=f"{text}; `{name} --help all` lists every key")
     return parser
+
+
+def _add_implant(verb: argparse.ArgumentParser) -> None:
+    verb.set_defaults(verb=_implant)
+    verb.add_argument("store", type=Path, metavar="STORE", help="real CT, made by `lesionseg prepare`")
+    verb.add_argument("-o", "--output", type=Path, required=True, metavar="STORE2", help="the store to make")
+    verb.add_argument("--slices", type=int, metavar="N", help="how many, taken of all patients in turn (all with room)")
+    verb.add_argument("--seed", type=int, default=0, help="the same seed gives the same store (%(default)s)")
+    verb.add_argument("--exclude-trained", type=Path, metavar="RUN", help="leave out the patients that a run has seen")
+    verb.add_argument("--workers", type=int, metavar="N", help="processes (one a core)")
 
 
 def _add_export(verb: argparse.ArgumentParser) -> None:
@@ -269,7 +294,7 @@ def _add_labels(verb: argparse.ArgumentParser) -> None:
 
 def _add_case_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--groups", type=Path, metavar="CSV", help="table case,patient: scans of one patient")
-    verb.add_argument("--exclude", nargs="+", default=(), metavar="CASE", help="cases to leave out")
+    verb.add_argument("--exclude", nargs="+", action="extend", default=[], metavar="CASE", help="cases to leave out")
     verb.add_argument("--workers", type=int, metavar="N", help="processes (one a core)")
 
 

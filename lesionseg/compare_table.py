@@ -164,8 +164,10 @@ def few_runs(folds: int, seeds: int) -> list[str]:
 
 
 def data_kind(grid: Grid) -> str:
-    """Generated or real CT, in words."""
-    return "phantom, generated CT" if any(run.info.generated for run in grid.runs) else "real CT"
+    """Generated or real CT, and whether the lesions are the patients' own, in words."""
+    if any(run.info.generated for run in grid.runs):
+        return "phantom, generated CT"
+    return "real CT with implanted lesions" if any(run.info.implanted for run in grid.runs) else "real CT"
 
 
 def _encoder_weights(weights: str | None) -> str:

@@ -33,6 +33,7 @@ class Panel:
         labels: (H, W), ids of `lesionseg.labels`.
         title: first line above it; `note` the second, fainter.
         spacing_mm: along (H, W), for proportions and the scale bar; None: unknown.
+        outlined: draw the masks; without, they only tell what to cut to.
     """
 
     hu: np.ndarray
@@ -40,6 +41,7 @@ class Panel:
     title: str = ""
     note: str = ""
     spacing_mm: tuple[float, float] | None = None
+    outlined: bool = True
 
 
 def window(hu: np.ndarray, low_hu: float = WINDOW_HU[0], high_hu: float = WINDOW_HU[1]) -> np.ndarray:
@@ -98,7 +100,7 @@ def _draw(axes: Axes, panel: Panel) -> None:
         box = Box(box.top - margin, box.left - margin, box.side + 2 * margin)
         hu, labels = crop(hu, box, fill=_AIR_HU), crop(labels, box, fill=0)
     down, across = panel.spacing_mm or (1.0, 1.0)
-    overlay(axes, hu, labels, aspect=down / across)
+    overlay(axes, hu, labels if panel.outlined else np.zeros_like(labels), aspect=down / across)
     if panel.spacing_mm is not None:
         _scale_bar(axes, hu.shape, across)
     axes.set_anchor("SW")

@@ -61,6 +61,7 @@ def describe_run(plain: dict[str, Any], args: Sequence[str]) -> RunInfo:
         weights_sha256=weights,
         trained_on=(),
         generated=store.generated,
+        implanted=store.implanted,
         target=plain["data"]["target"],
         fold=plain["data"]["fold"],
         folds=plain["data"]["folds"],

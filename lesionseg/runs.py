@@ -48,6 +48,7 @@ class RunInfo:
         commit: of the package's source, with `-dirty` where files differed; None outside a checkout.
         version: of the package.
         machine: kind of machine, without its name.
+        implanted: its lesions are implanted in real CT.
     """
 
     name: str
@@ -69,6 +70,7 @@ class RunInfo:
     commit: str | None
     version: str
     machine: str
+    implanted: bool = False
 
     def write(self, folder: Path) -> None:
         """Write `run.json`, whole or not at all."""

@@ -46,6 +46,8 @@ class Case:
         patient_id: the patient as the source names it.
         liver_predicted: the liver in `labels` comes from a network, not from a reader.
         warnings: what a user should know of this case, one sentence each.
+        implanted_in: `voxel_sha256` of the stored scan that the slice is of, where its lesions are implanted; None: the
+            lesions are the patient's own.
     """
 
     scan: Scan
@@ -53,6 +55,7 @@ class Case:
     patient_id: str
     liver_predicted: bool = False
     warnings: tuple[str, ...] = ()
+    implanted_in: str | None = None
 
     def __post_init__(self) -> None:
         if self.labels.shape != self.scan.hu.shape or self.labels.dtype != np.uint8:
@@ -71,6 +74,7 @@ class CaseSource:
         files: every file the case is made of.
         read: reads them; raises `InputError`. Picklable (a `functools.partial` of a module function).
         options: what besides the files decides the result (label map, window, liver net), as text.
+        pseudonymous: `patient_id` is a pseudonym already, as it comes from a store, and is kept.
     """
 
     source_id: str
@@ -78,6 +82,7 @@ class CaseSource:
     files: tuple[Path, ...]
     read: Callable[[], Case]
     options: str = ""
+    pseudonymous: bool = False
 
 
 def spacing_of(affine: np.ndarray) -> tuple[float, float, float]:

@@ -215,8 +215,8 @@ class RunCLI(LightningCLI):
         """The run with the voxel hashes of all that trains it; `InputError` where a test case is among them."""
         records, parts = self.datamodule.records, self.datamodule.split
         start = finished_run(self.model.weights).trained_on if self.model.weights else ()
-        seen = {*start, *(records[case].voxel_sha256 for case in (*parts.train, *parts.validation))}
-        known = [case for case in parts.test if records[case].voxel_sha256 in seen]
+        seen = {*start, *(scan for case in (*parts.train, *parts.validation) for scan in records[case].scans)}
+        known = [case for case in parts.test if records[case].scans & seen]
         if known:
             raise InputError(
                 self.datamodule.path,

@@ -13,7 +13,7 @@ from lesionseg.cli import main
 from lesionseg.data.store import Store
 from lesionseg.errors import InputError
 
-VERBS = ("phantom", "prepare", "check", "fit", "validate", "test", "compare", "export", "segment")
+VERBS = ("phantom", "prepare", "check", "fit", "validate", "test", "compare", "export", "segment", "implant")
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_nothing_heavy_is_loaded_for_help_or_a_wrong_verb():
     code = """
 import sys
 from lesionseg.cli import TRAINING_VERBS, main
-verbs = ("phantom", "prepare", "check", "compare", "segment", *TRAINING_VERBS)
+verbs = ("phantom", "prepare", "implant", "check", "compare", "segment", *TRAINING_VERBS)
 for args in (["--help"], ["--version"], ["frobnicate"], ["phantom", "--size", "x"], *([v, "--help"] for v in verbs)):
     try:
         main(args)

@@ -209,6 +209,13 @@ def test_real_data_with_imagenet_is_not_called_phantom(root: Path, tmp_path: Pat
     assert "no ImageNet" not in text
 
 
+def test_implanted_lesions_are_called_so(root: Path, tmp_path: Path) -> None:
+    for path in root.glob(f"*/*/{RUN_FILE}"):
+        edit_info(path.parent, generated=False, implanted=True)
+    compare(root, tmp_path)
+    assert "real CT with implanted lesions" in (tmp_path / "table.md").read_text()
+
+
 def test_rows_come_in_the_order_of_the_paper() -> None:
     assert in_paper_order(["zz", "hierarchical_unfreezing", "aa", "baseline"]) == [
         *("baseline", "hierarchical_unfreezing", "aa", "zz")

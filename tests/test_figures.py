@@ -79,6 +79,13 @@ def test_panels_are_cut_to_the_liver_and_do_not_overlap():
         assert not any(one.overlaps(other) for other in boxes[i + 1 :])
 
 
+def test_a_panel_without_outlines_is_cut_all_the_same():
+    hu, labels = slice_with_lesions()
+    with_lines, without = contact_sheet([Panel(hu, labels), Panel(hu, labels, outlined=False)]).axes[:2]
+    assert (bool(outlines(with_lines)), bool(outlines(without))) == (True, False)
+    assert with_lines.images[0].get_array().shape == without.images[0].get_array().shape != hu.shape
+
+
 def test_proportions_follow_the_spacing():
     hu, labels = slice_with_lesions()
     (axes,) = contact_sheet([Panel(hu, labels, spacing_mm=(1.0, 0.5))]).axes

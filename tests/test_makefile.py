@@ -151,6 +151,43 @@ def test_slices_without_lits_do_not_start_from_a_phantom():
     assert [words[0] for words in commands("pretrain", "LITS=/data/LiTS")] == ["prepare", "fit", "fit"]
 
 
+def test_implants_take_the_place_of_slices_in_patients_whom_the_pretraining_has_not_seen():
+    run = "runs/LiTS-implants"
+    found = commands("finetune", "LITS=/data/LiTS", "IMPLANT=1", "IMPLANT_OPTIONS=--slices 332")
+    assert [words for words in found if words[0] == "prepare"] == [
+        ["prepare", "lits", "/data/LiTS", "--output", f"{run}/data/lits"]
+    ]
+    (words,) = [words for words in found if words[0] == "implant"]
+    seen = ["--exclude-trained", f"{run}/pretrain/lesion"]
+    assert words == ["implant", f"{run}/data/lits", "--slices", "332", *seen, "--output", f"{run}/data/slices"]
+    trained = next(i for i, other in enumerate(found) if "experiments/pretrain/lesion.yaml" in other)
+    assert trained < found.index(words)
+    cells = [options(words) for words in found if words[0] == "fit" and "experiments/finetune/lesion.yaml" in words]
+    assert len(cells) == 15
+    assert all(cell["--data.store"] == f"{run}/data/slices" for cell in cells)
+
+
+def test_cases_held_back_from_the_pretraining_are_implanted_in():
+    given = ["LITS=/data/LiTS", "IMPLANT=1", "HOLD=volume-0 volume-1", "LITS_OPTIONS=--groups g.csv"]
+    found = commands("finetune", *given, "PRETRAIN_OPTIONS=--data.folds 1")
+    start, data = ["prepare", "lits", "/data/LiTS", "--groups", "g.csv"], "runs/LiTS-implants/data"
+    assert [words for words in found if words[0] == "prepare"] == [
+        [*start, "--exclude", "volume-0", "volume-1", "--output", f"{data}/lits"],
+        [*start, "--output", f"{data}/whole"],
+    ]
+    assert next(words for words in found if words[0] == "implant")[1] == f"{data}/whole"
+    fits = [options(words) for words in found if words[0] == "fit"]
+    for fit in fits:
+        assert fit["--data.folds"] == ("1" if "/pretrain/" in fit["--trainer.default_root_dir"] else "3")
+
+
+@pytest.mark.parametrize("given", [["IMPLANT=1"], ["IMPLANT=1", "LITS=a", "SLICES=b"]])
+def test_implants_need_lits_and_no_slices(given):
+    done = make("data-slices", *given)
+    assert done.returncode == 2
+    assert "lesionseg: wrong input: IMPLANT: expected LITS" in done.stderr
+
+
 @pytest.mark.parametrize("jobs", [1, 4])
 def test_cells_side_by_side_share_the_cores(jobs):
     done = make("-n", f"-j{jobs}", "finetune")
@@ -190,7 +227,7 @@ def test_help_lists_targets_that_are_there():
     assert "check-real" in listed
     for target in listed:
         assert make("-n", target).returncode == 0
-    variables = "LITS SLICES PROFILE NAME SCHEDULES FOLDS SEEDS EPOCHS DEVICES SCHEDULE FOLD SEED INPUT OUT"
+    variables = "LITS SLICES PROFILE NAME SCHEDULES FOLDS SEEDS EPOCHS DEVICES SCHEDULE FOLD SEED INPUT OUT IMPLANT HOLD"
     for variable in variables.split():
         assert f"[{variable}=" in done.stdout
 

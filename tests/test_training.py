@@ -255,6 +255,20 @@ def test_ctrl_c_within_an_epoch_and_the_same_command_goes_on(
     assert_same_run(run, whole)
 
 
+def test_implants_are_the_same_when_a_run_goes_on(tmp_path, command, whole, monkeypatch):
+    def implanting(run):
+        return command(tmp_path / run, "--data.implant_probability", "0.7")
+
+    assert main(implanting("through")) == 0
+    with monkeypatch.context() as patch:
+        at_step(patch, 2 * STEPS + 1, interrupt)
+        assert main(implanting("resumed")) == 130
+    assert main(implanting("resumed")) == 0
+    assert_same_run(tmp_path / "resumed", tmp_path / "through")
+    ours, plain = (load(run)["state_dict"] for run in (tmp_path / "through", whole))
+    assert not all(torch.equal(ours[name], plain[name]) for name in plain)
+
+
 def test_sigterm_too_and_the_signals_are_given_back(tmp_path, command, monkeypatch):
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with monkeypatch.context() as patch:

@@ -36,6 +36,8 @@ class LesionDataModule(pl.LightningDataModule):
         keep_empty: share of the slices without foreground that an epoch draws anew.
         same_neighbours: probability that the neighbours are replaced by the slice itself in training, because single
             slices (D = 1) give three equal channels when it comes to fine-tuning.
+        implant_probability: probability that a training slice gets one more lesion of a drawn type in its liver, as
+            `lesionseg implant` makes them; only for the target `typed`.
         augmentation: random changes of training samples; None: none.
         num_workers: processes that read samples.
         seed: of order and augmentation; follows the run's seed.
@@ -57,6 +59,7 @@ class LesionDataModule(pl.LightningDataModule):
         split_seed: int = 0,
         keep_empty: float = 0.1,
         same_neighbours: float = 0.0,
+        implant_probability: float = 0.0,
         augmentation: Augmentation | None = None,
         num_workers: int = 0,
         seed: int = 0,
@@ -66,10 +69,15 @@ class LesionDataModule(pl.LightningDataModule):
         _refuse_out_of_range("num_workers", num_workers, 0, math.inf)
         _refuse_out_of_range("keep_empty", keep_empty, 0, 1)
         _refuse_out_of_range("same_neighbours", same_neighbours, 0, 1)
+        _refuse_out_of_range("implant_probability", implant_probability, 0, 1)
+        if implant_probability and target != "typed":
+            raise InputError("data.implant_probability", expected=f"0 for the target {target}, which has no types",
+                             got=str(implant_probability), remedy="set it for the target typed alone")  # fmt: skip
         self.path, self.target, self.input = Path(store), TARGETS[target], input
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.folds, self.fold, self.inner_validation, self.split_seed = folds, fold, inner_validation, split_seed
         self.keep_empty, self.same_neighbours, self.augmentation = keep_empty, same_neighbours, augmentation
+        self.implant_probability = implant_probability
         self.store: Store | None = None
 
     def setup(self, stage: str) -> None:
@@ -130,6 +138,7 @@ class LesionDataModule(pl.LightningDataModule):
             seed=self.seed,
             augmentation=self.augmentation if training else None,
             same_neighbours=self.same_neighbours if training else 0.0,
+            implant_probability=self.implant_probability if training else 0.0,
         )
 
     def _slices(self, record: CaseRecord) -> list[SliceRef]:

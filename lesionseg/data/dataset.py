@@ -12,6 +12,7 @@ from torch.utils.data import Dataset, Sampler
 
 from lesionseg.data.augment import Augmentation
 from lesionseg.data.store import Store
+from lesionseg.implant import implant
 from lesionseg.inputs import Box, InputSpec, neighbours
 from lesionseg.labels import Target
 
@@ -86,9 +87,11 @@ class SliceDataset(Dataset[Sample]):
         seed: int = 0,
         augmentation: Augmentation | None = None,
         same_neighbours: float = 0.0,
+        implant_probability: float = 0.0,
     ) -> None:
         self.store, self.slices, self.target, self.spec = store, slices, target, spec
         self.seed, self.augmentation, self.same_neighbours = seed, augmentation, same_neighbours
+        self.implant_probability = implant_probability
         self._boxes = {record.case_id: record.liver_box for record in store.records}
         self._cases = {record.case_id: i for i, record in enumerate(store.records)}
 
@@ -99,18 +102,31 @@ class SliceDataset(Dataset[Sample]):
         draw = item if isinstance(item, Draw) else None
         position = draw.position if draw else int(item)  # type: ignore[arg-type]
         case_id, index, _ = self.slices[position]
-        hu, labels = self.store.hu(case_id), self.store.labels(case_id)[index]
-        reference, place = self.target.apply(labels), Place(position, self._cases[case_id], index)
+        seeds = np.random.SeedSequence([self.seed, draw.epoch if draw else 0, position]).generate_state(4)
+        first = max(index - 1, 0)
+        near, middle = slice(first, index + 2), index - first
+        hu, labels = self.store.hu(case_id)[near], self.store.labels(case_id)[near]
+        if draw is not None and seeds[2] < self.implant_probability * 2**32:
+            hu, labels = self._implanted(hu, labels, middle, case_id, int(seeds[3]))
+        reference, place = self.target.apply(labels[middle]), Place(position, self._cases[case_id], index)
         box = self.spec.box(self._boxes[case_id], *reference.shape)
-        seeds = np.random.SeedSequence([self.seed, draw.epoch if draw else 0, position]).generate_state(2)
         alone = draw is not None and seeds[0] < self.same_neighbours * 2**32
-        slices = np.stack([hu[index]] * 3) if alone else neighbours(hu, index)
+        slices = np.stack([hu[middle]] * 3) if alone else neighbours(hu, middle)
         image, target = self.spec.encode(slices, box), self.spec.encode_labels(reference, box)
         if draw is None:
             return Sample(image, target, torch.from_numpy(reference), box, place)
         if self.augmentation is not None:
             image, target = self.augmentation(image, target, int(seeds[1]))
         return Sample(image, target, torch.empty(0, dtype=torch.uint8), box, place)
+
+    def _implanted(
+        self, hu: np.ndarray, labels: np.ndarray, middle: int, case_id: str, seed: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Slices and labels (D, H, W) with one more lesion of a drawn type, as they are where it finds no room."""
+        rng = np.random.default_rng(seed)
+        kind = str(rng.choice(self.target.lesion_types))
+        out = implant(rng, hu, labels, [kind], self.store.record(case_id).spacing_mm, middle=middle)
+        return (hu, labels) if out is None else out
 
 
 class TrainingSampler(Sampler[list[Draw]]):

@@ -32,7 +32,7 @@ class Job:
 
 def pseudonyms(source: CaseSource, salt: bytes) -> tuple[str, str]:
     """Case id and patient id: patient `p` + 10 hex digits, case the same + `-` + 6, of salted SHA-256."""
-    patient = "p" + _short_hash(salt, source.patient_id, 10)
+    patient = source.patient_id if source.pseudonymous else "p" + _short_hash(salt, source.patient_id, 10)
     return f"{patient}-{_short_hash(salt, source.source_id, 6)}", patient
 
 

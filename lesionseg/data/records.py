@@ -50,6 +50,7 @@ class CaseRecord:
         lesions: see `lesions_of`.
         source_sha256: of the bytes of the source files and all that decided how they were read.
         voxel_sha256: of shape and HU, so that the same scan is known again under another name.
+        implanted_in: `voxel_sha256` of the scan that this slice is of, where its lesions are implanted (`Case`).
     """
 
     case_id: str
@@ -68,16 +69,24 @@ class CaseRecord:
     source_sha256: str
     voxel_sha256: str
     labels_sha256: str
+    implanted_in: str | None = None
+
+    @property
+    def scans(self) -> frozenset[str]:
+        """Hashes of the scans that a net has seen once it has seen this case: its own, and that it is made of."""
+        return frozenset({self.voxel_sha256, self.implanted_in or self.voxel_sha256})
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON types; NaN becomes null."""
+        """Plain JSON types; NaN becomes null. What only implants have is left out of the others."""
         out: dict[str, Any] = _without_nan(asdict(self))
+        if self.implanted_in is None:
+            del out["implanted_in"]
         return out
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> CaseRecord:
         """The inverse of `to_json`; `ValueError`, `KeyError` or `TypeError` for anything else."""
-        if set(data) != set(cls.__dataclass_fields__):
+        if set(data) | {"implanted_in"} != set(cls.__dataclass_fields__):
             raise ValueError(f"fields {sorted(set(data) ^ set(cls.__dataclass_fields__))} missing or unknown")
         depth, height, width = (int(n) for n in data["shape"])
         return cls(
@@ -97,6 +106,7 @@ class CaseRecord:
             source_sha256=_text(data["source_sha256"]),
             voxel_sha256=_text(data["voxel_sha256"]),
             labels_sha256=_text(data["labels_sha256"]),
+            implanted_in=_text(data["implanted_in"]) if "implanted_in" in data else None,
         )
 
 
@@ -124,6 +134,7 @@ def describe(
         source_sha256=source_sha256,
         voxel_sha256=array_sha256(scan.hu),
         labels_sha256=array_sha256(labels),
+        implanted_in=case.implanted_in,
     )
 
 

@@ -75,6 +75,16 @@ class Store:
         """Every case was made by `lesionseg phantom` (a store never mixes the two)."""
         return all(record.generated for record in self.records)
 
+    @property
+    def implanted(self) -> bool:
+        """Its CT is real, its lesions are not: `lesionseg implant` put them there."""
+        return any(record.implanted_in is not None for record in self.records)
+
+    @property
+    def content(self) -> str:
+        """What kind of CT it holds, in words."""
+        return "generated CT" if self.generated else "real CT with implanted lesions" if self.implanted else "real CT"
+
     @cached_property
     def _by_id(self) -> dict[str, CaseRecord]:
         return {record.case_id: record for record in self.records}

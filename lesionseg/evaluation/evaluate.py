@@ -96,7 +96,7 @@ def evaluate(
         pass
     scores = [score for record in records if (score := kept(work.score(record))) is not None]
     facts = _facts(opened, loaded, records, scores, tta=tta, seen=seen)
-    return _write_tables(output, scores, work.types, "generated CT" if opened.generated else "real CT", facts, loaded)
+    return _write_tables(output, scores, work.types, opened.content, facts, loaded)
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def _unseen(store: Store, model: Model, exclude: bool) -> tuple[list[CaseRecord]
         raise InputError(store.path, expected="generated CT, as the model was trained on", got="real CT",
                          remedy="export a model from runs on LiTS and your own slices")  # fmt: skip
     trained_on = set(model.trained_on)
-    patients = {record.patient_id for record in store.records if record.voxel_sha256 in trained_on}
+    patients = {record.patient_id for record in store.records if record.scans & trained_on}
     unseen = [record for record in store.records if record.patient_id not in patients]
     seen = len(store.records) - len(unseen)
     if seen and not (exclude and unseen):
@@ -209,7 +209,7 @@ def _facts(
     nets = ", ".join(f"{net.provenance['name']} fold {net.provenance['fold']} seed {net.provenance['seed']}"
                      for net in model.lesions)  # fmt: skip
     lines = [
-        f"Data: {'generated' if store.generated else 'real'} CT, {len(records)} cases of {patients} patients; "
+        f"Data: {store.content}, {len(records)} cases of {patients} patients; "
         f"store {store.manifest_sha256[:12]} ({store.kind}).",
         f"Model: {model.identity[:12]}; lesion nets: {nets}; has seen {len(model.trained_on)} scans, none of those "
         f"scored here; test-time augmentation {'on' if tta else 'off'}.",

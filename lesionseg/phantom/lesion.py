@@ -75,8 +75,13 @@ class Patch(NamedTuple):
     cover: np.ndarray
     mask: np.ndarray
 
-    def implant(self, scan_hu: np.ndarray, liver_hu: float) -> np.ndarray:
-        """Add the lesion's contrast to a scan (D, H, W), float32: the noise of the scan stays."""
+    def implant(self, scan_hu: np.ndarray, liver_hu: float | np.ndarray) -> np.ndarray:
+        """Put the lesion in the place of the liver in a scan (D, H, W), float32: the noise of the scan stays.
+
+        Args:
+            scan_hu: the scan.
+            liver_hu: the scan without its noise, a number or (D, H, W).
+        """
         return scan_hu + self.cover * (self.hu - liver_hu)
 
 

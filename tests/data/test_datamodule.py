@@ -87,6 +87,19 @@ def test_lesions_without_a_type_are_refused_where_types_are_learned(tmp_path):
         assert len(module(path, target).train)
 
 
+def test_implants_are_for_training_where_types_are_learned(store):
+    data = module(store, implant_probability=0.5)
+    assert [part.implant_probability for part in (data.train, data.validation, data.test)] == [0.5, 0, 0]
+    assert module(store).train.implant_probability == 0
+    for target, probability, says in (
+        ("lesion", 0.5, "expected 0 for the target lesion"),
+        ("liver", 0.5, "expected 0 for the target liver"),
+        ("typed", 1.5, "expected 0 to 1"),
+    ):
+        with pytest.raises(InputError, match=f"data.implant_probability: {says}"):
+            module(store, target, implant_probability=probability)
+
+
 def test_a_missing_store_is_refused(tmp_path):
     with pytest.raises(InputError, match="expected a prepared store"):
         module(tmp_path / "none")

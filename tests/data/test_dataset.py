@@ -15,7 +15,7 @@ from lesionseg.data.augment import Augmentation
 from lesionseg.data.dataset import Draw, EvaluationSampler, SliceDataset, SliceRef, TrainingSampler, collate
 from lesionseg.data.prepare import prepare
 from lesionseg.data.store import Store
-from lesionseg.inputs import Box, InputSpec, crop, paste
+from lesionseg.inputs import Box, InputSpec, crop, neighbours, paste, slice_box
 from lesionseg.labels import TARGETS
 
 SIZE = 32
@@ -179,6 +179,78 @@ def test_neighbours_are_replaced_with_the_stated_probability(store, probability,
         else:
             assert torch.equal(changing[draw].image, plain)
     assert low <= alone <= high
+
+
+# ---- implants ----
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """Two volumes with liver enough to take a lesion beside the one that is there."""
+    cases = [made(seed, shape=(4, 64, 64), lesion=2 + seed) for seed in range(2)]
+    for case in cases:
+        case.labels[:, 2:62, 3:60] = np.maximum(case.labels[:, 2:62, 3:60], 1)
+        case.hu[:] = np.where(case.labels, 100, 0) + case.hu // 3
+    return stored(tmp_path_factory.mktemp("wide"), *cases)
+
+
+def typed(store, probability, seed=3, **options):
+    return SliceDataset(store, every_slice(store), TARGETS["typed"], InputSpec(64, "slice"), seed=seed,
+                        implant_probability=probability, **options)  # fmt: skip
+
+
+def test_without_implants_a_sample_is_what_it_was_before_there_were_any(wide):
+    """The same two numbers of the same generator decide, and the same voxels are shown."""
+    without = typed(wide, 0.0, augmentation=Augmentation(), same_neighbours=0.5)
+    for draw in [Draw(position, epoch) for position in range(8) for epoch in range(4)]:
+        case_id, index, _ = without.slices[draw.position]
+        alone, seed = np.random.SeedSequence([3, draw.epoch, draw.position]).generate_state(2)
+        hu = wide.hu(case_id)
+        shown = np.stack([hu[index]] * 3) if alone < 2**31 else neighbours(hu, index)
+        box = slice_box(64, 64)
+        image, target = without.spec.encode(shown, box), without.spec.encode_labels(wide.labels(case_id)[index], box)
+        image, target = Augmentation()(image, target, int(seed))
+        assert torch.equal(without[draw].image, image)
+        assert torch.equal(without[draw].target, target)
+
+
+def test_an_implant_is_one_more_lesion_beside_those_that_are_there(wide):
+    plain, changed = typed(wide, 0.0), typed(wide, 1.0)
+    found, types = 0, Counter()
+    for draw in [Draw(position, epoch) for position in range(8) for epoch in range(6)]:
+        before, after = plain[draw], changed[draw]
+        new = after.target != before.target
+        assert (before.target[new] == 1).all()  # liver, never another lesion
+        assert (after.image != before.image)[:, before.target != 1].sum() == 0
+        found += bool(new.any())
+        types.update(after.target[new].unique().tolist())
+        slices = (after.image != before.image).flatten(1).any(1)
+        assert slices[1] == new.any()
+    assert found > 40
+    assert set(types) == {2, 3, 4}
+    assert min(types.values()) > 5
+
+
+def test_implants_come_with_the_stated_probability_as_a_function_of_seed_epoch_and_position(wide):
+    plain, changed = typed(wide, 0.0), typed(wide, 0.4)
+    draws = [Draw(position, epoch) for position in range(8) for epoch in range(20)]
+    images = [changed[draw].image for draw in draws]
+    share = np.mean([not torch.equal(image, plain[draw].image) for image, draw in zip(images, draws, strict=True)])
+    assert 0.27 < share < 0.47
+    assert all(torch.equal(a, changed[draw].image) for a, draw in zip(images, draws, strict=True))
+    other = typed(wide, 0.4, seed=4)
+    assert not all(torch.equal(a, other[draw].image) for a, draw in zip(images, draws, strict=True))
+    for i in range(8):
+        assert torch.equal(changed[i].image, plain[i].image)  # evaluation
+        assert torch.equal(changed[i].target, plain[i].target)
+
+
+def test_an_implant_shows_on_all_three_channels_of_a_single_slice(wide):
+    changed = typed(wide, 1.0, same_neighbours=1.0)
+    for position in range(8):
+        below, middle, above = changed[Draw(position, 0)].image
+        assert torch.equal(below, middle)
+        assert torch.equal(middle, above)
 
 
 def test_samples_are_stacked_and_references_stay_apart(store):
