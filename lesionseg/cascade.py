@@ -25,6 +25,8 @@ from lesionseg.segmentation import UNDETERMINED, Segmentation
 
 #: No liver is lower than this, from its top to its lowest tip; a first look may step over less.
 LEAST_LIVER_MM = 20.0
+#: Slices at once. On a CPU more are no faster: their activations no longer fit what the allocator keeps between calls.
+CPU_BATCH, GPU_BATCH = 1, 8
 
 
 class Cascade:
@@ -36,23 +38,28 @@ class Cascade:
     Args:
         model: see `lesionseg.model`.
         device: `cpu`, `cuda`, `cuda:1` …, or `auto`: a GPU where there is one.
-        batch_size: slices that go through a net at once.
+        batch_size: slices that go through a net at once; None: `CPU_BATCH` or `GPU_BATCH`.
         tta: average with the left-right mirror image of every slice in the lesion nets (test-time augmentation).
 
     Raises:
         InputError: no such device, or weights that do not fit the net they are said to be of.
     """
 
-    def __init__(self, model: Model, *, device: str = "auto", batch_size: int = 4, tta: bool = False) -> None:
+    def __init__(self, model: Model, *, device: str = "auto", batch_size: int | None = None, tta: bool = False) -> None:
+        where = _device(device)
+        if batch_size is None:
+            batch_size = CPU_BATCH if where.type == "cpu" else GPU_BATCH
         if batch_size < 1:
             raise InputError("batch size", expected="1 or more", got=str(batch_size), remedy="leave it out")
-        self.model, self.how = model, Pass(_device(device), batch_size, tta)
+        self.model, self.how = model, Pass(where, batch_size, tta)
         self.liver_net = model.liver.build().to(self.how.device)
         self.lesion_nets = [net.build().to(self.how.device) for net in model.lesions]
         self.spec = model.lesions[0].spec
 
     @classmethod
-    def load(cls, folder: str | Path, *, device: str = "auto", batch_size: int = 4, tta: bool = False) -> Cascade:
+    def load(
+        cls, folder: str | Path, *, device: str = "auto", batch_size: int | None = None, tta: bool = False
+    ) -> Cascade:
         """The cascade of a model folder, see `Model.load`."""
         return cls(Model.load(Path(folder)), device=device, batch_size=batch_size, tta=tta)
 

@@ -279,7 +279,7 @@ def _add_model(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--model", type=Path, required=True, metavar="MODEL", help="folder made by `lesionseg export`")
     verb.add_argument("--tta", action="store_true", help="average with the mirror image of every slice")
     verb.add_argument("--device", default="auto", help="auto, cpu or cuda (%(default)s)")
-    verb.add_argument("--batch-size", type=int, default=4, metavar="N", help="slices at once (%(default)s)")
+    verb.add_argument("--batch-size", type=int, metavar="N", help="slices at once (1 on a CPU, 8 on a GPU)")
 
 
 def _add_labels(verb: argparse.ArgumentParser) -> None:

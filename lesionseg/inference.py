@@ -28,7 +28,7 @@ class Pass(NamedTuple):
     """How slices go through nets: where, how many at once, and whether their mirror images (left-right) go as well."""
 
     device: torch.device = torch.device("cpu")
-    batch_size: int = 4
+    batch_size: int = 1
     mirror: bool = False
 
 
@@ -184,12 +184,15 @@ def _scores(
     nets: Sequence[nn.Module], spec: InputSpec, hu: np.ndarray, slices: Sequence[int], box: Box, how: Pass
 ) -> Iterator[tuple[int, list[Tensor]]]:
     """For each slice the scores (K, S, S) of every net, and of its mirror image where asked."""
-    last = len(hu) - 1
+    last, planes = len(hu) - 1, dict[int, Tensor]()
     for start in range(0, len(slices), how.batch_size):
         batch = list(slices[start : start + how.batch_size])
         around = [(max(i - 1, 0), i, min(i + 1, last)) for i in batch]
         needed = sorted({i for three in around for i in three})
-        planes = dict(zip(needed, spec.encode(hu[needed], box), strict=True))
+        new = [i for i in needed if i not in planes]
+        planes = {i: planes[i] for i in needed if i in planes}
+        if new:
+            planes |= zip(new, spec.encode(hu[new], box), strict=True)
         images = torch.stack([torch.stack([planes[i] for i in three]) for three in around]).to(how.device)
         with torch.inference_mode():
             views = [net(images) for net in nets]

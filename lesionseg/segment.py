@@ -103,7 +103,7 @@ def segment(
     probabilities: bool = False,
     tta: bool = False,
     device: str = "auto",
-    batch_size: int = 4,
+    batch_size: int | None = None,
 ) -> list[Outcome]:
     """Segment every study of an input. One that is done, of the same files and by the same model, is left as it is.
 

@@ -110,9 +110,8 @@ def test_a_first_look_saves_what_is_far_from_the_liver():
     hu[40:70, 8:20, 8:20] = 240
     net = Brighter()
     predict_liver(net, InputSpec(32, "slice"), hu, 0.5, stride=10)
-    # Every tenth and the last; all between 40 and 60; two each from 40 downwards, where no liver is and the walk ends,
-    # and from 60 upwards, where it goes on.
-    assert net.seen == 11 + 2 * 9 + (2 + 2) + 7
+    # Every tenth and the last; all between 40 and 60; one below 40, which holds none; all from 60 to 70.
+    assert net.seen == 11 + 2 * 9 + 1 + 9
 
 
 @pytest.mark.parametrize(("members", "mirror"), [(1, False), (2, False), (1, True), (2, True)])

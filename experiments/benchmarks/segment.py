@@ -21,7 +21,7 @@ import torch
 from paper_size import paper_cascade, phantom_scan
 from torch import nn
 
-from lesionseg.cascade import Cascade
+from lesionseg.cascade import CPU_BATCH, Cascade
 from lesionseg.findings import measure_findings
 from lesionseg.inference import clean_liver, lesion_ids
 from lesionseg.inputs import InputSpec, liver_box, neighbours, paste, resize
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--slices", type=int, default=150)
     parser.add_argument("--thickness", type=float, default=2.0, metavar="MM")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--batch-size", type=int, default=CPU_BATCH)
     parser.add_argument("--output", type=Path, default=Path("runs/benchmark/segment.json"))
     options = parser.parse_args()
     cascade = paper_cascade(Model.load(options.model), options.batch_size)

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 from paper_size import paper_cascade, phantom_scan
 
+from lesionseg.cascade import CPU_BATCH
 from lesionseg.model import Model
 from lesionseg.phantom.layouts import write_dicom, write_nifti
 from lesionseg.runs import provenance
@@ -73,7 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("model", type=Path)
     parser.add_argument("--slices", type=int, default=600)
-    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--batch-size", type=int, default=CPU_BATCH)
     parser.add_argument("--studies", type=int, default=3)
     parser.add_argument("--output", type=Path, default=Path("runs/benchmark/segment_memory.json"))
     parser.add_argument("--scans", type=Path, help=argparse.SUPPRESS)

@@ -63,7 +63,7 @@ def evaluate(
     output: Path,
     *,
     device: str = "auto",
-    batch_size: int = 4,
+    batch_size: int | None = None,
     tta: bool = False,
     exclude_trained: bool = False,
     submission: bool = False,
