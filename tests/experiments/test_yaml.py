@@ -26,8 +26,7 @@ WITHOUT_LITS = ("baseline", "from_scratch")
 TINY = (
     "--model.init_args.encoder tu-test_resnet --model.init_args.encoder_weights null --data.input.size_px 32 "
     "--data.batch_size 2 --data.num_workers 0 --data.folds 3 --trainer.accelerator cpu --trainer.devices 1 "
-    "--trainer.max_epochs 6 --trainer.limit_train_batches 1 --trainer.limit_val_batches 1 "
-    "--trainer.limit_test_batches 1"
+    "--trainer.max_epochs 6"
 )
 
 #: What a row may say of the net, and no other file does.
