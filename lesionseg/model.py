@@ -223,7 +223,8 @@ class Model:
         except InputError:
             raise
         except OSError as error:
-            got = f"no {MODEL_FILE} ({error.strerror})" if folder.is_dir() else "no such folder"
+            nothing = "a file" if folder.is_file() else "no such folder"
+            got = f"no {MODEL_FILE} ({error.strerror})" if folder.is_dir() else nothing
             raise _refused(folder, got, "name a folder made by `lesionseg export`") from None
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise _refused(path, f"{type(error).__name__}: {error}") from None

@@ -121,6 +121,8 @@ def test_what_does_not_fit_is_refused(folder, change):
 def test_files_that_are_none_are_refused(folder, tmp_path):
     with pytest.raises(InputError, match="no such folder"):
         Model.load(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="got a file"):
+        Model.load(folder / MODEL_FILE)
     with pytest.raises(InputError, match=r"no model\.json"):
         Model.load(tmp_path)
     (folder / "liver.safetensors").unlink()
