@@ -252,7 +252,7 @@ def _said(output: Path, model: Model) -> list[str]:
     provenance = [net.provenance for net in model.lesions]
     folds, seeds = (", ".join(map(str, sorted({p[key] for p in provenance}))) for key in ("fold", "seed"))
     nets = f"{_counted(len(model.lesions), 'lesion net')}"
-    where = f"{provenance[0]['name']}, fold {folds} (of {provenance[0]['folds']}), seed {seeds}"
+    where = f"{provenance[0]['name']}, fold {folds} of {provenance[0]['folds']}, seed {seeds}"
     lines = [f"{output}: liver net and {nets} ({where})"]
     if model.selected is not None:
         lines.append(f"selected by {model.selected['figure']} {model.selected['value']:.3f} among "

@@ -153,8 +153,9 @@ def clean_liver(liver: np.ndarray) -> np.ndarray:
     closed = np.empty_like(inside)
     for i, plane in enumerate(inside):
         padded = np.pad(plane, radius)  # or closing would eat into the border
-        closing = ndimage.binary_fill_holes(ndimage.binary_closing(padded, disc))
-        closed[i] = closing[radius:-radius, radius:-radius]
+        outside, _ = ndimage.label(~ndimage.binary_closing(padded, disc))
+        # all but what hangs together with a corner: in one pass, where binary_fill_holes grows it ring by ring
+        closed[i] = (outside != outside[0, 0])[radius:-radius, radius:-radius]
     components, _ = ndimage.label(closed, FULL_CONNECTIVITY)
     out[window] = components == 1 + np.argmax(np.bincount(components.ravel())[1:])
     return out

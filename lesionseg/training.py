@@ -257,7 +257,7 @@ class RunCLI(LightningCLI):
         write_text(self.run_dir / SPLIT_FILE, json.dumps(parts, indent=1) + "\n")
         table = imbalance(list(self.datamodule.records.values()), self.datamodule.split)
         rank_zero_info(
-            f"{self.run.name}, fold {self.run.fold} (of {self.run.folds}), seed {self.run.seed} → {self.run_dir}"
+            f"{self.run.name}, fold {self.run.fold} of {self.run.folds}, seed {self.run.seed} → {self.run_dir}"
         )
         rank_zero_info(f"split by patient\n{table.to_string()}")
         write_text(self.run_dir / CONFIG_FILE, yaml.safe_dump(self.plain, sort_keys=False))

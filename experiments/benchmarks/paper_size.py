@@ -41,6 +41,7 @@ class PaperNet(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.large = build_unet("se_resnet50", classes=classes, encoder_weights=None).eval()
+        self.large.to(memory_format=torch.channels_last)  # as `Cascade` does
         self.small, self.small_px, self.keep, self.rounds = small, small_px, keep, rounds
         self.batches: list[Tensor] = []
         self.aside_s = 0.0
