@@ -34,6 +34,8 @@ SCHEDULE :=
 SCHEDULES := baseline no_freezing hierarchical_freezing freeze_encoder hierarchical_unfreezing
 FOLDS := 3
 SEEDS := 0
+# The row that the others are compared with; none: baseline.
+AGAINST :=
 
 RUN := runs/$(NAME)
 DATA := $(RUN)/data
@@ -57,7 +59,7 @@ THREADS = $$(( $(CORES) > $(JOBS) ? $(CORES) / $(JOBS) : 1 ))
 .PHONY: help
 help: ## list the targets
 	@echo "make TARGET [LITS=/path/to/LiTS] [SLICES=/path/to/slices.csv] [PROFILE=phantom|paper] [NAME=...]"
-	@echo "            [SCHEDULES='a b'] [FOLDS=3] [SEEDS='0 1'] [EPOCHS=n] [DEVICES=n] [-j N]"
+	@echo "            [SCHEDULES='a b'] [FOLDS=3] [SEEDS='0 1'] [AGAINST=row] [EPOCHS=n] [DEVICES=n] [-j N]"
 	@echo "            [SCHEDULE=a] [FOLD=0] [SEED=0] [INPUT=/path/to/study] [OUT=folder] [IMPLANT=1] [HOLD='case case']"
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 16
 
@@ -155,11 +157,13 @@ $(foreach s,$(SCHEDULES),$(foreach k,$(FOLD_NUMBERS),$(foreach e,$(SEEDS),$(eval
 grid: pretrain-lesion data-slices
 	@echo "grid: $(words $(SCHEDULES)) schedules x $(FOLDS) folds x $(words $(SEEDS)) seeds = $(words $(CELLS)) cells in $(RUN)/finetune"
 
-finetune: $(CELLS) pretrain ## pretrain where needed, fine-tune under every schedule, compare
-	@$(LESIONSEG) compare $(RUN)/finetune --output $(RUN)/compare
+COMPARE = $(LESIONSEG) compare $(RUN)/finetune $(if $(AGAINST),--against $(AGAINST)) --output $(RUN)/compare
 
-compare: setup ## compare the finished runs again
-	@$(LESIONSEG) compare $(RUN)/finetune --output $(RUN)/compare
+finetune: $(CELLS) pretrain ## pretrain where needed, fine-tune under every schedule, compare
+	@$(COMPARE)
+
+compare: setup ## compare the finished runs again, AGAINST=row in the place of baseline
+	@$(COMPARE)
 
 # The grid on many machines (experiments/sweeps, experiments/slurm). Nothing is prepared here, or they would all do it
 # at once: `make pretrain data-slices` comes first.

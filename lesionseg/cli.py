@@ -119,7 +119,7 @@ def _check(options: argparse.Namespace) -> int:
 def _compare(options: argparse.Namespace) -> None:
     from lesionseg.compare import compare
 
-    compare(options.root, options.output)
+    compare(options.root, options.output, against=options.against)
 
 
 def _export(options: argparse.Namespace) -> None:
@@ -215,6 +215,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.set_defaults(verb=_compare)
     verb.add_argument("root", type=Path, metavar="RUNS", help="folder of runs, SCHEDULE/foldK-seedS")
     verb.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="folder for table and figure")
+    verb.add_argument("--against", metavar="ROW", help="the row that the others are compared with (baseline)")
 
     _add_export(verbs.add_parser("export", help="make a model folder of trained runs, to share and to segment with"))
     _add_segment(verbs.add_parser("segment", help="find the lesions of new studies, in DICOM or NIfTI"))

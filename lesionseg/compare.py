@@ -11,6 +11,7 @@ import pandas as pd
 
 from lesionseg.compare_table import BASELINE, PAPER, data_kind, in_paper_order, markdown, print_table, title
 from lesionseg.comparison_page import write_page
+from lesionseg.errors import InputError
 from lesionseg.grid import Grid, read_grid
 from lesionseg.ranking import ranks
 from lesionseg.runs import write_text
@@ -19,41 +20,50 @@ from lesionseg.significance import significance
 from lesionseg.statistics import patient_bootstrap, patient_sums
 
 
-def compare(root: Path, output: Path) -> pd.DataFrame:
+def compare(root: Path, output: Path, *, against: str | None = None) -> pd.DataFrame:
     """Compare the runs below `root`; write table, figure and page to `output`; print the table.
 
     The files are `table.md`, `table.csv`, `schedules.png`, and `report.html`, which holds them all.
+
+    Args:
+        root: folder of the runs, `<schedule>/fold<k>-seed<s>`.
+        output: folder for the files.
+        against: the row that the others are compared with; None: `baseline`, where it was run.
 
     Returns:
         The long table of `statistics_of`, rows in the paper's order, others after it by name.
 
     Raises:
-        InputError: the runs are unfinished or not comparable, see `grid.read_grid`.
+        InputError: the runs are unfinished or not comparable, see `grid.read_grid`; there is no row `against`.
     """
     grid = read_grid(root)
     schedules = in_paper_order(grid.schedules)
-    table = statistics_of(grid, schedules)
+    if against is None:
+        against = BASELINE if BASELINE in schedules else None
+    elif against not in schedules:
+        expected, remedy = f"a row that was run: {', '.join(schedules)}", "name one of these"
+        raise InputError("--against", expected=expected, got=against, remedy=remedy)
+    table = statistics_of(grid, schedules, against)
     output.mkdir(parents=True, exist_ok=True)
     write_text(output / "table.csv", table.to_csv(index=False, float_format="%.6f", lineterminator="\n"))
-    text, figure = markdown(grid, schedules, table), _figure(grid, schedules, table)
+    text, figure = markdown(grid, schedules, table, against), _figure(grid, schedules, table)
     write_text(output / "table.md", text)
     _write_bytes(output / "schedules.png", figure)
     write_page(output / "report.html", grid, {name: title(name) for name in schedules}, text, figure)
-    print_table(grid, schedules, table)
+    print_table(grid, schedules, table, against)
     return table
 
 
-def statistics_of(grid: Grid, schedules: Sequence[str]) -> pd.DataFrame:
-    """Estimates, differences, tests and ranks of these rows.
+def statistics_of(grid: Grid, schedules: Sequence[str], against: str | None) -> pd.DataFrame:
+    """Estimates, differences to the row `against`, tests and ranks of these rows.
 
     Returns:
         One row per schedule and figure, with the columns of `statistics.patient_bootstrap`, `significance.significance`
         and `ranking.ranks`.
     """
     sums = {name: patient_sums(*grid.tables(name), grid.patients, grid.seeds, grid.patient_folds) for name in schedules}
-    baseline = BASELINE if BASELINE in schedules else None
-    table = patient_bootstrap(sums, baseline)
-    for more in (significance(sums, baseline), ranks(sums)):
+    table = patient_bootstrap(sums, against)
+    for more in (significance(sums, against), ranks(sums)):
         table = table.merge(more, on=["schedule", "figure"], how="left", validate="1:1")
     return table
 

@@ -61,9 +61,9 @@ The definitions are this package's own.
   gives the same value (every lesion found, say): that is no proof of certainty.
 - **smallest**: the smallest true difference that this n could show (two-sided 5 %, power 80 %): (1.96 + 0.84) standard
   errors of the paired difference. Intervals and smallest are not corrected for the number of comparisons.
-- **p**: {PERMUTATIONS} swaps of patients between the row and baseline (all, where there are no more), all seeds of a
-  patient together; the share that gives a pooled difference at least as far from 0. With several seeds the variance
-  between runs is added. **After Holm**: corrected for the rows of one figure; accuracy_all is primary, the other
+- **p**: {PERMUTATIONS} swaps of patients between the two rows (all, where there are no more), all seeds of a patient
+  together; the share that gives a pooled difference at least as far from 0. With several seeds the variance between
+  runs is added. **After Holm**: corrected for the rows of one figure; accuracy_all is primary, the other
   figures are not corrected for each other. Shown: at most {ALPHA} after Holm.
 - **standardised difference**: Cohen's d_z, the difference over its standard deviation between patients.
 - **could have shown**: the smallest true difference that the test shows after Holm with 80 % power.
@@ -82,8 +82,8 @@ def title(schedule: str) -> str:
     return schedule.replace("_", " ")
 
 
-def markdown(grid: Grid, schedules: Sequence[str], table: pd.DataFrame) -> str:
-    """The whole of `table.md`."""
+def markdown(grid: Grid, schedules: Sequence[str], table: pd.DataFrame, against: str | None) -> str:
+    """The whole of `table.md`. `against`: the row that the others are compared with; None: no such row."""
     rows = {name: _rows(table, name) for name in schedules}
     parts = [
         f"# Freeze schedules compared ({data_kind(grid)})",
@@ -93,10 +93,10 @@ def markdown(grid: Grid, schedules: Sequence[str], table: pd.DataFrame) -> str:
             ["schedule", "starts from", *HEADINGS.values()],
             [[title(name), _start(grid, name), *map(cell, rows[name])] for name in schedules],
         ),
-        "## Difference to baseline, on the same patients",
-        _differences(schedules, rows),
-        "## Test of the difference to baseline",
-        _tests(grid, schedules, rows),
+        f"## Difference to {title(against or BASELINE)}, on the same patients",
+        _differences(schedules, rows, against),
+        f"## Test of the difference to {title(against or BASELINE)}",
+        _tests(grid, schedules, rows, against),
         "## Ranks\n\nProbability to be the best of these rows; 95 % of the ranks, 1 is best.",
         pipe_table(
             ["schedule", *HEADINGS.values()], [[title(name), *map(rank_cell, rows[name])] for name in schedules]
@@ -138,8 +138,6 @@ def provenance(grid: Grid) -> list[str]:
     else:
         lines.append(f"{len(grid.seeds)} seeds: figures are means over seeds; the intervals cover patients and runs.")
     lines += few_patients(len(grid.patients)) + few_runs(len(grid.folds), len(grid.seeds))
-    if BASELINE not in grid.schedules:
-        lines.append("No row `baseline`: there is nothing to take differences to.")
     return lines
 
 
@@ -191,32 +189,33 @@ def _rows(table: pd.DataFrame, schedule: str) -> list[pd.Series]:
     return [row for _, row in rows.iterrows()]
 
 
-def _differences(schedules: Sequence[str], rows: Mapping[str, list[pd.Series]]) -> str:
-    if BASELINE not in rows:
-        return "No row `baseline`."
-    lines = [[title(name), *map(difference_cell, rows[name])] for name in schedules if name != BASELINE]
+def _differences(schedules: Sequence[str], rows: Mapping[str, list[pd.Series]], against: str | None) -> str:
+    if against is None:
+        return f"No row `{BASELINE}`: there is nothing to take differences to."
+    lines = [[title(name), *map(difference_cell, rows[name])] for name in schedules if name != against]
     heads = ["schedule", *HEADINGS.values()]
     return "Difference [95 % interval]; smallest that this n could show.\n\n" + pipe_table(heads, lines)
 
 
-def _tests(grid: Grid, schedules: Sequence[str], rows: Mapping[str, list[pd.Series]]) -> str:
+def _tests(grid: Grid, schedules: Sequence[str], rows: Mapping[str, list[pd.Series]], against: str | None) -> str:
     """The primary figure in words, then every figure in numbers."""
-    if not (others := _tested(schedules)):
-        return "No row to test against `baseline`."
+    if against is None or not (others := _tested(schedules, against)):
+        return f"No row to test against `{against or BASELINE}`."
     primary = FIGURES.index(PRIMARY)
     words = [f"- {title(name)}: {verdict(rows[name][primary])}." for name in others]
     lines = [[title(name), *map(p_cell, rows[name])] for name in others]
     return "\n\n".join((
-        f"{HEADINGS[PRIMARY]} (primary) against baseline, {_given(grid)}, p after Holm over {_counted(others)}:",
+        f"{HEADINGS[PRIMARY]} (primary) against {title(against)}, {_given(grid)}, "
+        f"p after Holm over {_counted(others)}:",
         "\n".join(words),
         "Every figure: p, p after Holm; standardised difference. Bold: a difference is shown.",
         pipe_table(["schedule", *HEADINGS.values()], lines),
     ))  # fmt: skip
 
 
-def _tested(schedules: Sequence[str]) -> list[str]:
-    """The rows that have a baseline to be tested against."""
-    return [name for name in schedules if name != BASELINE] if BASELINE in schedules else []
+def _tested(schedules: Sequence[str], against: str) -> list[str]:
+    """The rows that are tested against that one."""
+    return [name for name in schedules if name != against]
 
 
 def _counted(rows: Sized) -> str:
@@ -242,7 +241,7 @@ def pipe_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def print_table(grid: Grid, schedules: Sequence[str], table: pd.DataFrame) -> None:
+def print_table(grid: Grid, schedules: Sequence[str], table: pd.DataFrame, against: str | None) -> None:
     """The compact table on stdout: ruled on a terminal, plain elsewhere; intervals where there is room for them."""
     console = Console(highlight=False)
     if not console.is_terminal:
@@ -259,17 +258,17 @@ def print_table(grid: Grid, schedules: Sequence[str], table: pd.DataFrame) -> No
     for name in schedules:
         text.add_row(title(name), *(_short(row, full) for row in _rows(table, name)))
     console.print(text)
-    for line in _test_lines(grid, schedules, table):
+    for line in _test_lines(grid, schedules, table, against):
         console.print(line, soft_wrap=True)
 
 
-def _test_lines(grid: Grid, schedules: Sequence[str], table: pd.DataFrame) -> list[str]:
+def _test_lines(grid: Grid, schedules: Sequence[str], table: pd.DataFrame, against: str | None) -> list[str]:
     """What the tests of the primary figure say, a line for each difference shown, one for all the others."""
-    rows = table[table.figure == PRIMARY].set_index("schedule").loc[_tested(schedules)]
-    if rows.empty:
+    if against is None or not (others := _tested(schedules, against)):
         return []
+    rows = table[table.figure == PRIMARY].set_index("schedule").loc[others]
     shown = [f"  {title(str(name))}: {verdict(row)}" for name, row in rows.iterrows() if is_shown(row)]
-    head = f"{PRIMARY} against baseline, {_given(grid)}, Holm over {_counted(rows)}:"
+    head = f"{PRIMARY} against {title(against)}, {_given(grid)}, Holm over {_counted(rows)}:"
     if not shown:
         could = rows.smallest_holm.dropna()
         ends = dict.fromkeys(f"{value:.3f}" for value in (could.min(), could.max()))

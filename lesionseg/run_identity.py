@@ -22,7 +22,7 @@ _DIFFERS_BETWEEN_ROWS = (
     "name", "schedule", "model.class_path",
     *(f"model.init_args.{name}" for name in ("transfer", "use_encoder_weights", "l2_sp", "deep_supervision",
                                              "classification_weight", "crop_px")),
-    "data.fold", "seed_everything", "data.seed",
+    "data.fold", "seed_everything", "data.seed", "data.implant_probability",
 )  # fmt: skip
 #: The settings of the trainer that count, and those that count where they are not its defaults.
 _TRAINER_SETTINGS_THAT_COUNT = ("max_epochs", "limit_train_batches", "precision", "gradient_clip_val",

@@ -161,6 +161,24 @@ def test_the_words_follow_the_test(tmp_path: Path, capsys: pytest.CaptureFixture
     assert table.loc[("no_freezing", "dice1"), "probability_best"] > 0.99
 
 
+def test_against_another_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The difference of two rows has the other sign from the other side, and the same p."""
+    root = make_grid(tmp_path / "finetune", {"baseline": 0.2, "no_freezing": 0.9, "freeze_encoder": 0.4})
+    plain = compare(root, tmp_path / "plain").set_index(["schedule", "figure"])
+    table = compare(root, tmp_path / "out", against="no_freezing").set_index(["schedule", "figure"])
+    one, other = plain.loc[("no_freezing", "dice1")], table.loc[("baseline", "dice1")]
+    assert other.difference == pytest.approx(-one.difference, abs=1e-12)
+    assert (other.difference_low, other.difference_high) == pytest.approx((-one.difference_high, -one.difference_low))
+    assert other.p == one.p
+    assert table.loc["no_freezing"].difference.isna().all()
+    text = (tmp_path / "out" / "table.md").read_text()
+    assert "## Difference to no freezing, on the same patients" in text
+    assert "- baseline: lower: −" in text
+    assert "accuracy_all against no freezing" in capsys.readouterr().out
+    with pytest.raises(InputError, match="--against: expected a row that was run: baseline, no_freezing, freeze_"):
+        compare(root, tmp_path / "out", against="nothing")
+
+
 def test_two_comparisons_of_the_same_runs_write_the_same_bytes(grid_root: Path, tmp_path: Path) -> None:
     for folder in ("a", "b"):
         compare(grid_root, tmp_path / folder)

@@ -21,7 +21,9 @@ PRETRAIN, SCHEDULES, PROFILES = (
     sorted(path.stem for path in (ROOT / folder).glob("*.yaml")) for folder in ("pretrain", "schedules", "profiles")
 )
 #: Rows that do not start from the LiTS weights.
-WITHOUT_LITS = ("baseline", "from_scratch")
+WITHOUT_LITS = ("baseline", "baseline_implants", "from_scratch")
+#: Rows whose training slices get generated lesions, three in ten.
+IMPLANTS = {"baseline_implants": 0.3, "no_freezing_implants": 0.3}
 #: For a net of no size, whatever the profile names.
 TINY = (
     "--model.init_args.encoder tu-test_resnet --model.init_args.encoder_weights null --data.input.size_px 32 "
@@ -71,9 +73,10 @@ def data(slices_store):
     settings = yaml.safe_load((ROOT / "finetune" / "lesion.yaml").read_text())["data"]
     augmentation, keep_empty = Augmentation(**settings["augmentation"]), settings["keep_empty"]
 
-    def make(seed):
+    def make(seed, implants=0.0):
         module = LesionDataModule(slices_store, "typed", InputSpec(32, "liver"), batch_size=2, folds=3, seed=seed,
-                                  inner_validation=0.2, keep_empty=keep_empty, augmentation=augmentation)  # fmt: skip
+                                  inner_validation=0.2, keep_empty=keep_empty, augmentation=augmentation,
+                                  implant_probability=implants)  # fmt: skip
         module.setup("fit")
         loader, batches = module.train_dataloader(), []
         for epoch in range(6):
@@ -97,12 +100,18 @@ def test_fine_tuning(tmp_path, slices_store, pretrained, data, monkeypatch, sche
     run = RunInfo.read(tmp_path / "run")
     assert (run.name, run.state, run.target) == (schedule, "finished", "typed")
     assert (run.weights_sha256 is None) == (schedule in WITHOUT_LITS)
-    module, batches = data(seed=0)
+    module, batches = data(seed=0, implants=IMPLANTS.get(schedule, 0.0))
     split = {part: list(cases) for part, cases in asdict(module.split).items()}
     if profile == "phantom":
         assert (seen, json.loads((tmp_path / "run" / "split.json").read_text())) == (batches, split)
         last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
         assert last["global_step"] == len(batches) == 18
+
+
+def test_rows_with_implants_see_the_same_cases_and_otherwise_the_same_pixels(data):
+    (_, plain), (_, implanted) = data(seed=0), data(seed=0, implants=0.3)
+    assert [places for places, _ in plain] == [places for places, _ in implanted]
+    assert 0 < sum(a == b for a, b in zip(plain, implanted, strict=True)) < len(plain)
 
 
 def test_another_seed_is_another_order_and_other_augmentation(data):
@@ -126,7 +135,8 @@ def test_the_paper_asks_for_imagenet_and_says_what_to_do_without(tmp_path, slice
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_a_schedule_owns_its_name_its_start_the_schedule_and_what_kind_of_net_it_is(schedule):
     content = yaml.safe_load((ROOT / "schedules" / f"{schedule}.yaml").read_text())
-    more = {"from_scratch": {"model.init_args.use_encoder_weights"}, "l2_sp": {"model.init_args.l2_sp"}}
+    more = {"from_scratch": {"model.init_args.use_encoder_weights"}, "l2_sp": {"model.init_args.l2_sp"},
+            **{name: {"data.implant_probability"} for name in IMPLANTS}}  # fmt: skip
     always = {"name", "model.init_args.transfer", "schedule", *more.get(schedule, ())}
     assert always <= set(leaves(content)) <= always | KIND_OF_NET
     assert content["name"] == schedule
@@ -140,7 +150,13 @@ def test_no_other_file_sets_what_a_schedule_or_the_place_of_a_run_decides():
         assert not keys & places
         if path.parent.name in ("finetune", "profiles"):
             start = {f"model.init_args.{name}" for name in ("transfer", "use_encoder_weights", "l2_sp")}
-            assert not keys & {"name", "schedule", *start, *KIND_OF_NET - {"model.class_path"}}
+            assert not keys & {
+                "name",
+                "schedule",
+                "data.implant_probability",
+                *start,
+                *KIND_OF_NET - {"model.class_path"},
+            }
 
 
 def test_the_rows_of_the_paper_are_all_there():
