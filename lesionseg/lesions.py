@@ -6,6 +6,7 @@ Class indices are those of a `labels.Target`: 0 background, 1 liver, 2 … 1 + n
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -155,15 +156,33 @@ def compare_slice(
     )
 
 
+def type_probabilities(predicted: np.ndarray, reference: np.ndarray, types: np.ndarray) -> np.ndarray:
+    """How probable each type is for each reference lesion, (n, n_types), lesions in the order of `compare_slice`.
+
+    Args:
+        predicted: class indices (H, W).
+        reference: class indices (H, W).
+        types: probabilities of the types (n_types, H, W).
+
+    Returns:
+        Mean over the lesion's pixels that are predicted as a lesion of any type; NaN where there is none.
+    """
+    window = _lesion_window(predicted, reference)
+    found, types = predicted[window] >= FIRST_TYPE, types[(slice(None), *window)]
+    rows = [np.zeros((0, len(types)))]
+    for _, labelled, n in _reference_lesions(reference[window], FIRST_TYPE + len(types)):
+        owner = labelled[found]
+        sums = np.stack([np.bincount(owner, plane[found], minlength=n + 1)[1:] for plane in types], 1)
+        with np.errstate(invalid="ignore"):
+            rows.append(sums / np.bincount(owner, minlength=n + 1)[1:, None])
+    return np.concatenate(rows)
+
+
 def _match_lesions(
     predicted: np.ndarray, reference: np.ndarray, n_classes: int, min_overlap: float
 ) -> tuple[LesionMatch, ...]:
     matches = []
-    for lesion_type in range(FIRST_TYPE, n_classes):
-        mask = reference == lesion_type
-        if not mask.any():
-            continue
-        labelled, n = components(mask)
+    for lesion_type, labelled, n in _reference_lesions(reference, n_classes):
         votes = _joint_counts(labelled, predicted, n + 1, n_classes)[1:]
         areas, overlaps = votes.sum(1), votes[:, FIRST_TYPE:].sum(1)
         majority = FIRST_TYPE + votes[:, FIRST_TYPE:].argmax(1)  # argmax takes the first, so the lower index in a tie
@@ -171,6 +190,14 @@ def _match_lesions(
             found = overlap / area >= min_overlap
             matches.append(LesionMatch(lesion_type, area, overlap, found, voted if found else None))
     return tuple(matches)
+
+
+def _reference_lesions(reference: np.ndarray, n_classes: int) -> Iterator[tuple[int, np.ndarray, int]]:
+    """Type, `components` and their number, for each type that the slice holds."""
+    for lesion_type in range(FIRST_TYPE, n_classes):
+        mask = reference == lesion_type
+        if mask.any():
+            yield lesion_type, *components(mask)
 
 
 def _false_positives(predicted: np.ndarray, reference: np.ndarray, n_classes: int) -> tuple[FalsePositive, ...]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.metrics import f1_score
 
-from lesionseg.lesions import FalsePositive, LesionMatch, compare_slice, components, dice
+from lesionseg.lesions import FalsePositive, LesionMatch, compare_slice, components, dice, type_probabilities
 
 N_TYPES = 3
 class_maps = st.tuples(st.integers(1, 9), st.integers(1, 9)).flatmap(
@@ -71,6 +71,20 @@ def test_agrees_with_flood_fill(maps: tuple[np.ndarray, np.ndarray], min_overlap
 
 
 @settings(max_examples=200, deadline=None)
+@given(class_maps, st.integers(0, 2**32 - 1))
+def test_type_probabilities_are_means_over_the_predicted_pixels(maps: tuple[np.ndarray, np.ndarray], seed: int) -> None:
+    predicted, reference = maps
+    types = np.random.default_rng(seed).random((3, *reference.shape))
+    expected = []
+    for lesion_type in (2, 3, 4):
+        for lesion in flood_fill(pixels_where(reference == lesion_type)):
+            seen = [types[:, row, column] for row, column in lesion if predicted[row, column] >= 2]
+            expected.append(np.mean(seen, axis=0) if seen else np.full(3, np.nan))
+    np.testing.assert_allclose(
+        type_probabilities(predicted, reference, types), np.reshape(expected, (-1, 3)), atol=1e-12
+    )
+
+
 @given(class_maps)
 def test_dice_agrees_with_scikit_learn(maps: tuple[np.ndarray, np.ndarray]) -> None:
     predicted, reference = maps

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
+import torch
+from torch import Tensor
 
 from lesionseg.callbacks.loggers import wandb_run
-from lesionseg.callbacks.results import lesion_table
+from lesionseg.callbacks.results import lesion_id, lesion_table
+from lesionseg.data.dataset import Batch
+from lesionseg.inputs import Box, paste, resize
+from lesionseg.lesions import FIRST_TYPE, type_probabilities
 from lesionseg.metrics import LesionFigures
 from lesionseg.results import REFERENCE
 
@@ -21,8 +29,28 @@ MOST_ROWS = 300
 class LesionLogs(pl.Callback):
     """After every validation: `val/confusion/<type>/<predicted type or missed>`, and the lesion table to W&B.
 
-    The table is HTML: a `wandb.Table` goes by a file whose full path W&B keeps in its log.
+    The table is HTML: a `wandb.Table` goes by a file whose full path W&B keeps in its log. Its probabilities are not
+    calibrated.
     """
+
+    def __init__(self) -> None:
+        self._noted: dict[str, np.ndarray] = {}
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Forget those of the last validation."""
+        self._noted = {}
+
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, *_: int
+    ) -> None:
+        """Note how probable each type is for each lesion, where the pixels have scores of types."""
+        metric, data = pl_module.get_submodule("validation_metric"), trainer.datamodule  # type: ignore[attr-defined]
+        if outputs is None or trainer.state.fn != "fit" or not isinstance(metric, LesionFigures):
+            return
+        for scores, box, reference, place in zip(outputs, batch.boxes, batch.references, batch.places, strict=True):
+            ref = data.validation.slices[place.position]
+            for n, row in enumerate(_probabilities(scores, box, reference)):
+                self._noted[lesion_id(ref.case_id, ref.slice, REFERENCE, n)] = row
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Before the task resets its metric; the rows of all processes are gathered."""
@@ -33,11 +61,37 @@ class LesionLogs(pl.Callback):
         table = lesion_table(metric, data, data.validation)
         counts = confusion_counts(table, metric.lesion_types)
         pl_module.log_dict({f"val/confusion/{k}": float(n) for k, n in counts.items()}, rank_zero_only=True)
+        noted = _gathered(self._noted)
         run = wandb_run(trainer)
         if run is not None:
             import wandb
 
-            run.log({"val/lesions": wandb.Html(as_html(table)), "trainer/global_step": trainer.global_step})
+            shown = table.assign(probability=_of_predicted(table, noted, metric.lesion_types))
+            run.log({"val/lesions": wandb.Html(as_html(shown)), "trainer/global_step": trainer.global_step})
+
+
+def _probabilities(scores: Tensor, box: Box, reference: Tensor) -> np.ndarray:
+    """Of each type for each reference lesion (n, n_types), from the scores of a slice (K, S, S)."""
+    height, width = reference.shape
+    scores = resize(scores.float(), box.side)
+    parts = scores.max(0).indices.to(torch.uint8), scores[FIRST_TYPE:].softmax(0)
+    predicted, types = (paste(part, box, height, width).cpu().numpy() for part in parts)
+    return type_probabilities(predicted, reference.cpu().numpy(), types)
+
+
+def _gathered(noted: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What all processes have noted."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return noted
+    every: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(every, noted)
+    return {lesion: row for each in every for lesion, row in each.items()}
+
+
+def _of_predicted(table: pd.DataFrame, noted: dict[str, np.ndarray], types: tuple[str, ...]) -> list[float]:
+    """Probability of the type that each lesion was given; NaN: it has none, or its pixels have no such scores."""
+    pairs = zip(table.lesion_id, table.predicted_type, strict=True)
+    return [float(noted[lesion][types.index(name)]) if name and lesion in noted else math.nan for lesion, name in pairs]
 
 
 def confusion_counts(table: pd.DataFrame, types: tuple[str, ...]) -> dict[str, int]:
@@ -51,7 +105,17 @@ def as_html(table: pd.DataFrame) -> str:
     """A lesion table for a dashboard, largest lesions first."""
     shown = table.assign(hit=table.found.map({1: "hit", 0: "miss"})).sort_values("area_px", ascending=False)
     shown.loc[shown.kind != REFERENCE, "hit"] = "false positive"
-    columns = ["hit", "type", "predicted_type", "area_px", "area_mm2", "overlap", "patient_id", "lesion_id"]
+    columns = [
+        "hit",
+        "type",
+        "predicted_type",
+        "probability",
+        "area_px",
+        "area_mm2",
+        "overlap",
+        "patient_id",
+        "lesion_id",
+    ]
     return f"<p>{min(len(shown), MOST_ROWS)} of {len(shown)}</p>" + shown[columns].head(MOST_ROWS).to_html(
         index=False, float_format="{:.2f}".format, na_rep="", border=0
     )

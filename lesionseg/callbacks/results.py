@@ -11,7 +11,7 @@ from torchmetrics import Metric
 from lesionseg.data.datamodule import LesionDataModule
 from lesionseg.data.dataset import SliceDataset
 from lesionseg.metrics import LesionFigures, LiverDice
-from lesionseg.results import write_lesions, write_slices
+from lesionseg.results import REFERENCE, write_lesions, write_slices
 from lesionseg.runs import write_text
 
 
@@ -51,13 +51,18 @@ def lesion_table(metric: LesionFigures, data: LesionDataModule, part: SliceDatas
     rows = _located(pd.DataFrame(metric.lesion_rows(), columns=columns), data, part)
     rows["area_mm2"] = rows["area_px"] * rows["case_id"].map(lambda case: _pixel_mm2(data, case)).astype(float)
     rows["lesion_id"] = [
-        f"{case}-s{index}-{'r' if kind == 'reference' else 'f'}{n}"
+        lesion_id(case, index, kind, n)
         for case, index, kind, n in zip(
             rows["case_id"], rows["slice"], rows["kind"], rows.groupby(["slice_key", "kind"]).cumcount(), strict=True
         )
     ]
     return rows[["lesion_id", "case_id", "patient_id", "slice", "kind", "type", "area_px", "area_mm2", "overlap",
                  "found", "predicted_type"]]  # fmt: skip
+
+
+def lesion_id(case: str, index: int, kind: str, n: int) -> str:
+    """Of the n-th lesion of a kind on a slice, from 0, in the order of `lesions.compare_slice`."""
+    return f"{case}-s{index}-{'r' if kind == REFERENCE else 'f'}{n}"
 
 
 def _located(rows: pd.DataFrame, data: LesionDataModule, part: SliceDataset) -> pd.DataFrame:

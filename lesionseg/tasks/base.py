@@ -165,9 +165,18 @@ class SegmentationTask(pl.LightningModule):
         thinned = [targets[:, None, step // 2 :: step, step // 2 :: step] for step in steps]
         return torch.stack([self.loss(each, target) for each, target in zip(scores, thinned, strict=True)]).sum()
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Collect the figures of a batch of the inner validation."""
-        self._evaluate(batch, self.validation_metric)
+    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        """Collect the figures of a batch of the inner validation.
+
+        Returns:
+            Scores (N, K, S, S) of the classes of the target, for the callbacks; None where no pixel has such scores.
+        """
+        if self.segmented is not self.target:
+            self._collect(self.predict_slices(batch), batch, self.validation_metric)
+            return None
+        scores = self(batch.images)
+        self._collect(self.on_slices(scores, batch), batch, self.validation_metric)
+        return scores
 
     def on_validation_epoch_end(self) -> None:
         """Log the figures of the inner validation."""
@@ -177,7 +186,7 @@ class SegmentationTask(pl.LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect the figures of a batch of the test part; `callbacks.Results` writes the tables."""
-        self._evaluate(batch, self.test_metric)
+        self._collect(self.predict_slices(batch), batch, self.test_metric)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW over all parameters from the start, one group a block (see `docs/freezing.md`)."""
@@ -197,9 +206,9 @@ class SegmentationTask(pl.LightningModule):
         sizes = [reference.shape for reference in batch.references]
         return [self.spec.decode(s, box, h, w) for s, box, (h, w) in zip(scores, batch.boxes, sizes, strict=True)]
 
-    def _evaluate(self, batch: Batch, metric: Metric) -> None:
-        for predicted, reference, place in zip(self.predict_slices(batch), batch.references, batch.places, strict=True):
-            self.update_metric(metric, predicted, reference, place)
+    def _collect(self, predicted: Sequence[Tensor], batch: Batch, metric: Metric) -> None:
+        for plane, reference, place in zip(predicted, batch.references, batch.places, strict=True):
+            self.update_metric(metric, plane, reference, place)
 
 
 def refuse_negative(**values: float) -> None:

@@ -116,10 +116,14 @@ def test_wandb_gets_overlays_and_the_lesion_table(run):
     assert np.array_equal(sheet, np.asarray(Image.open(run / "overlays" / "epoch-000.png")))
     table = (files / merged["val/lesions/path"]).read_text()
     rows = [re.findall("<td>(.*?)</td>", row, flags=re.DOTALL) for row in table.split("<tr")[2:]]
-    assert {row[6] for row in rows} <= {record.patient_id for record in Store.open(store_of(run)).records}
+    assert {row[7] for row in rows} <= {record.patient_id for record in Store.open(store_of(run)).records}
     assert {row[0] for row in rows} <= {"hit", "miss", "false positive"}
     reference = [row for row in rows if row[0] != "false positive"]
     assert len(reference) == pd.read_csv(run / "metrics.csv")["val/lesions_n"].max() > 0
+    assert all(
+        (row[3] == "") == (row[2] == "") for row in reference
+    )  # a probability where, and only where, it is named
+    assert all(0 < float(row[3]) <= 1 for row in reference if row[3])
 
 
 def test_a_run_and_the_net_that_started_it_share_a_hash(run):

@@ -174,7 +174,7 @@ def test_a_perfect_net_has_perfect_figures(task, lits_store, monkeypatch):
     """Predictions are the references; each slice is counted once, whatever the number of epochs."""
     net = task("lesion") if task is lesion_task else task()
     data = LesionDataModule(lits_store, net.target.name, net.spec, batch_size=8, folds=3)
-    monkeypatch.setattr(net, "predict_slices", lambda batch: batch.references)
+    monkeypatch.setattr(net, "on_slices", lambda scores, batch: batch.references)
     trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
                          enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
     for _ in range(2):
