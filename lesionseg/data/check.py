@@ -21,6 +21,7 @@ from lesionseg.errors import InputError
 from lesionseg.figures import Panel, contact_sheet
 from lesionseg.labels import BACKGROUND, LIVER, is_lesion, is_liver
 from lesionseg.scan import CaseSource, Scan, to_canonical
+from lesionseg.writing import whole
 
 #: Folds of the default comparison; a cohort that cannot fill them is reported.
 USUAL_FOLDS = 3
@@ -147,12 +148,8 @@ def write_contact_sheet(findings: Findings, path: Path) -> None:
     title = f"{shown} of {findings.cases} cases" if shown < findings.cases else f"{shown} cases"
     figure = contact_sheet(findings.panels, title=f"{title}, each at its largest lesion")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{path.name}")
-    try:
-        figure.savefig(temporary, dpi=_SHEET_DPI, format="png")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole(path) as part:
+        figure.savefig(part, dpi=_SHEET_DPI, format="png")
 
 
 def largest_lesion_slice(labels: np.ndarray) -> int:

@@ -21,7 +21,7 @@ from lesionseg import __version__
 from lesionseg.cascade import Cascade
 from lesionseg.compare_table import few_patients
 from lesionseg.data.parallel import each
-from lesionseg.data.records import CaseRecord
+from lesionseg.data.records import CaseRecord, without_nan
 from lesionseg.data.store import Store
 from lesionseg.errors import InputError
 from lesionseg.evaluation.figures import (
@@ -38,7 +38,6 @@ from lesionseg.evaluation.scoring import (
     SliceTables,
     score_case,
     slice_tables,
-    without_nan,
 )
 from lesionseg.evaluation.text import definitions, markdown, summary
 from lesionseg.formats.nifti_write import write_nifti_labels
