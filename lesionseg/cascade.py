@@ -53,8 +53,8 @@ class Cascade:
             raise InputError("batch size", expected="1 or more", got=str(batch_size), remedy="leave it out")
         self.model, self.how = model, Pass(where, batch_size, tta)
         layout = torch.channels_last  # an eighth faster on a CPU
-        self.liver_net = model.liver.build().to(where, memory_format=layout)
-        self.lesion_nets = [net.build().to(where, memory_format=layout) for net in model.lesions]
+        self.liver_net = model.liver.build().to(where).to(memory_format=layout)
+        self.lesion_nets = [net.build().to(where).to(memory_format=layout) for net in model.lesions]
         self.spec = model.lesions[0].spec
 
     @classmethod

@@ -169,7 +169,7 @@ def test_the_same_runs_are_done_already_in_any_order_and_others_take_their_place
     export(made / "liver", [one, other], folder)
     assert capsys.readouterr().out == f"{folder} is done already\n"
     assert (folder / MODEL_FILE).stat().st_mtime_ns == before
-    (folder / MODEL_FILE).write_text("torn")
+    (folder / "liver.safetensors").write_text("torn")
     export(made / "liver", [one], folder)
     assert len(Model.load(folder).lesions) == 1
     assert not (folder / "lesion-1.safetensors").exists()
