@@ -29,7 +29,7 @@ from lesionseg.runs import write_text
 from lesionseg.scan import Scan, canonical_axes
 from lesionseg.segmentation import RESEARCH_USE_ONLY, Segmentation
 from lesionseg.studies import LABEL_MAP, Found, Study, find_studies
-from lesionseg.study_folder import finished, locked, made, refuse_replacing
+from lesionseg.study_folder import file_sha256, finished, locked, made, refuse_replacing
 
 SUMMARY = "summary.csv"
 #: How a study may end.
@@ -56,11 +56,10 @@ class Wish:
 
     def made_of(self, study: Study) -> dict[str, Any]:
         """All that decides what a study's folder holds, plain JSON data. `InputError`: a format that does not fit."""
-        mask = None if self.liver_mask is None else self.liver_mask.stat()
         return {
             "input": study.fingerprint(),
             "formats": list(formats_of(study, self.formats)),
-            "liver_mask": mask and [mask.st_size, mask.st_mtime_ns],
+            "liver_mask": self.liver_mask and file_sha256(self.liver_mask),
             "version": __version__,
             **self.identity,
         }
@@ -189,7 +188,7 @@ def _attempt(study: Study, output: Path, segmenter: Segmenter, wish: Wish) -> Ou
 
 def _one(study: Study, output: Path, segmenter: Segmenter, wish: Wish) -> Outcome:
     folder, made_of = output / study.name, wish.made_of(study)
-    facts = finished(folder, made_of)
+    facts = finished(folder, made_of, study.place)
     if facts is not None:
         return Outcome(study.name, "done already", facts)
     refuse_replacing(folder, study.place)

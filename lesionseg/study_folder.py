@@ -53,10 +53,15 @@ class Record:
         return all((folder / name).is_file() for name in self.files)
 
 
-def finished(folder: Path, made_of: dict[str, Any]) -> dict[str, Any] | None:
-    """The facts of a folder that is whole and was made of the same; else None."""
+def finished(folder: Path, made_of: dict[str, Any], place: str) -> dict[str, Any] | None:
+    """The facts of a folder that is whole and was made of the same at the same place; else None.
+
+    Names, sizes and times of files may be equal in two places, so that what it was made of does not tell them apart.
+    """
     record = Record.read(folder)
-    return record.facts if record is not None and record.made_of == made_of and record.is_whole(folder) else None
+    if record is None or (record.made_of, record.place) != (made_of, place) or not record.is_whole(folder):
+        return None
+    return record.facts
 
 
 @contextmanager
@@ -72,7 +77,7 @@ def made(folder: Path, made_of: dict[str, Any], place: str, facts: dict[str, Any
     temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=folder.parent))
     try:
         yield temporary
-        files = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
+        files = {path.name: file_sha256(path) for path in sorted(temporary.iterdir())}
         write_text(temporary / RECORD, json.dumps(asdict(Record(made_of, place, facts, files)), indent=1) + "\n")
         temporary.chmod(0o755)  # mkdtemp lets nobody else in
         refuse_replacing(folder, place)
@@ -94,7 +99,7 @@ def refuse_replacing(folder: Path, place: str) -> None:
         got = "the results of a study elsewhere that has the same name"
     else:
         held = {path.name: path for path in folder.iterdir() if path.name != RECORD and not path.name.startswith(".")}
-        touched = [name for name, path in held.items() if record.files.get(name) != _sha256(path)]
+        touched = [name for name, path in held.items() if record.files.get(name) != file_sha256(path)]
         if not touched:
             return
         got = f"files changed or added since ({', '.join(sorted(touched)[:4])}{', …' if len(touched) > 4 else ''})"
@@ -134,8 +139,8 @@ def _remove_temporaries(output: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _sha256(path: Path) -> str:
-    """Of a file; of a folder, which no result holds, a word that is no hash."""
+def file_sha256(path: Path) -> str:
+    """Hash of a file; of a folder, which no result holds, a word that is no hash."""
     if not path.is_file():
         return "folder"
     with path.open("rb") as stream:

@@ -317,11 +317,17 @@ def test_other_things_in_the_output_are_left(run, tmp_path):
     assert (tmp_path / "mine" / "summary.csv").read_text() == "patient,age\n"
 
 
-def test_a_moved_input_is_still_done(run, tmp_path):
-    nifti(tmp_path / "a" / "ct.nii.gz")
-    run(tmp_path / "a" / "ct.nii.gz", *QUICK)
-    (tmp_path / "a").rename(tmp_path / "b")
-    assert "  done already" in run(tmp_path / "b" / "ct.nii.gz", *QUICK)[1]
+def test_another_study_of_equal_name_size_and_time_is_not_done(run, tmp_path):
+    paths = [nifti(tmp_path / name / "ct.nii", seed) for seed, name in enumerate(("P1", "P2"))]
+    for path in paths:
+        os.utime(path, (1, 1))
+    assert run(paths[0], *QUICK)[0] == 0
+    before = content(tmp_path / "out")
+    status, out, err = run(paths[1], *QUICK)
+    assert status == 2
+    assert "done already" not in out
+    assert "a study elsewhere that has the same name" in err
+    assert content(tmp_path / "out") == before
 
 
 def test_places_for_the_output(run, tmp_path):
@@ -388,6 +394,19 @@ class TestLiverMask:
         folder = tmp_path / "out" / "ct"
         np.testing.assert_array_equal(np.asarray(nib.load(folder / "segmentation.nii.gz").dataobj).T > 0, mask[0])
         assert json.loads((folder / "lesions.json").read_text())["settings"]["liver"] == "given"
+
+    def test_another_mask_of_equal_size_and_time_is_another(self, run, tmp_path, mask):
+        path, written = nifti(tmp_path / "ct.nii.gz"), []
+        for liver in (1, 2):
+            plain = nib.load(mask[1](liver))
+            nib.save(plain, tmp_path / "mask.nii")
+            os.utime(tmp_path / "mask.nii", (1, 1))
+            written.append(run(path, "--liver-mask", tmp_path / "mask.nii", *QUICK)[1])
+        assert "done already" not in written[1]
+        assert (
+            "done already"
+            in run(path, "--liver-mask", shutil.copy(tmp_path / "mask.nii", tmp_path / "x.nii"), *QUICK)[1]
+        )
 
     def test_a_seg_replaces_the_net(self, run, tmp_path):
         dicom(tmp_path / "in" / "ct")
