@@ -294,6 +294,33 @@ def test_what_a_user_put_there_is_not_replaced(run, tmp_path):
     assert "(notes, segmentation.nii.gz)" in run(path, *QUICK, "--tta")[2]
 
 
+@pytest.mark.parametrize("name", [".notes", ".git", "._.txt", ".DS_Store"])
+def test_hidden_files_are_a_user_s_but_for_those_of_finder(run, tmp_path, name):
+    path = nifti(tmp_path / "ct.nii.gz")
+    run(path, *QUICK)
+    (tmp_path / "out" / "ct" / name).write_text("dear")
+    status, out, err = run(path, *QUICK, "--tta")
+    if name in ("._.txt", ".DS_Store"):
+        assert "4 slices" in out
+    else:
+        assert status == 2
+        assert f"files changed or added since ({name})" in err
+        assert (tmp_path / "out" / "ct" / name).read_text() == "dear"
+
+
+def test_a_changed_record_is_not_replaced(run, tmp_path):
+    path = nifti(tmp_path / "ct.nii.gz")
+    run(path, *QUICK)
+    record = tmp_path / "out" / "ct" / RECORD
+    content = json.loads(record.read_text())
+    content["facts"]["lesions"] += 1
+    record.write_text(json.dumps(content, indent=1) + "\n")
+    status, _, err = run(path, *QUICK)
+    assert status == 2
+    assert f"a changed {RECORD}" in err
+    assert json.loads(record.read_text()) == content
+
+
 def test_other_things_in_the_output_are_left(run, tmp_path):
     nifti(tmp_path / "a" / "ct.nii.gz")
     nifti(tmp_path / "b" / "ct.nii.gz", 1)
