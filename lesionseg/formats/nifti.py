@@ -55,8 +55,8 @@ def read_nifti(path: Path, *, strict: bool = False) -> tuple[Scan, tuple[str, ..
                 code="unknown-geometry",
             )
         warnings = (
-            f"{path.name}: the header gives no spacing and orientation (no or identity affine); both are unknown, "
-            "and the scan is kept out of every figure in mm",
+            "the header gives no spacing and orientation (no or identity affine); both are unknown, and the scan is "
+            "kept out of every figure in mm",
         )
     spacing_mm = None if affine is None else spacing_of(affine)
     return Scan(to_int16(values, values.shape, path), stem(path), spacing_mm, affine, generated), warnings

@@ -116,7 +116,7 @@ def test_unset_affine_makes_the_geometry_unknown_with_one_warning(tmp_path, affi
     assert scan.spacing_mm is None
     assert scan.affine is None
     assert len(warnings) == 1
-    assert "volume-28.nii" in warnings[0]
+    assert "volume-28" not in warnings[0]  # reports that name no patient hold it
     np.testing.assert_array_equal(scan.hu, voxels().T)
     assert refused(path, "identity", strict=True).code == "unknown-geometry"
 
