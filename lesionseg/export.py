@@ -16,7 +16,7 @@ from lesionseg.calibration import TypedLesion, calibrate, true_types
 from lesionseg.cascade import least_voxels
 from lesionseg.compare_table import in_paper_order
 from lesionseg.data.store import CaseRecord, Store
-from lesionseg.errors import InputError
+from lesionseg.errors import InputError, printable
 from lesionseg.grid import SHARED, SHARED_STARTS, read_grid
 from lesionseg.inference import lesion_ids, predict_lesions
 from lesionseg.labels import LIVER, TARGETS, is_liver
@@ -75,10 +75,10 @@ def export(liver: Path, lesions: Sequence[Path], output: Path, *, selected: dict
     temperature, calibration = _calibrate(runs, model)
     model = replace(model, temperature=temperature, calibration=calibration)
     if (held := _held(output)) is not None and replace(held, provenance=model.provenance).identity == model.identity:
-        print(f"{output} is done already")
+        print(f"{printable(str(output))} is done already")
         return held
     model.save(output)
-    print("\n".join(_said(output, model)))
+    print(printable("\n".join(_said(output, model))))
     return model
 
 

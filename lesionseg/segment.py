@@ -23,7 +23,7 @@ import torch
 from lesionseg import __version__
 from lesionseg.cascade import Cascade
 from lesionseg.deliver import FORMATS, deliver, formats_of, read_liver_mask
-from lesionseg.errors import InputError
+from lesionseg.errors import InputError, printable
 from lesionseg.model import Model
 from lesionseg.runs import write_text
 from lesionseg.scan import Scan, canonical_axes
@@ -74,7 +74,8 @@ class Outcome:
         ending: see `Ending`.
         facts: slices, lesions, liver_ml; empty where there is no segmentation.
         seconds: read, segment, write; empty where it was not segmented now.
-        reason: of what was not segmented, one line.
+        reason: of what was not segmented, one line; names no file, as the path of one may name a patient.
+        told: the same for the terminal, with the file; empty: as `reason`.
     """
 
     study: str
@@ -82,6 +83,7 @@ class Outcome:
     facts: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     reason: str = ""
+    told: str = ""
 
     @property
     def row(self) -> dict[str, Any]:
@@ -160,14 +162,16 @@ def segment_studies(found: Found, output: Path, segmenter: Segmenter, wish: Wish
             print(f"[{i}/{number}] {study.name}", flush=True)
             outcomes.append(attempt(study, output, segmenter, wish))
             if outcomes[-1].ending != "segmented":
-                print(f"  {outcomes[-1].ending}{': ' * bool(outcomes[-1].reason)}{outcomes[-1].reason}", flush=True)
+                told = outcomes[-1].told or outcomes[-1].reason
+                print(f"  {outcomes[-1].ending}{': ' * bool(told)}{told}", flush=True)
             if number > 1:
                 _write_summary(output / SUMMARY, outcomes)
                 gc.collect()  # figures hold themselves; left alone, 30 studies would pile up before Python looks
     if number > 1:
         print(f"\n{_table(outcomes)}\n")
     count = Counter(outcome.ending for outcome in outcomes)
-    print(f"{', '.join(f'{n} {ending}' for ending, n in count.items())}; in {output}. {RESEARCH_USE_ONLY}", flush=True)
+    endings = ", ".join(f"{n} {ending}" for ending, n in count.items())
+    print(f"{endings}; in {printable(str(output))}. {RESEARCH_USE_ONLY}", flush=True)
     return outcomes
 
 
@@ -178,9 +182,11 @@ def _attempt(study: Study, output: Path, segmenter: Segmenter, wish: Wish) -> Ou
     except InputError as error:
         if error.code == LABEL_MAP:
             return Outcome(study.name, "passed over", reason=error.got)
-        return Outcome(study.name, "refused", reason=str(error))
+        return Outcome(study.name, "refused", reason=error.brief, told=str(error))
     except (OSError, RuntimeError) as error:
-        return Outcome(study.name, "failed", reason=" ".join(f"{type(error).__name__}: {error}".split()))
+        kind, told = type(error).__name__, printable(" ".join(f"{type(error).__name__}: {error}".split()))
+        reason = f"{kind}: {error.strerror or 'unknown'}" if isinstance(error, OSError) else told
+        return Outcome(study.name, "failed", reason=reason, told=told)
     except Exception as error:  # a fault of the package; its text may quote a header, and so the patient
         hint = "segment it alone with --debug to see where"
         return Outcome(study.name, "failed", reason=f"{type(error).__name__}; {hint}")

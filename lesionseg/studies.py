@@ -87,7 +87,7 @@ class Study:
     @property
     def place(self) -> str:
         """Hash of where it lies and which study it is: the same while its files change."""
-        return hashlib.sha256(f"{self.path.resolve()}\0{self.series}\0{self.name}".encode()).hexdigest()
+        return hashlib.sha256(os.fsencode(f"{self.path.resolve()}\0{self.series}\0{self.name}")).hexdigest()
 
 
 class Found(NamedTuple):
@@ -206,7 +206,7 @@ def _distinct(root: Path, studies: Sequence[Study]) -> list[Study]:
 
 
 def _hash(root: Path, study: Study) -> str:
-    return hashlib.sha256(f"{study.path.relative_to(root)}\0{study.series}".encode()).hexdigest()[:6]
+    return hashlib.sha256(os.fsencode(f"{study.path.relative_to(root)}\0{study.series}")).hexdigest()[:6]
 
 
 def _plain(text: str) -> str:

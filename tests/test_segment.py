@@ -246,11 +246,33 @@ def test_many_studies(run, cohort, tmp_path):
         "volume-1": "segmented",
     }  # fmt: skip
     assert "5 mm after" in rows["gap"]["reason"]
+    assert str(cohort) not in (output / "summary.csv").read_text()
+    assert f"refused: {cohort / 'gap'}: expected" in out
     assert rows["segmentation-0"]["reason"] == "a label map of values 0 to 1"
     assert rows["volume-0"]["slices"] == "4"
     assert float(rows["volume-0"]["segment_s"]) > 0
     assert "3 segmented, 1 refused, 1 passed over" in out.replace("1 refused, 3 segmented", "3 segmented, 1 refused")
     assert all(line.count("\n") == 0 for line in out.splitlines())
+
+
+def test_names_that_are_not_utf_8_stop_nothing(run, tmp_path):
+    """As of folders from an older Windows: `Müller` in Latin-1."""
+    foreign = tmp_path / "in" / os.fsdecode(b"M\xfcller")
+    nifti(foreign / "ct.nii")
+    nifti(foreign / "m-ller.nii", 1)
+    nifti(tmp_path / "in" / "M_ller_ct.nii", 2)  # the same name as the first
+    dicom(foreign / "dicom", 3)
+    sorted(dicom(foreign / "gap", 4, "gap").iterdir())[1].unlink()
+    (tmp_path / "in" / os.fsdecode(b"\xe4.nii")).write_bytes(b"none")
+    status, out, err = run(tmp_path / "in")
+    assert (status, err) == (2, "")
+    assert "4 segmented" in out
+    assert "2 refused" in out
+    assert "M\\udcfcller" in out
+    assert len(files(tmp_path / "out")) == 6
+    status, out, _ = run(foreign / "ct.nii", output=os.fsdecode(b"\xfc"))
+    assert status == 0
+    assert files(tmp_path / os.fsdecode(b"\xfc") / "ct") == NIFTI_FILES
 
 
 def test_what_is_done_is_not_done_again(run, cohort, tmp_path):
@@ -481,7 +503,7 @@ def test_faults_of_every_kind_stop_no_other_study(cohort, tmp_path, capsys, mode
         return cascade.segment(scan, liver=liver)
 
     outcomes = segment_studies(find_studies(cohort), tmp_path / "out", segmenter, Wish())
-    reasons = {outcome.study: (outcome.ending, outcome.reason) for outcome in outcomes}
+    reasons = {outcome.study: (outcome.ending, outcome.told or outcome.reason) for outcome in outcomes}
     assert reasons["patient_ct"] == ("failed", "RuntimeError: CUDA error: launch failed")
     assert reasons["volume-0"] == ("failed", "KeyError; segment it alone with --debug to see where")
     assert reasons["volume-1"][0] == "refused"
@@ -500,6 +522,7 @@ def test_a_full_disk_is_a_failure(cohort, tmp_path, run, monkeypatch):
     assert status == 1
     assert "failed: OSError: [Errno 28] No space left on device" in out
     assert files(tmp_path / "out") == {"summary.csv", ".lesionseg.lock"}
+    assert "No space left" in (tmp_path / "out" / "summary.csv").read_text()
     assert run(cohort / "volume-0.nii.gz", output="single")[0] == 1
     assert not (tmp_path / "single").exists()
 

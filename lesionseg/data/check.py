@@ -17,7 +17,7 @@ from lesionseg.data.plausible import CODES, Problem, case_problems, cohort_probl
 from lesionseg.data.pseudonyms import pseudonyms
 from lesionseg.data.records import CaseRecord, describe
 from lesionseg.data.store import CASES, MANIFEST, Store, StoreKind, array_damage, case_folder, read_manifest
-from lesionseg.errors import InputError
+from lesionseg.errors import InputError, printable
 from lesionseg.figures import Panel, contact_sheet
 from lesionseg.labels import BACKGROUND, LIVER, is_lesion, is_liver
 from lesionseg.scan import CaseSource, Scan, to_canonical
@@ -119,7 +119,7 @@ def report(
     print_findings(findings, console)
     if findings.panels:
         write_contact_sheet(findings, sheet)
-        console.print(f"contact sheet: {sheet}", markup=False, highlight=False, soft_wrap=True)
+        console.print(printable(f"contact sheet: {sheet}"), markup=False, highlight=False, soft_wrap=True)
     return findings.errors > 0
 
 
@@ -136,7 +136,7 @@ def print_findings(findings: Findings, console: Console) -> None:
         style = "bold red" if severity == "error" else "yellow"
         say(f"{severity} {code}: {CODES.get(code, 'the input cannot be used as it is')}", style=style)
         for problem in group:
-            say(f"  {problem.where}: {problem.message}")
+            say(printable(f"  {problem.where}: {problem.message}"))
         say(f"  → {remedy}", style="green")
     count = Counter(problem.severity for problem in findings.problems)
     say(f"{findings.cases} cases: {count['error']} errors, {count['warning']} warnings")
