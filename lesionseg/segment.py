@@ -1,7 +1,7 @@
 """`segment`: studies → folders with what a user receives. One bad study stops no other; interrupted, it continues.
 
 OUT/NAME/       one a study, see `deliver` and `study_folder`
-OUT/summary.csv of an input with several studies
+OUT/summary.csv of inputs with several studies, one row a study
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import io
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -37,7 +37,11 @@ Ending = Literal["segmented", "done already", "passed over", "refused", "failed"
 #: Scan, and the liver where it is given → segmentation.
 Segmenter = Callable[[Scan, np.ndarray | None], Segmentation]
 
-_COLUMNS = ("study", "ending", "slices", "lesions", "liver_ml", "read_s", "segment_s", "write_s", "reason")
+#: Of `summary.csv`, by `_COLUMNS`.
+Row = dict[str, Any]
+
+_SECONDS = ("read_s", "segment_s", "write_s")
+_COLUMNS = ("study", "ending", "slices", "lesions", "liver_ml", *_SECONDS, "reason")
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ class Outcome:
     told: str = ""
 
     @property
-    def row(self) -> dict[str, Any]:
+    def row(self) -> Row:
         """Its line of the summary, with the columns `_COLUMNS`."""
         seconds = {f"{name}_s": f"{value:.3f}" for name, value in self.seconds.items()}
         held = {"study": self.study, "ending": self.ending, **self.facts, **seconds, "reason": self.reason}
@@ -156,8 +160,7 @@ def segment_studies(found: Found, output: Path, segmenter: Segmenter, wish: Wish
     for text in found.passed_over:
         print(f"passed over: {text}", flush=True)
     with locked(output):
-        if number > 1:
-            _refuse_other_table(output / SUMMARY)
+        earlier = _read_summary(output / SUMMARY) if number > 1 else {}
         for i, study in enumerate(found.studies, 1):
             print(f"[{i}/{number}] {study.name}", flush=True)
             outcomes.append(attempt(study, output, segmenter, wish))
@@ -165,7 +168,7 @@ def segment_studies(found: Found, output: Path, segmenter: Segmenter, wish: Wish
                 told = outcomes[-1].told or outcomes[-1].reason
                 print(f"  {outcomes[-1].ending}{': ' * bool(told)}{told}", flush=True)
             if number > 1:
-                _write_summary(output / SUMMARY, outcomes)
+                _write_summary(output / SUMMARY, earlier, outcomes)
                 gc.collect()  # figures hold themselves; left alone, 30 studies would pile up before Python looks
     if number > 1:
         print(f"\n{_table(outcomes)}\n")
@@ -254,17 +257,32 @@ def _seconds_line(seconds: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items())
 
 
-def _refuse_other_table(path: Path) -> None:
-    if path.exists() and not path.read_bytes().startswith(",".join(_COLUMNS).encode()):
-        raise InputError(path, expected=f"none, or one with the columns {', '.join(_COLUMNS)}", got="another file",
-                         remedy="name another output folder", code="output")  # fmt: skip
+def _read_summary(path: Path) -> dict[str, Row]:
+    """Rows of earlier calls by study; `InputError` for any other file, as one with columns of the user's."""
+    if not path.exists():
+        return {}
+    try:
+        header, *rows = csv.reader(io.StringIO(path.read_text(encoding="utf-8"), newline=""))
+    except (OSError, ValueError, csv.Error):
+        header, rows = [], []
+    if header != list(_COLUMNS) or any(len(row) != len(_COLUMNS) for row in rows):
+        raise InputError(path, expected=f"none, or one with the columns {', '.join(_COLUMNS)} alone",
+                         got="another file", remedy="move it away, or name another output folder",
+                         code="output")  # fmt: skip
+    return {row[0]: dict(zip(_COLUMNS, row, strict=True)) for row in rows}
 
 
-def _write_summary(path: Path, outcomes: Sequence[Outcome]) -> None:
+def _write_summary(path: Path, earlier: Mapping[str, Row], outcomes: Sequence[Outcome]) -> None:
+    """Rows of earlier calls stay but for studies of this call; one that is done already took its time earlier."""
+    rows = dict(earlier)
+    for outcome in outcomes:
+        before = earlier.get(outcome.study, {}) if outcome.ending == "done already" else {}
+        took = {name: value for name, value in before.items() if name in _SECONDS}
+        rows[outcome.study] = {**outcome.row, **took}
     text = io.StringIO()
     writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(outcome.row for outcome in outcomes)
+    writer.writerows(rows[name] for name in sorted(rows))
     write_text(path, text.getvalue())
 
 

@@ -295,6 +295,50 @@ def test_what_is_done_is_not_done_again(run, cohort, tmp_path):
     assert (out.count("  done already\n"), out.count("  4 slices")) == (0, 3)
 
 
+def summary(output):
+    with (output / "summary.csv").open() as file:
+        return {row["study"]: row for row in csv.DictReader(file)}
+
+
+def test_the_summary_keeps_earlier_calls_and_their_seconds(run, tmp_path):
+    for n, name in enumerate(("a", "b", "c", "d")):
+        nifti(tmp_path / ("one" if n < 2 else "two") / f"{name}.nii", n)
+    assert run(tmp_path / "two", *QUICK)[0] == 0
+    first = summary(tmp_path / "out")
+    assert run(tmp_path / "one", *QUICK)[0] == 0
+    both = summary(tmp_path / "out")
+    assert list(both) == ["a", "b", "c", "d"]
+    assert {name: both[name] for name in first} == first
+    for _ in range(2):
+        assert run(tmp_path / "one", *QUICK)[0] == 0
+    again = summary(tmp_path / "out")
+    assert {row["ending"] for row in (again["a"], again["b"])} == {"done already"}
+    for name in ("a", "b"):
+        assert {**again[name], "ending": "segmented"} == both[name]
+        assert float(again[name]["segment_s"]) > 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: "".join(f"{line},mine\n" for line in text.splitlines()),
+        lambda text: text.replace("study,", "\ufeffstudy,", 1),
+        lambda text: text + "a,b\n",
+        lambda text: "",
+    ],
+)
+def test_a_summary_that_a_user_changed_is_left(run, tmp_path, change):
+    for n in (0, 1):
+        nifti(tmp_path / "in" / f"{n}.nii", n)
+    run(tmp_path / "in", *QUICK)
+    path = tmp_path / "out" / "summary.csv"
+    path.write_text(changed := change(path.read_text()))
+    status, _, err = run(tmp_path / "in", *QUICK)
+    assert status == 2
+    assert "summary.csv" in err
+    assert path.read_text() == changed
+
+
 def test_another_model_segments_again(run, make_model, tmp_path):
     path = nifti(tmp_path / "ct.nii.gz")
     run(path, *QUICK)
