@@ -158,7 +158,7 @@ def segment_studies(found: Found, output: Path, segmenter: Segmenter, wish: Wish
     attempt = _attempt if number > 1 else _one
     outcomes: list[Outcome] = []
     for text in found.passed_over:
-        print(f"passed over: {text}", flush=True)
+        print(printable(f"passed over: {text}"), flush=True)
     with locked(output):
         earlier = _read_summary(output / SUMMARY) if number > 1 else {}
         for i, study in enumerate(found.studies, 1):
