@@ -259,3 +259,11 @@ class TestLabels:
             read_nifti_labels(save(tmp_path / "m.nii", mask), self.scan(tmp_path), (0, 1, 2))
         assert error.value.code == "mask-values"
         assert "0, 1, 2" in str(error.value)
+
+
+def test_a_file_that_cannot_be_opened_is_named_where_and_nowhere_else(tmp_path):
+    (tmp_path / "a.nii").mkdir()
+    with pytest.raises(InputError) as error:
+        read_nifti(tmp_path / "a.nii")
+    assert error.value.where == str(tmp_path / "a.nii")
+    assert error.value.got == "IsADirectoryError: Is a directory"
