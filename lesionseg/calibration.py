@@ -42,12 +42,14 @@ class TypedLesion(NamedTuple):
         type: index of its true type among the K.
         patient: whose it is.
         fold: the fold whose net predicted it.
+        reference: names the reference lesion that it covers most of; predictions of several nets share it.
     """
 
     scores: np.ndarray
     type: int
     patient: str
     fold: int
+    reference: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,21 +163,24 @@ def calibrate(lesions: Sequence[TypedLesion], names: Sequence[str]) -> tuple[flo
         names: of the types.
 
     Returns:
-        1.0 and `{"reason": …}` where the lesions are too few, or would make votes surer without end. (The other end of
-        the range is kept: there the nets know nothing of types, and every vote comes close to a tie.)
+        The temperature and its record, which counts reference lesions (`lesions`, `types`), each once however many nets
+        predict it, and predictions (`votes`), of which the figures are means. 1.0 and `{"reason": …}` where the lesions
+        are too few, or would make votes surer without end. (The other end of the range is kept: there the nets know
+        nothing of types, and every vote comes close to a tie.)
     """
-    counts = {name: sum(lesion.type == i for lesion in lesions) for i, name in enumerate(names)}
+    distinct = _distinct(lesions)
+    counts = {name: sum(kind == i for _, kind in distinct) for i, name in enumerate(names)}
     kinds, patients = sum(n > 0 for n in counts.values()), sorted({lesion.patient for lesion in lesions})
-    if len(lesions) < MIN_LESIONS or kinds < MIN_TYPES or len(patients) < 2:
+    if len(distinct) < MIN_LESIONS or kinds < MIN_TYPES or len(patients) < 2:
         return 1.0, {
-            "reason": f"{len(lesions)} typed lesions of {kinds} types and {len(patients)} patients to fit it on; "
+            "reason": f"{len(distinct)} typed lesions of {kinds} types and {len(patients)} patients to fit it on; "
             f"{MIN_LESIONS}, {MIN_TYPES} and 2 are needed"
         }
     voters = Voters.of(lesions)
     temperature = fit_temperature(voters)
     if math.log(temperature / BOUNDS[0]) < _AT_BOUND:
         return 1.0, {
-            "reason": f"nothing holds the temperature of {len(lesions)} typed lesions: votes would become surer "
+            "reason": f"nothing holds the temperature of {len(distinct)} typed lesions: votes would become surer "
             "without end, as where every type is right"
         }
     by, parts = _parts(lesions, patients)
@@ -184,10 +189,12 @@ def calibrate(lesions: Sequence[TypedLesion], names: Sequence[str]) -> tuple[flo
         inside = np.flatnonzero([other == part for other in parts])
         fitted = fit_temperature(Voters.of(_others(lesions, parts, part)))
         after[inside] = voters.votes(fitted)[inside]
-        table.append({"part": part, "lesions": len(inside), "temperature": round(fitted, _DIGITS)})
+        held = _distinct([lesion for lesion, other in zip(lesions, parts, strict=True) if other == part])
+        table.append({"part": part, "lesions": len(held), "temperature": round(fitted, _DIGITS)})
     record = {
         "method": f"temperature scaling of the type votes, cross-fitted over {by}",
-        "lesions": len(lesions),
+        "lesions": len(distinct),
+        "votes": len(lesions),
         "patients": len(patients),
         "types": counts,
         "parts": table,
@@ -199,10 +206,19 @@ def calibrate(lesions: Sequence[TypedLesion], names: Sequence[str]) -> tuple[flo
     return round(temperature, _DIGITS), record
 
 
+def _distinct(lesions: Sequence[TypedLesion]) -> set[tuple[str, int]]:
+    """Reference lesions, with their types, that are predicted: by several nets, each counts once.
+
+    The type is a part, as touching lesions of two types are two.
+    """
+    return {(lesion.reference, lesion.type) for lesion in lesions}
+
+
 def _parts(lesions: Sequence[TypedLesion], patients: list[str]) -> tuple[str, list[str]]:
     """What the cross-fit goes over, and the part of each lesion."""
     parts = [f"fold {lesion.fold}" for lesion in lesions]
-    if len(set(parts)) > 1 and all(len(_others(lesions, parts, part)) >= MIN_LESIONS // 2 for part in set(parts)):
+    left = [len(_distinct(_others(lesions, parts, part))) for part in set(parts)]
+    if len(left) > 1 and min(left) >= MIN_LESIONS // 2:
         return "folds", parts
     n = min(MOST_PARTS, len(patients))
     return "patients", [f"patients {1 + patients.index(lesion.patient) % n} of {n}" for lesion in lesions]

@@ -80,7 +80,8 @@ class Cascade:
         clock = _Clock()
         hu = canonical(scan.hu, scan.affine)
         thickness_mm = None if scan.spacing_mm is None else scan.spacing_mm[canonical_axes(scan.affine)[0][0]]
-        found = self.find_liver(hu, thickness_mm) if liver is None else canonical(liver, scan.affine).astype(bool)
+        found = self.find_liver(hu, thickness_mm) if liver is None else canonical(liver, scan.affine)
+        found = np.ascontiguousarray(found, dtype=bool)
         clock.lap("liver net")
         box = liver_box(found)
         lesions = None if box is None else self.find_lesions(hu, np.flatnonzero(found.any((1, 2))), box, probabilities)
@@ -141,8 +142,8 @@ class Cascade:
             raise InputError(scan.scan_id, expected="a scan that the model fits", got=f"{len(types)} lesions",
                              remedy="check that it is a CT of the abdomen in Hounsfield units")  # fmt: skip
         label = np.array([0, *(LESION_IDS.get(name, UNTYPED_LESION) for name, _ in types)], dtype=np.uint8)
-        labels, places = liver.astype(np.uint8) * LIVER, np.flatnonzero(ids)
-        labels.reshape(-1)[places] = label[ids.reshape(-1)[places]]
+        labels, places = liver.astype(np.uint8) * LIVER, np.nonzero(ids)
+        labels[places] = label[ids[places]]  # not through a reshape, which is a copy where the array is not in C order
         numbered = np.ascontiguousarray(from_canonical(ids.astype(np.uint16), scan.affine))
         return {
             "scan": scan,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lesionseg import __version__
-from lesionseg.errors import InputError
+from lesionseg.errors import InputError, printable
 from lesionseg.labels import LESION_TYPES
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -41,7 +41,7 @@ def _explain(error: BaseException) -> tuple[int, str]:
         return WRONG_INPUT, f"wrong input: {error}"
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED, "interrupted; the same command continues"
-    return FAILED, f"failed: {error}"
+    return FAILED, printable(f"failed: {error}")
 
 
 def _run(args: list[str]) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from lesionseg.runs import write_text
 from lesionseg.schedule_figure import schedules_figure
 from lesionseg.significance import significance
 from lesionseg.statistics import patient_bootstrap, patient_sums
+from lesionseg.writing import whole
 
 
 def compare(root: Path, output: Path, *, against: str | None = None) -> pd.DataFrame:
@@ -48,7 +48,8 @@ def compare(root: Path, output: Path, *, against: str | None = None) -> pd.DataF
     write_text(output / "table.csv", table.to_csv(index=False, float_format="%.6f", lineterminator="\n"))
     text, figure = markdown(grid, schedules, table, against), _figure(grid, schedules, table)
     write_text(output / "table.md", text)
-    _write_bytes(output / "schedules.png", figure)
+    with whole(output / "schedules.png") as part:
+        part.write_bytes(figure)
     write_page(output / "report.html", grid, {name: title(name) for name in schedules}, text, figure)
     print_table(grid, schedules, table, against)
     return table
@@ -78,9 +79,3 @@ def _figure(grid: Grid, schedules: Sequence[str], table: pd.DataFrame) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_bytes(content)
-    part.replace(path)

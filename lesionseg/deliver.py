@@ -63,7 +63,7 @@ def deliver(segmentation: Segmentation, study: Study, folder: Path, wanted: Coll
         except InputError as error:
             if wanted is not None:
                 raise
-            remarks = (f"No DICOM-SEG and no DICOM SR: expected {error.expected}; got {error.got}.",)
+            remarks = (f"No DICOM-SEG and no DICOM SR: {error.brief}.",)
             for name in (SEG, REPORT):
                 (folder / name).unlink(missing_ok=True)
         segmentation = replace(segmentation, warnings=(*segmentation.warnings, *remarks))

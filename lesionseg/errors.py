@@ -5,6 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 
+def printable(text: str) -> str:
+    """The text with what no encoding can write, such as a byte of a file's name that is not UTF-8, escaped."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 class InputError(Exception):
     """Wrong input: says the file, what was expected, what was found, and the remedy, on one line.
 
@@ -16,7 +21,12 @@ class InputError(Exception):
 
     def __init__(self, where: str | Path, *, expected: str, got: str, remedy: str, code: str = "input") -> None:
         self.where, self.expected, self.got, self.remedy, self.code = str(where), expected, got, remedy, code
-        super().__init__(f"{where}: expected {expected}; got {got}; {remedy}".replace("\n", " "))
+        super().__init__(printable(f"{where}: expected {expected}; got {got}; {remedy}".replace("\n", " ")))
+
+    @property
+    def brief(self) -> str:
+        """What was expected and found, without where: a path may name a patient."""
+        return printable(f"expected {self.expected}; got {self.got}".replace("\n", " "))
 
     def __reduce__(self) -> tuple:
         """Keep all parts when the error crosses a process border (a worker of `prepare`)."""

@@ -16,11 +16,12 @@ from lesionseg.calibration import TypedLesion, calibrate, true_types
 from lesionseg.cascade import least_voxels
 from lesionseg.compare_table import in_paper_order
 from lesionseg.data.store import CaseRecord, Store
-from lesionseg.errors import InputError
+from lesionseg.errors import InputError, printable
 from lesionseg.grid import SHARED, SHARED_STARTS, read_grid
 from lesionseg.inference import lesion_ids, predict_lesions
 from lesionseg.labels import LIVER, TARGETS, is_liver
 from lesionseg.lesions import FIRST_TYPE
+from lesionseg.matching import number_lesions
 from lesionseg.model import MOST_NETS, Model, Net, Thresholds
 from lesionseg.runs import CONFIG_FILE, RUN_FILE, SPLIT_FILE, RunInfo, finished_run, liver_run
 from lesionseg.statistics import FIGURES, estimates, patient_sums
@@ -75,10 +76,10 @@ def export(liver: Path, lesions: Sequence[Path], output: Path, *, selected: dict
     temperature, calibration = _calibrate(runs, model)
     model = replace(model, temperature=temperature, calibration=calibration)
     if (held := _held(output)) is not None and replace(held, provenance=model.provenance).identity == model.identity:
-        print(f"{output} is done already")
+        print(f"{printable(str(output))} is done already")
         return held
     model.save(output)
-    print("\n".join(_said(output, model)))
+    print(printable("\n".join(_said(output, model))))
     return model
 
 
@@ -228,8 +229,11 @@ def _held_out_lesions(
         ids = lesion_ids(inside, least)
         predicted += int(ids.max())
         owner, scores = ids.reshape(-1)[found.places], np.log(np.maximum(found.types, _TINY))
-        for lesion, kind in true_types(ids, target.apply(labels), FIRST_TYPE).items():
-            typed.append(TypedLesion(scores[owner == lesion], kind, record.patient_id, fold))
+        reference = target.apply(labels)
+        covered = true_types(ids, number_lesions(reference >= FIRST_TYPE), 1)  # the same vote, over lesions
+        for lesion, kind in true_types(ids, reference, FIRST_TYPE).items():
+            name = f"{record.case_id}/{covered[lesion]}"
+            typed.append(TypedLesion(scores[owner == lesion], kind, record.patient_id, fold, name))
     return typed, predicted
 
 
@@ -261,9 +265,10 @@ def _said(output: Path, model: Model) -> list[str]:
     if "reason" in held:
         return [*lines, f"type votes not calibrated: {held['reason']}"]
     before, after, how = held["before"], held["after"], "each net alone, cross-fitted"
+    no_better = "" if held["improved"] else ": no better"
     return [
         *lines,
-        f"type votes: temperature {model.temperature:.2f} from {held['lesions']} lesions of {held['patients']} "
-        f"patients; calibration error {before['ece']:.3f} → {after['ece']:.3f}, negative log-likelihood "
-        f"{before['nll']:.3f} → {after['nll']:.3f} ({how}){'' if held['improved'] else ': no better'}",
+        f"type votes: temperature {model.temperature:.2f} from {held['votes']} votes on {held['lesions']} lesions "
+        f"of {held['patients']} patients; calibration error {before['ece']:.3f} → {after['ece']:.3f}, "
+        f"negative log-likelihood {before['nll']:.3f} → {after['nll']:.3f} ({how}){no_better}",
     ]

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,9 @@ PROVENANCE = ("name", "fold", "folds", "seed", "epochs", "encoder", "encoder_wei
               "store_sha256", "config_sha256", "weights_sha256", "generated")  # fmt: skip
 #: Names of encoders; a colon or slash would make a library fetch from elsewhere.
 _ENCODER = re.compile(r"[A-Za-z0-9_.-]+")
+#: Of a model folder.
+_FILES = re.compile(rf"{re.escape(MODEL_FILE)}|liver\.safetensors|lesion-\d+\.safetensors")
+_PARTIAL = ".lesionseg-partial"
 _DESCRIPTION = ("encoder", "decoder_channels", "input", "target", "classes")
 
 
@@ -67,6 +72,8 @@ class Thresholds:
     def __post_init__(self) -> None:
         if not (0 < self.liver < 1 and 0 <= self.undetermined <= 1):
             raise ValueError("thresholds of probabilities must lie between 0 and 1")
+        if not all(map(math.isfinite, asdict(self).values())):
+            raise ValueError("thresholds must be finite")
         if min(self.min_lesion_mm2, self.min_lesion_mm3, self.min_lesion_px) < 0:
             raise ValueError("least sizes must be 0 or more")
 
@@ -173,26 +180,30 @@ class Model:
     def save(self, folder: Path) -> None:
         """Write the folder, whole or not at all; one of an earlier model is replaced.
 
+        Killed between the two steps of that, it leaves the earlier model aside, and the next `save` or `load` puts it
+        back.
+
         Raises:
             InputError: the folder holds something else.
         """
-        if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / MODEL_FILE).exists())):
-            raise InputError(folder, expected="a new folder, or one of an earlier model", got="other files",
-                             remedy="name another folder")  # fmt: skip
-        partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-        old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-        shutil.rmtree(partial, ignore_errors=True)
+        folder = folder.resolve()  # `.` has no name of its own
+        _restore(folder)
+        _refuse_other_files(folder)
+        partial, old = folder.with_name(f".{folder.name}.{os.getpid()}{_PARTIAL}"), _aside(folder)
+        for left in (old, *folder.parent.glob(f".{escape(folder.name)}.*{_PARTIAL}")):  # by a killed process
+            shutil.rmtree(left, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
             for name, net in self._files():
                 (partial / name).write_bytes(save(net.tensors))
             (partial / MODEL_FILE).write_text(self._text)
-            if folder.exists():
+            if folder.exists():  # a folder with files cannot be replaced in one step
                 folder.rename(old)
             partial.rename(folder)
         finally:
+            _restore(folder)
             shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
 
     @classmethod
     def load(cls, folder: Path) -> Model:
@@ -203,7 +214,8 @@ class Model:
         """
         path = folder / MODEL_FILE
         try:
-            content = json.loads(path.read_text())
+            _restore(folder)
+            content = json.loads(path.read_text(), parse_float=_finite, parse_constant=_finite)
             if content["format"] != MODEL_FORMAT:
                 raise ValueError(f"format {content['format']}, this version reads {MODEL_FORMAT}")
             if not 1 <= len(content["lesions"]) <= MOST_NETS:
@@ -226,7 +238,7 @@ class Model:
             nothing = "a file" if folder.is_file() else "no such folder"
             got = f"no {MODEL_FILE} ({error.strerror})" if folder.is_dir() else nothing
             raise _refused(folder, got, "name a folder made by `lesionseg export`") from None
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise _refused(path, f"{type(error).__name__}: {error}") from None
         return model
 
@@ -262,6 +274,47 @@ class Model:
             "trained_on": sorted(self.trained_on),
         }
         return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+
+def _aside(folder: Path) -> Path:
+    """Where `save` keeps the earlier model while the new one takes its place."""
+    return folder.with_name(f".{folder.name}.lesionseg-old")
+
+
+def _restore(folder: Path) -> None:
+    """Put back the earlier model where `save` ended between moving it aside and putting the new one in place."""
+    folder = folder.resolve()
+    if not folder.exists() and _aside(folder).is_dir():
+        _aside(folder).rename(folder)
+
+
+def _refuse_other_files(folder: Path) -> None:
+    """Raise `InputError` unless the folder is not there, empty, or holds a model and nothing else."""
+    entries = list(folder.iterdir()) if folder.is_dir() else [folder] if folder.exists() else []
+    other = sorted(path.name for path in entries if not (_FILES.fullmatch(path.name) and path.is_file()))
+    if not other and (not entries or _is_model_file(folder / MODEL_FILE)):
+        return
+    named = f"other files ({', '.join(other[:4])}{', …' if len(other) > 4 else ''})"
+    raise InputError(folder, expected="a new folder, or one of an earlier model and nothing else",
+                     got=named if other else f"a {MODEL_FILE} of something else, or none",
+                     remedy="name another folder, or move what lies there")  # fmt: skip
+
+
+def _is_model_file(path: Path) -> bool:
+    """A `model.json` of ours, of any format."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and content.keys() >= {"format", "use", "liver", "lesions", "thresholds"}
+
+
+def _finite(text: str) -> float:
+    """A number of JSON; Python's reader takes NaN and infinity as well."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text}")
+    return value
 
 
 def _read_net(path: Path, content: dict[str, Any]) -> Net:

@@ -27,7 +27,7 @@ def request_sha256(args: Sequence[str]) -> str:
     for option, value in zip(["", *typed], [*typed, ""], strict=True):
         if option in _IGNORED or value in _IGNORED:
             continue
-        digest.update(value.encode() + b"\0")
+        digest.update(os.fsencode(value) + b"\0")
         for path in _files(value):
             digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lesionseg import __version__
 from lesionseg.errors import InputError
+from lesionseg.writing import whole
 
 #: What the run is, its resolved settings, and its cases of each part.
 RUN_FILE, CONFIG_FILE, SPLIT_FILE = "run.json", "config.yaml", "split.json"
@@ -140,10 +141,9 @@ def sha256_of(value: Mapping[str, Any]) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)
+    """Write a text file in UTF-8, whole or not at all."""
+    with whole(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def provenance() -> dict[str, str | None]:

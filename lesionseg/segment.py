@@ -1,7 +1,7 @@
 """`segment`: studies → folders with what a user receives. One bad study stops no other; interrupted, it continues.
 
 OUT/NAME/       one a study, see `deliver` and `study_folder`
-OUT/summary.csv of an input with several studies
+OUT/summary.csv of inputs with several studies, one row a study
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import io
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,13 +23,13 @@ import torch
 from lesionseg import __version__
 from lesionseg.cascade import Cascade
 from lesionseg.deliver import FORMATS, deliver, formats_of, read_liver_mask
-from lesionseg.errors import InputError
+from lesionseg.errors import InputError, printable
 from lesionseg.model import Model
 from lesionseg.runs import write_text
 from lesionseg.scan import Scan, canonical_axes
 from lesionseg.segmentation import RESEARCH_USE_ONLY, Segmentation
 from lesionseg.studies import LABEL_MAP, Found, Study, find_studies
-from lesionseg.study_folder import finished, locked, made, refuse_replacing
+from lesionseg.study_folder import file_sha256, finished, locked, made, refuse_replacing
 
 SUMMARY = "summary.csv"
 #: How a study may end.
@@ -37,7 +37,11 @@ Ending = Literal["segmented", "done already", "passed over", "refused", "failed"
 #: Scan, and the liver where it is given → segmentation.
 Segmenter = Callable[[Scan, np.ndarray | None], Segmentation]
 
-_COLUMNS = ("study", "ending", "slices", "lesions", "liver_ml", "read_s", "segment_s", "write_s", "reason")
+#: Of `summary.csv`, by `_COLUMNS`.
+Row = dict[str, Any]
+
+_SECONDS = ("read_s", "segment_s", "write_s")
+_COLUMNS = ("study", "ending", "slices", "lesions", "liver_ml", *_SECONDS, "reason")
 
 
 @dataclass(frozen=True)
@@ -56,11 +60,10 @@ class Wish:
 
     def made_of(self, study: Study) -> dict[str, Any]:
         """All that decides what a study's folder holds, plain JSON data. `InputError`: a format that does not fit."""
-        mask = None if self.liver_mask is None else self.liver_mask.stat()
         return {
             "input": study.fingerprint(),
             "formats": list(formats_of(study, self.formats)),
-            "liver_mask": mask and [mask.st_size, mask.st_mtime_ns],
+            "liver_mask": self.liver_mask and file_sha256(self.liver_mask),
             "version": __version__,
             **self.identity,
         }
@@ -75,7 +78,8 @@ class Outcome:
         ending: see `Ending`.
         facts: slices, lesions, liver_ml; empty where there is no segmentation.
         seconds: read, segment, write; empty where it was not segmented now.
-        reason: of what was not segmented, one line.
+        reason: of what was not segmented, one line; names no file, as the path of one may name a patient.
+        told: the same for the terminal, with the file; empty: as `reason`.
     """
 
     study: str
@@ -83,9 +87,10 @@ class Outcome:
     facts: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     reason: str = ""
+    told: str = ""
 
     @property
-    def row(self) -> dict[str, Any]:
+    def row(self) -> Row:
         """Its line of the summary, with the columns `_COLUMNS`."""
         seconds = {f"{name}_s": f"{value:.3f}" for name, value in self.seconds.items()}
         held = {"study": self.study, "ending": self.ending, **self.facts, **seconds, "reason": self.reason}
@@ -153,22 +158,23 @@ def segment_studies(found: Found, output: Path, segmenter: Segmenter, wish: Wish
     attempt = _attempt if number > 1 else _one
     outcomes: list[Outcome] = []
     for text in found.passed_over:
-        print(f"passed over: {text}", flush=True)
+        print(printable(f"passed over: {text}"), flush=True)
     with locked(output):
-        if number > 1:
-            _refuse_other_table(output / SUMMARY)
+        earlier = _read_summary(output / SUMMARY) if number > 1 else {}
         for i, study in enumerate(found.studies, 1):
             print(f"[{i}/{number}] {study.name}", flush=True)
             outcomes.append(attempt(study, output, segmenter, wish))
             if outcomes[-1].ending != "segmented":
-                print(f"  {outcomes[-1].ending}{': ' * bool(outcomes[-1].reason)}{outcomes[-1].reason}", flush=True)
+                told = outcomes[-1].told or outcomes[-1].reason
+                print(f"  {outcomes[-1].ending}{': ' * bool(told)}{told}", flush=True)
             if number > 1:
-                _write_summary(output / SUMMARY, outcomes)
+                _write_summary(output / SUMMARY, earlier, outcomes)
                 gc.collect()  # figures hold themselves; left alone, 30 studies would pile up before Python looks
     if number > 1:
         print(f"\n{_table(outcomes)}\n")
     count = Counter(outcome.ending for outcome in outcomes)
-    print(f"{', '.join(f'{n} {ending}' for ending, n in count.items())}; in {output}. {RESEARCH_USE_ONLY}", flush=True)
+    endings = ", ".join(f"{n} {ending}" for ending, n in count.items())
+    print(f"{endings}; in {printable(str(output))}. {RESEARCH_USE_ONLY}", flush=True)
     return outcomes
 
 
@@ -179,9 +185,11 @@ def _attempt(study: Study, output: Path, segmenter: Segmenter, wish: Wish) -> Ou
     except InputError as error:
         if error.code == LABEL_MAP:
             return Outcome(study.name, "passed over", reason=error.got)
-        return Outcome(study.name, "refused", reason=str(error))
+        return Outcome(study.name, "refused", reason=error.brief, told=str(error))
     except (OSError, RuntimeError) as error:
-        return Outcome(study.name, "failed", reason=" ".join(f"{type(error).__name__}: {error}".split()))
+        kind, told = type(error).__name__, printable(" ".join(f"{type(error).__name__}: {error}".split()))
+        reason = f"{kind}: {error.strerror or 'unknown'}" if isinstance(error, OSError) else told
+        return Outcome(study.name, "failed", reason=reason, told=told)
     except Exception as error:  # a fault of the package; its text may quote a header, and so the patient
         hint = "segment it alone with --debug to see where"
         return Outcome(study.name, "failed", reason=f"{type(error).__name__}; {hint}")
@@ -189,7 +197,7 @@ def _attempt(study: Study, output: Path, segmenter: Segmenter, wish: Wish) -> Ou
 
 def _one(study: Study, output: Path, segmenter: Segmenter, wish: Wish) -> Outcome:
     folder, made_of = output / study.name, wish.made_of(study)
-    facts = finished(folder, made_of)
+    facts = finished(folder, made_of, study.place)
     if facts is not None:
         return Outcome(study.name, "done already", facts)
     refuse_replacing(folder, study.place)
@@ -249,17 +257,32 @@ def _seconds_line(seconds: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items())
 
 
-def _refuse_other_table(path: Path) -> None:
-    if path.exists() and not path.read_bytes().startswith(",".join(_COLUMNS).encode()):
-        raise InputError(path, expected=f"none, or one with the columns {', '.join(_COLUMNS)}", got="another file",
-                         remedy="name another output folder", code="output")  # fmt: skip
+def _read_summary(path: Path) -> dict[str, Row]:
+    """Rows of earlier calls by study; `InputError` for any other file, as one with columns of the user's."""
+    if not path.exists():
+        return {}
+    try:
+        header, *rows = csv.reader(io.StringIO(path.read_text(encoding="utf-8"), newline=""))
+    except (OSError, ValueError, csv.Error):
+        header, rows = [], []
+    if header != list(_COLUMNS) or any(len(row) != len(_COLUMNS) for row in rows):
+        raise InputError(path, expected=f"none, or one with the columns {', '.join(_COLUMNS)} alone",
+                         got="another file", remedy="move it away, or name another output folder",
+                         code="output")  # fmt: skip
+    return {row[0]: dict(zip(_COLUMNS, row, strict=True)) for row in rows}
 
 
-def _write_summary(path: Path, outcomes: Sequence[Outcome]) -> None:
+def _write_summary(path: Path, earlier: Mapping[str, Row], outcomes: Sequence[Outcome]) -> None:
+    """Rows of earlier calls stay but for studies of this call; one that is done already took its time earlier."""
+    rows = dict(earlier)
+    for outcome in outcomes:
+        before = earlier.get(outcome.study, {}) if outcome.ending == "done already" else {}
+        took = {name: value for name, value in before.items() if name in _SECONDS}
+        rows[outcome.study] = {**outcome.row, **took}
     text = io.StringIO()
     writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(outcome.row for outcome in outcomes)
+    writer.writerows(rows[name] for name in sorted(rows))
     write_text(path, text.getvalue())
 
 

@@ -50,6 +50,7 @@ class Study:
         files: all that it is made of; of DICOM also what else belongs to the study.
         dicom: the files are DICOM.
         series: UID of the series to take, or its end; None: the one CT series it holds.
+        closed: folders below `path` that cannot be read and may hold slices of it.
         remarks: what a reader should know of how it was found, one sentence each.
     """
 
@@ -58,15 +59,20 @@ class Study:
     files: tuple[Path, ...]
     dicom: bool
     series: str | None = None
+    closed: tuple[Path, ...] = ()
     remarks: tuple[str, ...] = ()
 
     def read(self) -> tuple[Scan, tuple[str, ...]]:
         """The scan, and what a reader should know of it.
 
         Raises:
-            InputError: see the readers of the formats; or values that are not Hounsfield units (code `LABEL_MAP` for a
-                label map, `no-negative-hu` else).
+            InputError: see the readers of the formats; or a folder that cannot be read (code `unreadable`), or values
+                that are not Hounsfield units (code `LABEL_MAP` for a label map, `no-negative-hu` else).
         """
+        if self.closed:
+            raise InputError(self.closed[0], expected="a folder that can be read, as it may hold slices of this study",
+                             got="none", remedy="let it be read, or move the study out of its parent folder",
+                             code="unreadable")  # fmt: skip
         warnings: tuple[str, ...] = ()
         if not self.dicom:
             scan, warnings = read_nifti(self.path)
@@ -78,16 +84,17 @@ class Study:
         return scan, (*self.remarks, *warnings, *_coarse(scan.hu))
 
     def fingerprint(self) -> str:
-        """Hash of the names below `path`, sizes and times of the files, and of the series: changes when they do."""
+        """Hash of names below `path`, sizes and times of the files, of `closed` and series: changes when they do."""
         root = self.path if self.path.is_dir() else self.path.parent
         stats = [(os.path.relpath(path, root), path.stat()) for path in self.files]
-        content = [self.series, *((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)]
+        closed = [os.path.relpath(path, root) for path in self.closed]
+        content = [self.series, closed, *((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     @property
     def place(self) -> str:
         """Hash of where it lies and which study it is: the same while its files change."""
-        return hashlib.sha256(f"{self.path.resolve()}\0{self.series}\0{self.name}".encode()).hexdigest()
+        return hashlib.sha256(os.fsencode(f"{self.path.resolve()}\0{self.series}\0{self.name}")).hexdigest()
 
 
 class Found(NamedTuple):
@@ -101,7 +108,8 @@ def find_studies(path: Path, series: str | None = None) -> Found:
     """List the studies of a NIfTI file, a DICOM file, or a folder of any nesting; only headers of DICOM are read.
 
     Every NIfTI file is a study (a label map shows when it is read), and so are the DICOM files of one StudyInstanceUID.
-    Passed over: hidden files, folders that `lesionseg segment` made, DICOM studies without CT beside others.
+    Passed over: hidden files, folders that `lesionseg segment` made, DICOM studies without CT beside others, folders
+    that cannot be read; a DICOM study around one of these may lack slices, so that reading it fails.
 
     Args:
         path: the input.
@@ -124,10 +132,11 @@ def _single(path: Path, series: str | None) -> Study:
 
 
 def _below(root: Path, series: str | None) -> Found:
-    nifti, dicom, earlier = _walk(root)
+    nifti, dicom, earlier, closed = _walk(root)
     groups = by_study(dicom)
     with_ct, without = [g for g in groups if g.is_ct], [g for g in groups if not g.is_ct]
     passed_over = [f"{earlier} folder{'s' if earlier > 1 else ''} of earlier results"] if earlier else []
+    passed_over += [f"{path.relative_to(root)}, a folder that cannot be read" for path in closed]
     if series is not None:
         nifti, with_ct = [], [g for g in with_ct if any(uid.endswith(series) for uid in g.all_ct)] or with_ct
         if len(with_ct) != 1:
@@ -142,16 +151,26 @@ def _below(root: Path, series: str | None) -> Found:
         remedy = "give NIfTI (.nii, .nii.gz) or DICOM files; convert other formats first"
         raise InputError(root, expected="a CT in NIfTI or DICOM", got=got, remedy=remedy, code="no-study")
     studies = [_nifti_study(root, path) for path in nifti]
-    studies += [_dicom_study(root, group, with_ct, series) for group in with_ct]
+    studies += [_dicom_study(root, group, with_ct, series, closed) for group in with_ct]
     return Found(tuple(sorted(_distinct(root, studies), key=lambda study: study.name)), tuple(passed_over))
 
 
-def _walk(root: Path) -> tuple[list[Path], list[Path], int]:
-    """NIfTI files, files that are or mean to be DICOM, and the number of folders with results. Links are followed."""
+def _walk(root: Path) -> tuple[list[Path], list[Path], int, list[Path]]:
+    """NIfTI files, files that are or mean to be DICOM, the number of folders with results, and folders that are closed.
+
+    Links are followed. A root that is closed is an `OSError`.
+    """
     nifti: list[Path] = []
     dicom: list[Path] = []
+    closed: list[Path] = []
     earlier, seen = 0, set()
-    for here, folders, names in os.walk(root, onerror=_raise, followlinks=True):
+
+    def note(error: OSError) -> None:
+        if Path(error.filename) == root:
+            raise error
+        closed.append(Path(error.filename))
+
+    for here, folders, names in os.walk(root, onerror=note, followlinks=True):
         place = os.path.realpath(here)
         if place in seen or RECORD in names:
             folders.clear()
@@ -168,7 +187,7 @@ def _walk(root: Path) -> tuple[list[Path], list[Path], int]:
                 nifti.append(path)
             elif path.suffix.lower() in SUFFIXES or _may_be_dicom(path):
                 dicom.append(path)
-    return nifti, dicom, earlier
+    return nifti, dicom, earlier, sorted(closed)
 
 
 def _nifti_study(root: Path, path: Path) -> Study:
@@ -176,7 +195,9 @@ def _nifti_study(root: Path, path: Path) -> Study:
     return Study(_plain("_".join([*below.parent.parts, stem(path)])), path, (path,), dicom=False)
 
 
-def _dicom_study(root: Path, group: StudyFiles, others: Sequence[StudyFiles], series: str | None) -> Study:
+def _dicom_study(
+    root: Path, group: StudyFiles, others: Sequence[StudyFiles], series: str | None, closed: Sequence[Path]
+) -> Study:
     """Named after its folder, with the end of the study UID where that is the input itself or holds another study."""
     folder = group.folder
     shared = any(other is not group and any(f.is_relative_to(folder) for f in other.folders) for other in others)
@@ -186,7 +207,8 @@ def _dicom_study(root: Path, group: StudyFiles, others: Sequence[StudyFiles], se
     chosen = [uid for uid in group.ct if series is None or uid.endswith(series)]
     one = chosen[0] if len(chosen) == 1 and chosen[0] else series
     remarks = (f"Not segmented: {_rest(group)}.",) if len(chosen) == 1 and len(group.all_ct) > 1 else ()
-    return Study(_plain("_".join(parts)), folder, tuple(sorted(group.files)), True, one, remarks)
+    below = tuple(path for path in closed if path.is_relative_to(folder))
+    return Study(_plain("_".join(parts)), folder, tuple(sorted(group.files)), True, one, below, remarks)
 
 
 def _rest(group: StudyFiles) -> str:
@@ -206,7 +228,7 @@ def _distinct(root: Path, studies: Sequence[Study]) -> list[Study]:
 
 
 def _hash(root: Path, study: Study) -> str:
-    return hashlib.sha256(f"{study.path.relative_to(root)}\0{study.series}".encode()).hexdigest()[:6]
+    return hashlib.sha256(os.fsencode(f"{study.path.relative_to(root)}\0{study.series}")).hexdigest()[:6]
 
 
 def _plain(text: str) -> str:
@@ -259,7 +281,3 @@ def _listed(series: str, groups: Sequence[StudyFiles]) -> str:
 def _wrong_series(series: str, got: str, remedy: str) -> InputError:
     expected = f"one CT series below the folder whose UID ends in {series}"
     return InputError("--series", expected=expected, got=got, remedy=remedy, code="several-series")
-
-
-def _raise(error: OSError) -> None:
-    raise error

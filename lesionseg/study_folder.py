@@ -17,7 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from lesionseg.errors import InputError
-from lesionseg.runs import write_text
+from lesionseg.runs import sha256_of, write_text
 from lesionseg.studies import RECORD
 
 _LOCK, _TEMPORARY = ".lesionseg.lock", ".lesionseg-"
@@ -41,22 +41,33 @@ class Record:
 
     @classmethod
     def read(cls, folder: Path) -> Record | None:
-        """That of a folder; None where it has none, or a damaged one."""
+        """That of a folder; None where it has none, or one that is not as it was written."""
         try:
-            record = cls(**json.loads((folder / RECORD).read_bytes()))
-            return record if all(type(part) is dict for part in (record.made_of, record.facts, record.files)) else None
-        except (OSError, ValueError, TypeError, RecursionError):
+            content = json.loads((folder / RECORD).read_bytes())
+            seal = content.pop("sha256")
+            return cls(**content) if seal == sha256_of(content) else None
+        except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError):
             return None
+
+    def write(self, folder: Path) -> None:
+        """Write that of a folder, with a hash by which a change of it shows."""
+        content = asdict(self)
+        write_text(folder / RECORD, json.dumps({**content, "sha256": sha256_of(content)}, indent=1) + "\n")
 
     def is_whole(self, folder: Path) -> bool:
         """No file is gone."""
         return all((folder / name).is_file() for name in self.files)
 
 
-def finished(folder: Path, made_of: dict[str, Any]) -> dict[str, Any] | None:
-    """The facts of a folder that is whole and was made of the same; else None."""
+def finished(folder: Path, made_of: dict[str, Any], place: str) -> dict[str, Any] | None:
+    """The facts of a folder that is whole and was made of the same at the same place; else None.
+
+    Names, sizes and times of files may be equal in two places, so that what it was made of does not tell them apart.
+    """
     record = Record.read(folder)
-    return record.facts if record is not None and record.made_of == made_of and record.is_whole(folder) else None
+    if record is None or (record.made_of, record.place) != (made_of, place) or not record.is_whole(folder):
+        return None
+    return record.facts
 
 
 @contextmanager
@@ -72,8 +83,8 @@ def made(folder: Path, made_of: dict[str, Any], place: str, facts: dict[str, Any
     temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=folder.parent))
     try:
         yield temporary
-        files = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
-        write_text(temporary / RECORD, json.dumps(asdict(Record(made_of, place, facts, files)), indent=1) + "\n")
+        files = {path.name: file_sha256(path) for path in sorted(temporary.iterdir())}
+        Record(made_of, place, facts, files).write(temporary)
         temporary.chmod(0o755)  # mkdtemp lets nobody else in
         refuse_replacing(folder, place)
         if folder.exists():  # a folder with files cannot be replaced in one step
@@ -89,17 +100,22 @@ def refuse_replacing(folder: Path, place: str) -> None:
         return
     record = Record.read(folder)
     if record is None:
-        got = "something else"
+        got = f"something else, or a changed {RECORD}"
     elif record.place != place:
         got = "the results of a study elsewhere that has the same name"
     else:
-        held = {path.name: path for path in folder.iterdir() if path.name != RECORD and not path.name.startswith(".")}
-        touched = [name for name, path in held.items() if record.files.get(name) != _sha256(path)]
+        held = {path.name: path for path in folder.iterdir() if path.name != RECORD and not _is_left_by_finder(path)}
+        touched = [name for name, path in held.items() if record.files.get(name) != file_sha256(path)]
         if not touched:
             return
         got = f"files changed or added since ({', '.join(sorted(touched)[:4])}{', …' if len(touched) > 4 else ''})"
     raise InputError(folder, expected="a new folder, or an earlier result of this study as it was written", got=got,
                      remedy="move the folder away, or name another output", code="output")  # fmt: skip
+
+
+def _is_left_by_finder(path: Path) -> bool:
+    """What macOS puts into every folder that is looked at; other hidden files are a user's."""
+    return path.name == ".DS_Store" or path.name.startswith("._")
 
 
 @contextmanager
@@ -134,8 +150,8 @@ def _remove_temporaries(output: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _sha256(path: Path) -> str:
-    """Of a file; of a folder, which no result holds, a word that is no hash."""
+def file_sha256(path: Path) -> str:
+    """Hash of a file; of a folder, which no result holds, a word that is no hash."""
     if not path.is_file():
         return "folder"
     with path.open("rb") as stream:

@@ -11,7 +11,7 @@ ROOT = Path(lesionseg.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 FLOORS: list[set[str]] = [
     {"__init__"},
-    {"errors", "labels", "scan", "inputs", "request", "unet"},
+    {"errors", "labels", "scan", "inputs", "request", "unet", "writing"},
     {"lesions", "measurements", "variance", "crops", "networks", "schedules", "runs", "phantom", "figures",
      "schedule_figure"},
     {"segmentation", "metrics", "results", "inference", "calibration", "matching", "pacing", "burned_in", "implant"},

@@ -32,7 +32,7 @@ def made(n: int, temperature: float = 2.0, seed: int = 0, pixels: int = 1, folds
     odds = np.exp(true) / np.exp(true).sum(1, keepdims=True)
     types = [int(rng.choice(3, p=p)) for p in odds]
     return [
-        TypedLesion(np.repeat(row[None], pixels, 0) * temperature, kind, f"p{i // 5}", i // 5 % folds)
+        TypedLesion(np.repeat(row[None], pixels, 0) * temperature, kind, f"p{i // 5}", i // 5 % folds, str(i))
         for i, (row, kind) in enumerate(zip(true, types, strict=True))
     ]
 
@@ -42,7 +42,7 @@ def made(n: int, temperature: float = 2.0, seed: int = 0, pixels: int = 1, folds
 
 def test_a_vote_is_the_mean_over_the_pixels_of_a_lesion():
     rng = np.random.default_rng(0)
-    lesions = [TypedLesion(rng.normal(0, 3, (size, 3)), 0, "p", 0) for size in (1, 7, 400)]
+    lesions = [TypedLesion(rng.normal(0, 3, (size, 3)), 0, "p", 0, "r") for size in (1, 7, 400)]
     for temperature in (0.5, 1.0, 3.0):
         votes = Voters.of(lesions).votes(temperature)
         for lesion, given_vote in zip(lesions, votes, strict=True):
@@ -191,13 +191,21 @@ def test_folds_of_the_same_patients_are_crossed_by_patient():
     _, record = calibrate(lesions, NAMES)
     assert record["method"].endswith("over patients")
     assert [part["part"] for part in record["parts"]] == [f"patients {i} of 5" for i in range(1, 6)]
-    assert sum(part["lesions"] for part in record["parts"]) == 120
+    assert sum(part["lesions"] for part in record["parts"]) == record["lesions"] == sum(record["types"].values()) == 60
+    assert record["votes"] == 120
+
+
+def test_a_lesion_that_several_nets_predict_counts_once():
+    lesions = [lesion._replace(fold=seed) for seed in range(3) for lesion in made(MIN_LESIONS - 1)]
+    temperature, record = calibrate(lesions, NAMES)
+    assert temperature == 1.0
+    assert f"{MIN_LESIONS - 1} typed lesions" in record["reason"]
 
 
 def test_a_temperature_that_does_not_help_is_kept_and_told():
     """Each patient needs another temperature, so that none serves the others."""
     lesions = [
-        lesion._replace(patient=str(patient))
+        lesion._replace(patient=str(patient), reference=f"{patient} {lesion.reference}")
         for patient in range(2)
         for lesion in made(60, (6.0, 0.5)[patient], seed=patient)
     ]

@@ -273,6 +273,16 @@ def test_a_given_liver_takes_the_place_of_the_net(cascade):
     assert "empty" in empty.warnings[0]
 
 
+@pytest.mark.parametrize("order", itertools.permutations(range(3)))
+def test_a_given_liver_gives_the_same_lesions_in_every_orientation(cascade, segmented, order):
+    """The labels once lost every lesion where the array of the mask was not in C order."""
+    scan, laid = turned(segmented.scan, order, (False, True, False))
+    seg = cascade.segment(scan, liver=laid(segmented.labels > 0))
+    assert seg.findings
+    np.testing.assert_array_equal(seg.labels > 1, seg.lesion_ids > 0)
+    np.testing.assert_array_equal(seg.labels, laid(segmented.labels))
+
+
 def test_no_liver_is_said(cascade):
     seg = cascade.segment(Scan(np.full((2, 64, 64), -1000, np.int16), "air"), liver=None)
     if not seg.labels.any():

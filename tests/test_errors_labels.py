@@ -1,3 +1,4 @@
+import os
 import pickle
 
 import numpy as np
@@ -11,6 +12,12 @@ def test_an_error_says_file_expected_got_and_remedy_on_one_line():
     error = InputError("a.nii.gz", expected="a CT\nvolume", got="a photo", remedy="name another", code="not-ct")
     assert str(error) == "a.nii.gz: expected a CT volume; got a photo; name another"
     assert error.code == "not-ct"
+
+
+def test_an_error_about_a_name_that_is_not_utf_8_can_be_printed():
+    error = InputError(os.fsdecode(b"M\xfcller.nii"), expected="a CT", got="M\udcfcller", remedy="look")
+    assert str(error).encode().startswith(b"M\\udcfcller.nii: expected a CT")
+    assert error.brief == "expected a CT; got M\\udcfcller"
 
 
 def test_an_error_keeps_its_parts_across_processes():

@@ -169,7 +169,7 @@ def test_the_same_runs_are_done_already_in_any_order_and_others_take_their_place
     export(made / "liver", [one, other], folder)
     assert capsys.readouterr().out == f"{folder} is done already\n"
     assert (folder / MODEL_FILE).stat().st_mtime_ns == before
-    (folder / MODEL_FILE).write_text("torn")
+    (folder / "liver.safetensors").write_text("torn")
     export(made / "liver", [one], folder)
     assert len(Model.load(folder).lesions) == 1
     assert not (folder / "lesion-1.safetensors").exists()
@@ -178,12 +178,13 @@ def test_the_same_runs_are_done_already_in_any_order_and_others_take_their_place
 # ---- calibration ----
 
 
-def votes_by_hand(store: Store, run: Path, fold: int) -> tuple[list[np.ndarray], list[int], list[str], int]:
+def votes_by_hand(store: Store, run: Path, fold: int) -> tuple[list[np.ndarray], list[int], list[str], list, int]:
     """Votes of the lesions that a net predicts on its inner validation, by the data module and the decoder of training.
 
-    Also their true types, their patients, and the number of predicted lesions without a true type.
+    Also their true types, their patients, the reference lesions they cover, and the number of predicted lesions without
+    a true type.
     """
-    data, votes, types, patients, untyped = data_of(store, fold), [], [], [], 0
+    data, votes, types, patients, covered, untyped = data_of(store, fold), [], [], [], [], 0
     net = Net.from_run(run).build()
     for sample in (data.validation[i] for i in range(len(data.validation))):
         with torch.inference_mode():
@@ -204,7 +205,9 @@ def votes_by_hand(store: Store, run: Path, fold: int) -> tuple[list[np.ndarray],
             votes.append((pixels / pixels.sum(0)).mean(1))
             types.append(min(under, key=lambda c: (-under[c], c)) - 2)
             patients.append(record.patient_id)
-    return votes, types, patients, untyped
+            numbers = ndimage.label(sample.reference.numpy() >= 2, np.ones((3, 3)))[0][labelled == i]
+            covered.append((record.case_id, Counter(numbers[numbers > 0].tolist()).most_common(1)[0][0], types[-1]))
+    return votes, types, patients, covered, untyped
 
 
 def _without_small(mask: np.ndarray) -> np.ndarray:
@@ -213,13 +216,16 @@ def _without_small(mask: np.ndarray) -> np.ndarray:
 
 
 def test_the_votes_are_those_of_training_s_own_path(model, made, store):
-    votes, types, patients, untyped = [], [], [], 0
+    votes, types, patients, covered, untyped = [], [], [], [], 0
     for fold, run in enumerate(folds(made)):
         *found, n = votes_by_hand(store, run, fold)
-        votes, types, patients, untyped = votes + found[0], types + found[1], patients + found[2], untyped + n
+        votes, types, patients, covered = votes + found[0], types + found[1], patients + found[2], covered + found[3]
+        untyped += n
     record = model.calibration
-    assert (record["lesions"], record["patients"]) == (len(votes), len(set(patients)))
-    assert record["types"] == {name: types.count(i) for i, name in enumerate(LESION_TYPES)}
+    assert (record["votes"], record["patients"]) == (len(votes), len(set(patients)))
+    assert record["lesions"] == len(set(covered)) < len(votes)  # in the inner validation of two folds
+    kinds = [kind for _, _, kind in set(covered)]
+    assert record["types"] == {name: kinds.count(i) for i, name in enumerate(LESION_TYPES)}
     assert record["without_true_type"] == untyped
     assert record["before"]["nll"] == pytest.approx(log_loss(types, votes, labels=[0, 1, 2]), abs=2e-4)
     assert record["before"]["brier"] == pytest.approx(brier_score_loss(types, votes, labels=[0, 1, 2]), abs=2e-4)
@@ -243,7 +249,7 @@ def test_no_other_temperature_is_better_in_the_cascade_itself(made, store, tmp_p
                     true = min(under, key=lambda c: (-under[c], c)) - 2
                     loss.append(-math.log(list(finding.probabilities.values())[true]))
         losses[factor] = np.mean(loss)
-        assert len(loss) == model.calibration["lesions"]
+        assert len(loss) == model.calibration["votes"]
     assert min(losses, key=losses.get) == 1.0
     assert "note" not in model.calibration
 

@@ -1,8 +1,12 @@
 """The model folder: what is saved is loaded, and nothing else is."""
 
 import json
+import multiprocessing
+import os
 import pickle
+import signal
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -82,6 +86,74 @@ def test_a_model_is_replaced_and_nothing_else(model, folder, tmp_path):
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "dear"
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("thesis.txt", "dear"), ("lesion-0.safetensors.bak", ""), (MODEL_FILE, '{"layers": 3}'), (MODEL_FILE, "torn")],
+)
+def test_a_folder_with_something_else_beside_or_as_its_model_file_is_left(model, folder, name, content):
+    (folder / name).write_text(content)
+    before = sorted(folder.iterdir())
+    with pytest.raises(InputError, match=name if name != MODEL_FILE else "something else"):
+        model.save(folder)
+    assert sorted(folder.iterdir()) == before
+    assert (folder / name).read_text() == content
+
+
+def test_a_folder_of_weights_alone_is_left(model, folder):
+    (folder / MODEL_FILE).unlink()
+    with pytest.raises(InputError, match="or none"):
+        model.save(folder)
+
+
+def test_the_folder_one_stands_in_has_a_name(model, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    model.save(Path())
+    assert Model.load(tmp_path / "here").identity == model.identity
+
+
+def dies_at_rename(model, folder, number):
+    """`save` in a process that is killed when it is about to rename for the number-th time."""
+    renames, rename = iter(range(number)), Path.rename
+
+    def dying(path, target):
+        if next(renames, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return rename(path, target)
+
+    Path.rename = dying
+    model.save(folder)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_kill_leaves_a_model_and_what_it_left_is_removed(model, folder, tmp_path, number):
+    other = replace(model, temperature=3.0)
+    process = multiprocessing.get_context("fork").Process(target=dies_at_rename, args=(other, folder, number))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 2
+    assert Model.load(folder).identity == model.identity
+    other.save(folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert Model.load(folder).identity == other.identity
+
+
+def test_an_error_leaves_the_earlier_model(model, folder, tmp_path, monkeypatch):
+    rename = Path.rename
+
+    def failing(path, target):
+        if target == folder and "partial" in path.name:
+            raise OSError(28, "No space left on device")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OSError, match="No space"):
+        replace(model, temperature=3.0).save(folder)
+    assert Model.load(folder).identity == model.identity
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 def edit(folder, change):
     content = json.loads((folder / MODEL_FILE).read_text())
     change(content)
@@ -103,6 +175,10 @@ EDITS = {
     "input size": lambda c: c["liver"]["input"].update(size_px=33),
     "input field": lambda c: c["liver"]["input"].update(exec="rm"),
     "checksum": lambda c: c["lesions"][1].update(sha256="0" * 64),
+    "threshold of no number": lambda c: c["thresholds"].update(min_lesion_mm2=float("nan")),
+    "threshold without end": lambda c: c["thresholds"].update(min_lesion_mm3=float("inf")),
+    "threshold beyond floats": lambda c: c["thresholds"].update(min_lesion_px=10**400),
+    "calibration of no number": lambda c: c.update(calibration={"before": {"ece": float("nan")}}),
     "missing key": lambda c: c.pop("thresholds"),
     "one more net": lambda c: c["lesions"].append(c["lesions"][0]),
     "nets that differ": lambda c: c["lesions"][0].update(decoder_channels=[16] * 5),
@@ -156,3 +232,17 @@ def test_a_link_out_of_the_folder_serves_only_the_same_bytes(model, folder, tmp_
     (folder / "liver.safetensors").symlink_to(tmp_path / "elsewhere.safetensors")
     with pytest.raises(InputError, match="checksum"):
         Model.load(folder)
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+def test_what_json_takes_for_a_number_and_is_none_is_refused(folder, number):
+    text = (folder / MODEL_FILE).read_text()
+    (folder / MODEL_FILE).write_text(text.replace('"n": 3', f'"n": {number}'))
+    with pytest.raises(InputError, match=f"the number {number}"):
+        Model.load(folder)
+
+
+def test_thresholds_are_finite():
+    for wrong in ({"min_lesion_mm2": float("nan")}, {"min_lesion_mm3": float("inf")}):
+        with pytest.raises(ValueError, match="finite"):
+            Thresholds(**wrong)

@@ -1,6 +1,7 @@
 """A quick "done" must never be wrong: whatever could change a run changes the hash of its request."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -121,3 +122,8 @@ def test_it_is_told_before_anything_heavy_is_loaded(tmp_path, args):
     )
     done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["this run is done already", "0 []"]
+
+
+def test_a_path_that_is_not_utf_8_has_a_hash(args):
+    foreign = [*args, "--data.groups", os.fsdecode(b"M\xfcller.csv")]
+    assert request_sha256(foreign) != request_sha256(args)

@@ -224,10 +224,12 @@ def test_what_a_reader_should_know_is_said_everywhere(run, tmp_path):
     status, out, err = run(path)
     assert status == 0
     assert "spacing unknown" in out
-    assert "lesionseg: ct: ct.nii: the header gives no spacing" in err
+    assert "lesionseg: ct: the header gives no spacing" in err
     assert "all sizes are in pixels" in err
     for name in ("lesions.json", "report.html"):
-        assert "all sizes are in pixels" in (tmp_path / "out" / "ct" / name).read_text()
+        text = (tmp_path / "out" / "ct" / name).read_text()
+        assert "all sizes are in pixels" in text
+        assert "ct.nii" not in text  # no name of a file: some hold that of the patient
 
 
 def test_many_studies(run, cohort, tmp_path):
@@ -244,11 +246,33 @@ def test_many_studies(run, cohort, tmp_path):
         "volume-1": "segmented",
     }  # fmt: skip
     assert "5 mm after" in rows["gap"]["reason"]
+    assert str(cohort) not in (output / "summary.csv").read_text()
+    assert f"refused: {cohort / 'gap'}: expected" in out
     assert rows["segmentation-0"]["reason"] == "a label map of values 0 to 1"
     assert rows["volume-0"]["slices"] == "4"
     assert float(rows["volume-0"]["segment_s"]) > 0
     assert "3 segmented, 1 refused, 1 passed over" in out.replace("1 refused, 3 segmented", "3 segmented, 1 refused")
     assert all(line.count("\n") == 0 for line in out.splitlines())
+
+
+def test_names_that_are_not_utf_8_stop_nothing(run, tmp_path):
+    """As of folders from an older Windows: `Müller` in Latin-1."""
+    foreign = tmp_path / "in" / os.fsdecode(b"M\xfcller")
+    nifti(foreign / "ct.nii")
+    nifti(foreign / "m-ller.nii", 1)
+    nifti(tmp_path / "in" / "M_ller_ct.nii", 2)  # the same name as the first
+    dicom(foreign / "dicom", 3)
+    sorted(dicom(foreign / "gap", 4, "gap").iterdir())[1].unlink()
+    (tmp_path / "in" / os.fsdecode(b"\xe4.nii")).write_bytes(b"none")
+    status, out, err = run(tmp_path / "in")
+    assert (status, err) == (2, "")
+    assert "4 segmented" in out
+    assert "2 refused" in out
+    assert "M\\udcfcller" in out
+    assert len(files(tmp_path / "out")) == 6
+    status, out, _ = run(foreign / "ct.nii", output=os.fsdecode(b"\xfc"))
+    assert status == 0
+    assert files(tmp_path / os.fsdecode(b"\xfc") / "ct") == NIFTI_FILES
 
 
 def test_what_is_done_is_not_done_again(run, cohort, tmp_path):
@@ -269,6 +293,50 @@ def test_what_is_done_is_not_done_again(run, cohort, tmp_path):
     assert files(output / "volume-0") == QUICK_FILES
     out = run(cohort, *QUICK, "--tta")[1]
     assert (out.count("  done already\n"), out.count("  4 slices")) == (0, 3)
+
+
+def summary(output):
+    with (output / "summary.csv").open() as file:
+        return {row["study"]: row for row in csv.DictReader(file)}
+
+
+def test_the_summary_keeps_earlier_calls_and_their_seconds(run, tmp_path):
+    for n, name in enumerate(("a", "b", "c", "d")):
+        nifti(tmp_path / ("one" if n < 2 else "two") / f"{name}.nii", n)
+    assert run(tmp_path / "two", *QUICK)[0] == 0
+    first = summary(tmp_path / "out")
+    assert run(tmp_path / "one", *QUICK)[0] == 0
+    both = summary(tmp_path / "out")
+    assert list(both) == ["a", "b", "c", "d"]
+    assert {name: both[name] for name in first} == first
+    for _ in range(2):
+        assert run(tmp_path / "one", *QUICK)[0] == 0
+    again = summary(tmp_path / "out")
+    assert {row["ending"] for row in (again["a"], again["b"])} == {"done already"}
+    for name in ("a", "b"):
+        assert {**again[name], "ending": "segmented"} == both[name]
+        assert float(again[name]["segment_s"]) > 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: "".join(f"{line},mine\n" for line in text.splitlines()),
+        lambda text: text.replace("study,", "\ufeffstudy,", 1),
+        lambda text: text + "a,b\n",
+        lambda text: "",
+    ],
+)
+def test_a_summary_that_a_user_changed_is_left(run, tmp_path, change):
+    for n in (0, 1):
+        nifti(tmp_path / "in" / f"{n}.nii", n)
+    run(tmp_path / "in", *QUICK)
+    path = tmp_path / "out" / "summary.csv"
+    path.write_text(changed := change(path.read_text()))
+    status, _, err = run(tmp_path / "in", *QUICK)
+    assert status == 2
+    assert "summary.csv" in err
+    assert path.read_text() == changed
 
 
 def test_another_model_segments_again(run, make_model, tmp_path):
@@ -294,6 +362,33 @@ def test_what_a_user_put_there_is_not_replaced(run, tmp_path):
     assert "(notes, segmentation.nii.gz)" in run(path, *QUICK, "--tta")[2]
 
 
+@pytest.mark.parametrize("name", [".notes", ".git", "._.txt", ".DS_Store"])
+def test_hidden_files_are_a_user_s_but_for_those_of_finder(run, tmp_path, name):
+    path = nifti(tmp_path / "ct.nii.gz")
+    run(path, *QUICK)
+    (tmp_path / "out" / "ct" / name).write_text("dear")
+    status, out, err = run(path, *QUICK, "--tta")
+    if name in ("._.txt", ".DS_Store"):
+        assert "4 slices" in out
+    else:
+        assert status == 2
+        assert f"files changed or added since ({name})" in err
+        assert (tmp_path / "out" / "ct" / name).read_text() == "dear"
+
+
+def test_a_changed_record_is_not_replaced(run, tmp_path):
+    path = nifti(tmp_path / "ct.nii.gz")
+    run(path, *QUICK)
+    record = tmp_path / "out" / "ct" / RECORD
+    content = json.loads(record.read_text())
+    content["facts"]["lesions"] += 1
+    record.write_text(json.dumps(content, indent=1) + "\n")
+    status, _, err = run(path, *QUICK)
+    assert status == 2
+    assert f"a changed {RECORD}" in err
+    assert json.loads(record.read_text()) == content
+
+
 def test_other_things_in_the_output_are_left(run, tmp_path):
     nifti(tmp_path / "a" / "ct.nii.gz")
     nifti(tmp_path / "b" / "ct.nii.gz", 1)
@@ -317,11 +412,17 @@ def test_other_things_in_the_output_are_left(run, tmp_path):
     assert (tmp_path / "mine" / "summary.csv").read_text() == "patient,age\n"
 
 
-def test_a_moved_input_is_still_done(run, tmp_path):
-    nifti(tmp_path / "a" / "ct.nii.gz")
-    run(tmp_path / "a" / "ct.nii.gz", *QUICK)
-    (tmp_path / "a").rename(tmp_path / "b")
-    assert "  done already" in run(tmp_path / "b" / "ct.nii.gz", *QUICK)[1]
+def test_another_study_of_equal_name_size_and_time_is_not_done(run, tmp_path):
+    paths = [nifti(tmp_path / name / "ct.nii", seed) for seed, name in enumerate(("P1", "P2"))]
+    for path in paths:
+        os.utime(path, (1, 1))
+    assert run(paths[0], *QUICK)[0] == 0
+    before = content(tmp_path / "out")
+    status, out, err = run(paths[1], *QUICK)
+    assert status == 2
+    assert "done already" not in out
+    assert "a study elsewhere that has the same name" in err
+    assert content(tmp_path / "out") == before
 
 
 def test_places_for_the_output(run, tmp_path):
@@ -389,6 +490,19 @@ class TestLiverMask:
         np.testing.assert_array_equal(np.asarray(nib.load(folder / "segmentation.nii.gz").dataobj).T > 0, mask[0])
         assert json.loads((folder / "lesions.json").read_text())["settings"]["liver"] == "given"
 
+    def test_another_mask_of_equal_size_and_time_is_another(self, run, tmp_path, mask):
+        path, written = nifti(tmp_path / "ct.nii.gz"), []
+        for liver in (1, 2):
+            plain = nib.load(mask[1](liver))
+            nib.save(plain, tmp_path / "mask.nii")
+            os.utime(tmp_path / "mask.nii", (1, 1))
+            written.append(run(path, "--liver-mask", tmp_path / "mask.nii", *QUICK)[1])
+        assert "done already" not in written[1]
+        assert (
+            "done already"
+            in run(path, "--liver-mask", shutil.copy(tmp_path / "mask.nii", tmp_path / "x.nii"), *QUICK)[1]
+        )
+
     def test_a_seg_replaces_the_net(self, run, tmp_path):
         dicom(tmp_path / "in" / "ct")
         run(tmp_path / "in")
@@ -433,7 +547,7 @@ def test_faults_of_every_kind_stop_no_other_study(cohort, tmp_path, capsys, mode
         return cascade.segment(scan, liver=liver)
 
     outcomes = segment_studies(find_studies(cohort), tmp_path / "out", segmenter, Wish())
-    reasons = {outcome.study: (outcome.ending, outcome.reason) for outcome in outcomes}
+    reasons = {outcome.study: (outcome.ending, outcome.told or outcome.reason) for outcome in outcomes}
     assert reasons["patient_ct"] == ("failed", "RuntimeError: CUDA error: launch failed")
     assert reasons["volume-0"] == ("failed", "KeyError; segment it alone with --debug to see where")
     assert reasons["volume-1"][0] == "refused"
@@ -452,6 +566,7 @@ def test_a_full_disk_is_a_failure(cohort, tmp_path, run, monkeypatch):
     assert status == 1
     assert "failed: OSError: [Errno 28] No space left on device" in out
     assert files(tmp_path / "out") == {"summary.csv", ".lesionseg.lock"}
+    assert "No space left" in (tmp_path / "out" / "summary.csv").read_text()
     assert run(cohort / "volume-0.nii.gz", output="single")[0] == 1
     assert not (tmp_path / "single").exists()
 

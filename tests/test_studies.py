@@ -208,6 +208,54 @@ def test_what_is_passed_over_is_said(tmp_path):
     assert refused(tmp_path / "earlier", "only 1 folder of earlier results") == "no-study"
 
 
+@pytest.fixture
+def close(monkeypatch):
+    """Closes folders as their permissions would; those do not bind the user that tests may run as."""
+    closed, scandir = [], os.scandir
+
+    def refusing(path):
+        if Path(path) in closed:
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+
+    def close(path):
+        path.mkdir(parents=True, exist_ok=True)
+        closed.append(path)
+
+    return close
+
+
+def test_a_folder_that_cannot_be_read_stops_only_the_ct_around_it(tmp_path, close):
+    nifti(tmp_path / "volume.nii")
+    save(tmp_path / "one" / "ct", study("one"))
+    save(tmp_path / "two" / "a", study("two"))
+    save(tmp_path / "two" / "b", study("two", "more"))
+    before = {found.name: found.fingerprint() for found in find_studies(tmp_path).studies}
+    for path in ("lost+found", "two/c"):
+        close(tmp_path / path)
+    found = find_studies(tmp_path)
+    assert found.passed_over == (
+        "lost+found, a folder that cannot be read",
+        f"{Path('two', 'c')}, a folder that cannot be read",
+    )
+    one, two, volume = found.studies
+    assert (one.name, two.name, volume.name) == ("one_ct", "two", "volume")
+    assert one.read()[0].hu.shape[0] == 5
+    assert volume.read()[0].hu.size == HU.size
+    with pytest.raises(InputError, match="may hold slices of this study") as error:
+        two.read()
+    assert error.value.where == str(tmp_path / "two" / "c")
+    assert {found.name for found in found.studies if found.fingerprint() != before[found.name]} == {"two"}
+
+
+def test_an_input_that_cannot_be_read_is_told(tmp_path, close):
+    close(tmp_path / "in")
+    with pytest.raises(PermissionError):
+        find_studies(tmp_path / "in")
+
+
 def test_an_empty_folder_is_refused(tmp_path):
     (tmp_path / "scan.nrrd").write_text("NRRD")
     assert refused(tmp_path, "a CT in NIfTI or DICOM", "neither") == "no-study"

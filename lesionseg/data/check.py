@@ -17,10 +17,11 @@ from lesionseg.data.plausible import CODES, Problem, case_problems, cohort_probl
 from lesionseg.data.pseudonyms import pseudonyms
 from lesionseg.data.records import CaseRecord, describe
 from lesionseg.data.store import CASES, MANIFEST, Store, StoreKind, array_damage, case_folder, read_manifest
-from lesionseg.errors import InputError
+from lesionseg.errors import InputError, printable
 from lesionseg.figures import Panel, contact_sheet
 from lesionseg.labels import BACKGROUND, LIVER, is_lesion, is_liver
 from lesionseg.scan import CaseSource, Scan, to_canonical
+from lesionseg.writing import whole
 
 #: Folds of the default comparison; a cohort that cannot fill them is reported.
 USUAL_FOLDS = 3
@@ -118,7 +119,7 @@ def report(
     print_findings(findings, console)
     if findings.panels:
         write_contact_sheet(findings, sheet)
-        console.print(f"contact sheet: {sheet}", markup=False, highlight=False, soft_wrap=True)
+        console.print(printable(f"contact sheet: {sheet}"), markup=False, highlight=False, soft_wrap=True)
     return findings.errors > 0
 
 
@@ -135,7 +136,7 @@ def print_findings(findings: Findings, console: Console) -> None:
         style = "bold red" if severity == "error" else "yellow"
         say(f"{severity} {code}: {CODES.get(code, 'the input cannot be used as it is')}", style=style)
         for problem in group:
-            say(f"  {problem.where}: {problem.message}")
+            say(printable(f"  {problem.where}: {problem.message}"))
         say(f"  → {remedy}", style="green")
     count = Counter(problem.severity for problem in findings.problems)
     say(f"{findings.cases} cases: {count['error']} errors, {count['warning']} warnings")
@@ -147,12 +148,8 @@ def write_contact_sheet(findings: Findings, path: Path) -> None:
     title = f"{shown} of {findings.cases} cases" if shown < findings.cases else f"{shown} cases"
     figure = contact_sheet(findings.panels, title=f"{title}, each at its largest lesion")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{path.name}")
-    try:
-        figure.savefig(temporary, dpi=_SHEET_DPI, format="png")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole(path) as part:
+        figure.savefig(part, dpi=_SHEET_DPI, format="png")
 
 
 def largest_lesion_slice(labels: np.ndarray) -> int:

@@ -78,7 +78,7 @@ class CaseRecord:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types; NaN becomes null. What only implants have is left out of the others."""
-        out: dict[str, Any] = _without_nan(asdict(self))
+        out: dict[str, Any] = without_nan(asdict(self))
         if self.implanted_in is None:
             del out["implanted_in"]
         return out
@@ -180,11 +180,12 @@ def _slices(mask: np.ndarray) -> tuple[int, ...]:
     return tuple(int(i) for i in np.flatnonzero(mask.any((1, 2))))
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """Plain data for JSON: NaN becomes null."""
     if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_without_nan(item) for item in value]
+        return [without_nan(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value
 
 

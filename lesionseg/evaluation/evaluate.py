@@ -21,9 +21,9 @@ from lesionseg import __version__
 from lesionseg.cascade import Cascade
 from lesionseg.compare_table import few_patients
 from lesionseg.data.parallel import each
-from lesionseg.data.records import CaseRecord
+from lesionseg.data.records import CaseRecord, without_nan
 from lesionseg.data.store import Store
-from lesionseg.errors import InputError
+from lesionseg.errors import InputError, printable
 from lesionseg.evaluation.figures import (
     CASCADE,
     PREDICTED_BOX,
@@ -38,7 +38,6 @@ from lesionseg.evaluation.scoring import (
     SliceTables,
     score_case,
     slice_tables,
-    without_nan,
 )
 from lesionseg.evaluation.text import definitions, markdown, summary
 from lesionseg.formats.nifti_write import write_nifti_labels
@@ -254,7 +253,7 @@ def _write_tables(
     write_text(output / "lesions.csv", _csv(lesions, ("case_id", "patient_id", *LESION_COLUMNS)))
     write_text(output / "evaluation.json", json.dumps(without_nan(content), indent=1, allow_nan=False) + "\n")
     write_text(output / "evaluation.md", markdown(kind, facts, volumes, slices, table))
-    print(f"{summary(volumes)}\n{output / 'evaluation.md'}")
+    print(printable(f"{summary(volumes)}\n{output / 'evaluation.md'}"))
     return content
 
 

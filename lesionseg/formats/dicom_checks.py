@@ -94,7 +94,7 @@ def check_enhanced(path: Path, dataset: Dataset) -> Dataset:
         rescales.append(groups[0].PixelValueTransformationSequence[0] if groups else Dataset())
         _check_hounsfield(path, rescales[-1], ("HU",))
     if len({(rescale.RescaleSlope, rescale.RescaleIntercept) for rescale in rescales}) > 1:
-        raise _fault(path, "one rescale in all frames", "several", "convert the file to single slices", "rescale")
+        raise fault(path, "one rescale in all frames", "several", "convert the file to single slices", "rescale")
     return rescales[0]
 
 
@@ -106,7 +106,8 @@ def positions_mm(slices: Sequence[Slice]) -> np.ndarray:
     return np.array([item.dataset.ImagePositionPatient for item in slices], dtype=float) @ axes.T
 
 
-def _fault(where: Path, expected: str, got: str, remedy: str, code: str) -> InputError:
+def fault(where: Path, expected: str, got: str, remedy: str, code: str) -> InputError:
+    """The `InputError` of these parts, on one line of source."""
     return InputError(where, expected=expected, got=got, remedy=remedy, code=code)
 
 
@@ -119,7 +120,7 @@ def _no_ct(folder: Path, files: Sequence[Slice]) -> InputError:
         got, remedy = f"{got}, without SOPClassUID", "export the series again with its UIDs"
     elif "CT" in modalities.split(", "):
         got += ", but of another class than CT images"
-    return _fault(folder, "a CT series", got, remedy, "not-ct" if files else "no-dicom")
+    return fault(folder, "a CT series", got, remedy, "not-ct" if files else "no-dicom")
 
 
 def _describe(group: Sequence[Slice]) -> str:
@@ -163,22 +164,22 @@ def _check_image(path: Path, dataset: Dataset) -> None:
     modality = dataset.get("Modality")
     if not is_ct(dataset) or modality != "CT":
         got = f"modality {word(modality)}, class {word(dataset.get('SOPClassUID'))}"
-        raise _fault(path, f"a CT image (class {CTImageStorage})", got, "take the file out of the series", "not-ct")
+        raise fault(path, f"a CT image (class {CTImageStorage})", got, "take the file out of the series", "not-ct")
     if is_localizer(dataset):
-        raise _fault(path, "an axial image", "a localizer", "take the file out of the series", "localizer")
+        raise fault(path, "an axial image", "a localizer", "take the file out of the series", "localizer")
     if not any(tag in dataset for tag in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
-        raise _fault(path, "an image with pixels", "none", "export the series again", "no-pixels")
+        raise fault(path, "an image with pixels", "none", "export the series again", "no-pixels")
     sides = (dataset.get("Rows"), dataset.get("Columns"))
     if not all(isinstance(side, int) and 0 < side <= MAX_SIDE_PX for side in sides):
         got = " and ".join(word(side) for side in sides)
-        raise _fault(path, f"1 to {MAX_SIDE_PX} rows and columns", got, "export the series again", "size")
+        raise fault(path, f"1 to {MAX_SIDE_PX} rows and columns", got, "export the series again", "size")
     photometric, samples = dataset.get("PhotometricInterpretation"), dataset.get("SamplesPerPixel")
     if photometric != "MONOCHROME2" or samples != 1:
         got = f"{word(photometric)} with {word(samples)} samples per pixel"
-        raise _fault(path, "MONOCHROME2 (more is brighter)", got, "export the original CT image", "photometric")
+        raise fault(path, "MONOCHROME2 (more is brighter)", got, "export the original CT image", "photometric")
     syntax = dataset.file_meta.TransferSyntaxUID
     if syntax.name == syntax or not syntax.is_transfer_syntax:
-        raise _fault(path, "a transfer syntax of the standard", "another", "export the series again", "transfer-syntax")
+        raise fault(path, "a transfer syntax of the standard", "another", "export the series again", "transfer-syntax")
 
 
 def _check_hounsfield(path: Path, transform: Dataset, kinds: tuple[str, ...]) -> None:
@@ -199,7 +200,7 @@ def _check_hounsfield(path: Path, transform: Dataset, kinds: tuple[str, ...]) ->
     else:
         return
     expected = "pixels that rescale to Hounsfield units (RescaleSlope, RescaleIntercept)"
-    raise _fault(path, expected, got, "export the original CT with its rescale attributes", "rescale")
+    raise fault(path, expected, got, "export the original CT with its rescale attributes", "rescale")
 
 
 def _check_plane(path: Path, dataset: Dataset) -> None:
@@ -209,11 +210,11 @@ def _check_plane(path: Path, dataset: Dataset) -> None:
         value = np.array(dataset.get(name) or (), dtype=float)
         if value.shape != (length,) or not np.isfinite(value).all() or (length == 2 and value.min() <= 0):
             got = "a broken one" if value.size else "none"
-            raise _fault(path, f"{name} with {length} numbers", got, "export the original CT", "geometry")
+            raise fault(path, f"{name} with {length} numbers", got, "export the original CT", "geometry")
     rows, columns = np.array(dataset.ImageOrientationPatient, dtype=float).reshape(2, 3)
     if np.abs([rows @ rows - 1, columns @ columns - 1, rows @ columns]).max() > 1e-3:
         expected = "an ImageOrientationPatient of two unit vectors at right angles"
-        raise _fault(path, expected, "another", "export the original CT", "geometry")
+        raise fault(path, expected, "another", "export the original CT", "geometry")
 
 
 def _patient(dataset: Dataset) -> Hashable:
@@ -239,7 +240,7 @@ def _check_shared(where: Path, slices: Sequence[Slice], name: str, value: Callab
     if len(groups) > 1:
         odd = min(groups.values(), key=len)
         got = f"{len(groups)} different ones: {_names(odd)} differ{'s' if len(odd) == 1 else ''} from the others"
-        raise _fault(where, f"one {name} in all slices", got, "keep the slices of one CT in the folder", "mixed")
+        raise fault(where, f"one {name} in all slices", got, "keep the slices of one CT in the folder", "mixed")
 
 
 def _check_orientation(where: Path, slices: Sequence[Slice]) -> None:
@@ -251,7 +252,7 @@ def _check_orientation(where: Path, slices: Sequence[Slice]) -> None:
     ]
     if odd:
         got = f"another in {_names(odd)}"
-        raise _fault(where, "one orientation in all slices", got, "keep the slices of one stack", "orientation")
+        raise fault(where, "one orientation in all slices", got, "keep the slices of one stack", "orientation")
 
 
 def _check_positions(where: Path, slices: Sequence[Slice]) -> None:
@@ -278,7 +279,7 @@ def _check_positions(where: Path, slices: Sequence[Slice]) -> None:
     if faults:
         expected = "slices at equal distances along their normal"
         remedy = "add the missing slices, remove the doubled, or resample the scan to a regular grid"
-        raise _fault(where, expected, f"{len(slices)} slices with " + "; and ".join(faults), remedy, "positions")
+        raise fault(where, expected, f"{len(slices)} slices with " + "; and ".join(faults), remedy, "positions")
 
 
 def _names(slices: Sequence[Slice]) -> str:

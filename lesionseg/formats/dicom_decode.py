@@ -75,12 +75,15 @@ def decompress(slices: Sequence[Slice]) -> None:
 
 
 def _decompress_apart(slices: Sequence[Slice]) -> None:
-    """All slices have one size (checked before), so the process apart gives equal parts."""
+    """All slices have one size (checked before), so the process apart gives equal parts.
+
+    `-P`: without it Python would import modules from the folder that the user stands in, which may be a stranger's.
+    """
     first = slices[0].dataset
     pixels = int(first.Rows) * int(first.Columns) * int(first.get("NumberOfFrames") or 1)
     size = pixels * int(first.SamplesPerPixel) * (int(first.BitsAllocated) // 8)
     result = subprocess.run(
-        [sys.executable, "-c", _APART, str(size)],
+        [sys.executable, "-P", "-c", _APART, str(size)],
         input=json.dumps([str(item.path.resolve()) for item in slices]).encode(),
         capture_output=True,
         timeout=_TIMEOUT_S,

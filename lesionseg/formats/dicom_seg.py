@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,12 +33,13 @@ from lesionseg.formats.dicom import refused
 from lesionseg.formats.dicom_checks import ENHANCED
 from lesionseg.labels import CODES, COLORS, LESION_IDS, LIVER, NAMES, UNTYPED_LESION, is_liver
 from lesionseg.segmentation import RESEARCH_USE_ONLY, Finding, Segmentation
+from lesionseg.writing import whole
 
 #: High, so that it does not meet the numbers that scanners give.
 SERIES_NUMBER = 9001
 _AGAIN = "export the series again"
-#: What a SEG must hold though it may be empty (type 2).
-_REQUIRED = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate",
+#: What SEG and SR must hold though they may be empty (type 2).
+REQUIRED = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate",
              "StudyTime")  # fmt: skip
 #: Taken over even where they break a rule: they say whose the study is.
 _IDENTITY = ("PatientID", "PatientName", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
@@ -105,9 +105,8 @@ def write_dicom_seg(path: Path, segmentation: Segmentation, sources: Sequence[Da
             dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].pop("SpacingBetweenSlices", None)
         content = io.BytesIO()
         dataset.save_as(content)
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(content.getbuffer())
-    os.replace(part, path)
+    with whole(path) as part:
+        part.write_bytes(content.getbuffer())
     return dataset
 
 
@@ -155,7 +154,7 @@ def _complete(source: Dataset) -> None:
     for element in taken_over:
         if element.keyword not in _IDENTITY and not _is_valid(element):
             del source[element.tag]
-    for name in _REQUIRED:
+    for name in REQUIRED:
         if source.get(name) is None:
             _set(source, name, "")
     removed = source.get("PatientIdentityRemoved") == "YES"
@@ -211,7 +210,7 @@ def _lesion(finding: Finding, identity: str) -> hd.seg.SegmentDescription:
         label,
         tracking_id=name,
         tracking_uid=_uid(identity, name),
-        anatomic_regions=[_code(LIVER)],
+        anatomic_regions=[snomed(LIVER)],
     )
 
 
@@ -220,7 +219,7 @@ def _description(number: int, name: str, label: int, **more: Any) -> hd.seg.Segm
         number,
         name,
         codes.SCT.AnatomicalStructure if label == LIVER else codes.SCT.MorphologicallyAbnormalStructure,
-        _code(label),
+        snomed(label),
         hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
         hd.AlgorithmIdentificationSequence("lesionseg", codes.DCM.ArtificialIntelligence, __version__),
         display_color=hd.color.CIELabColor.from_rgb(*COLORS[label]),
@@ -228,5 +227,6 @@ def _description(number: int, name: str, label: int, **more: Any) -> hd.seg.Segm
     )
 
 
-def _code(label: int) -> Code:
+def snomed(label: int) -> Code:
+    """The code of a label id."""
     return Code(CODES[label].value, "SCT", CODES[label].meaning)

@@ -16,9 +16,8 @@ from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 from pydicom.uid import SegmentationStorage
 
-from lesionseg.errors import InputError
 from lesionseg.formats.dicom import read_dataset, refused
-from lesionseg.formats.dicom_checks import word
+from lesionseg.formats.dicom_checks import fault, word
 from lesionseg.labels import CODES
 from lesionseg.scan import GEOMETRY_TOLERANCE_VOXELS, Scan
 
@@ -71,13 +70,13 @@ def read_dicom_seg(path: Path, scan: Scan, frame_of_reference: str | None = None
     """
     if scan.affine is None:
         got, remedy = "an image that does not say so", "give the image as DICOM or NIfTI"
-        raise _fault(path, "an image whose place in the patient is known", got, remedy, "mask-geometry")
+        raise fault(path, "an image whose place in the patient is known", got, remedy, "mask-geometry")
     with refused(path, "a readable DICOM-SEG", remedy=_REMEDY):
         dataset = read_dataset(path)
         described = _described(path, dataset)
         theirs = dataset.get("FrameOfReferenceUID")
         if frame_of_reference and theirs and theirs != frame_of_reference:
-            raise _fault(path, "the frame of reference of its image", "another", _OTHER, "mask-geometry")
+            raise fault(path, "the frame of reference of its image", "another", _OTHER, "mask-geometry")
         frames = _frames(dataset)
         grid = _grid(path, scan, frames)
         masks = {number: np.zeros(scan.hu.shape, dtype=bool) for number in described}
@@ -89,7 +88,7 @@ def read_dicom_seg(path: Path, scan: Scan, frame_of_reference: str | None = None
             else:
                 target |= _pixels(dataset, index)
     if beyond == len(frames) and not (frame_of_reference and theirs):
-        raise _fault(path, "a frame on its image", f"{beyond} frames, all of other slices", _OTHER, "mask-geometry")
+        raise fault(path, "a frame on its image", f"{beyond} frames, all of other slices", _OTHER, "mask-geometry")
     return [Segment(label, name, masks[number]) for number, (label, name) in described.items()]
 
 
@@ -99,21 +98,17 @@ def segment_labels(path: Path) -> set[int]:
         return {label for label, _ in _described(path, read_dataset(path, stop_before_pixels=True)).values()}
 
 
-def _fault(where: Path, expected: str, got: str, remedy: str, code: str) -> InputError:
-    return InputError(where, expected=expected, got=got, remedy=remedy, code=code)
-
-
 def _described(path: Path, dataset: Dataset) -> dict[int, tuple[int, str]]:
     """Label id and name of each segment, by its number, of a SEG that can be read."""
     if dataset.SOPClassUID != SegmentationStorage:
         got = f"DICOM of class {word(dataset.SOPClassUID)}"
-        raise _fault(path, "a DICOM-SEG", got, "save the mask as DICOM-SEG, NIfTI or PNG", "format")
+        raise fault(path, "a DICOM-SEG", got, "save the mask as DICOM-SEG, NIfTI or PNG", "format")
     if dataset.SegmentationType != "BINARY" or dataset.BitsAllocated != 1:
         remedy = "save it as BINARY, cut at a threshold if it holds probabilities"
-        raise _fault(path, "a BINARY DICOM-SEG", word(dataset.SegmentationType), remedy, "seg-type")
+        raise fault(path, "a BINARY DICOM-SEG", word(dataset.SegmentationType), remedy, "seg-type")
     syntax = dataset.file_meta.TransferSyntaxUID
     if syntax.is_encapsulated or not syntax.is_little_endian:
-        raise _fault(path, "an uncompressed DICOM-SEG", word(syntax.keyword), "save it uncompressed", "transfer-syntax")
+        raise fault(path, "an uncompressed DICOM-SEG", word(syntax.keyword), "save it uncompressed", "transfer-syntax")
     known = {label: Code(code.value, "SCT", code.meaning) for label, code in CODES.items()}
     found, unknown = {}, []
     for item in dataset.SegmentSequence:
@@ -128,7 +123,7 @@ def _described(path: Path, dataset: Dataset) -> dict[int, tuple[int, str]]:
     if unknown:
         expected = "segments coded as " + " or ".join(f"{code.meaning} (SCT {code.value})" for code in known.values())
         remedy = "correct the codes, or take these segments out"
-        raise _fault(path, expected, ", ".join(unknown[:8]), remedy, "seg-code")
+        raise fault(path, expected, ", ".join(unknown[:8]), remedy, "seg-code")
     return found
 
 
@@ -173,7 +168,7 @@ def _grid(path: Path, scan: Scan, frames: Sequence[_Frame]) -> np.ndarray:
     own_mm = float(np.linalg.norm(grid[:3, across]))
     if step_mm > _MOST_STEPS * own_mm:
         expected = f"a segmentation of slices {own_mm:.4g} mm apart"
-        raise _fault(path, expected, f"slices {step_mm:.4g} mm apart", _OTHER, "mask-geometry")
+        raise fault(path, expected, f"slices {step_mm:.4g} mm apart", _OTHER, "mask-geometry")
     return grid
 
 
@@ -195,7 +190,7 @@ def _plane(path: Path, mask: np.ndarray, grid: np.ndarray, frame: _Frame, shape:
     rows, columns = (int(axis) for axis in np.abs(steps).argmax(0))
     if rows == columns or (mask.shape[rows], mask.shape[columns]) != shape:
         expected = f"slices of an image of {mask.shape} voxels (D, H, W)"
-        raise _fault(path, expected, "frames of {} x {} pixels".format(*shape), _OTHER, "mask-shape")
+        raise fault(path, expected, "frames of {} x {} pixels".format(*shape), _OTHER, "mask-shape")
     ends = np.array([[0, 0, 1, 1], [0, 1, 0, 1]])  # of rows and of columns, at the four corners
     last = np.array(shape)[:, None] - 1
     corners = (to_index @ (frame.position - grid[:3, 3]))[:, None] + steps @ (ends * last)
@@ -211,7 +206,7 @@ def _plane(path: Path, mask: np.ndarray, grid: np.ndarray, frame: _Frame, shape:
     if not distance <= GEOMETRY_TOLERANCE_VOXELS:
         expected = f"frames that are slices of its image (corners within {GEOMETRY_TOLERANCE_VOXELS} voxel)"
         got = f"corners {distance:.3g} voxels apart (shifted, tilted or resampled)"
-        raise _fault(path, expected, got, _OTHER, "mask-geometry")
+        raise fault(path, expected, got, _OTHER, "mask-geometry")
     view = mask[(slice(None),) * across + (slice_index,)]
     return np.flip(view.T if rows > columns else view, tuple(np.flatnonzero(flipped).tolist()))
 

@@ -15,7 +15,6 @@ import hashlib
 import io
 import json
 import math
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,9 +30,10 @@ from pydicom.uid import generate_uid
 
 from lesionseg import __version__
 from lesionseg.formats.dicom import refused
-from lesionseg.formats.dicom_seg import SERIES_NUMBER
-from lesionseg.labels import CODES, LESION_IDS, LESION_TYPES, LIVER, UNTYPED_LESION
+from lesionseg.formats.dicom_seg import REQUIRED, SERIES_NUMBER, snomed
+from lesionseg.labels import LESION_IDS, LESION_TYPES, LIVER, UNTYPED_LESION
 from lesionseg.segmentation import RESEARCH_USE_ONLY, UNDETERMINED, Finding, Segmentation
+from lesionseg.writing import whole
 
 #: Designator of the codes that PS3.16 lacks.
 PRIVATE_SCHEME = "99LESIONSEG"
@@ -41,9 +41,6 @@ _MILLILITER = Code("ml", "UCUM", "milliliter")
 _NUMBER_OF_LESIONS = Code("246206008", "SCT", "Number of lesions")
 _QUALITATIVE_EVALUATIONS = Code("C0034375", "UMLS", "Qualitative Evaluations")
 _TYPE = Code("TYPE", PRIVATE_SCHEME, "Type of lesion")
-#: What highdicom wants to find in a source; the true values are copied from the SEG as they are.
-_IDENTITY = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate",
-             "StudyTime")  # fmt: skip
 
 _Group = (
     sr.VolumetricROIMeasurementsAndQualitativeEvaluations
@@ -72,12 +69,8 @@ def write_dicom_sr(path: Path, segmentation: Segmentation, sources: Sequence[Dat
     with refused(path.parent, "DICOM headers that a report can refer to"):
         content = io.BytesIO()
         _Report(segmentation, sources, seg).document().save_as(content)
-    part = path.with_name(path.name + ".part")
-    try:
+    with whole(path) as part:
         part.write_bytes(content.getbuffer())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -155,17 +148,17 @@ class _Report:
 
     def liver(self) -> _Group:
         """The liver with its lesions; where none was found, that nothing is known of lesions."""
-        lesion, count = _code(UNTYPED_LESION), len(self.segmentation.findings)
+        lesion, count = snomed(UNTYPED_LESION), len(self.segmentation.findings)
         if self.seg is None:
             unknown = sr.QualitativeEvaluation(lesion, codes.DCM.PresenceUndetermined)
             return self.group(
-                1, "liver", qualitative_evaluations=[unknown], finding_sites=[sr.FindingSite(_code(LIVER))]
+                1, "liver", qualitative_evaluations=[unknown], finding_sites=[sr.FindingSite(snomed(LIVER))]
             )
         return self.group(
             1,
             "liver",
             finding_category=codes.SCT.AnatomicalStructure,
-            finding_type=_code(LIVER),
+            finding_type=snomed(LIVER),
             measurements=[
                 *_measured(codes.SCT.Volume, self.segmentation.liver_ml, _MILLILITER),
                 *_measured(_NUMBER_OF_LESIONS, count, codes.UCUM.NoUnits),
@@ -182,8 +175,8 @@ class _Report:
             1 + finding.id,
             f"lesion {finding.id}",
             finding_category=codes.SCT.MorphologicallyAbnormalStructure,
-            finding_type=_code(LESION_IDS.get(finding.type, UNTYPED_LESION)),
-            finding_sites=[sr.FindingSite(_code(LIVER))],
+            finding_type=snomed(LESION_IDS.get(finding.type, UNTYPED_LESION)),
+            finding_sites=[sr.FindingSite(snomed(LIVER))],
             measurements=list(_sizes(finding, self.flat)) + list(_probabilities(finding)),
             qualitative_evaluations=[untyped] if finding.type == UNDETERMINED else None,
         )
@@ -247,7 +240,7 @@ def _evidence(dataset: Dataset) -> Dataset:
     evidence = Dataset()
     for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID"):
         setattr(evidence, name, dataset[name].value)
-    for name in _IDENTITY:
+    for name in REQUIRED:  # highdicom wants to find them; the true values are copied from the SEG as they are
         setattr(evidence, name, "")
     return evidence
 
@@ -283,10 +276,6 @@ def _drawn(seg: Dataset) -> dict[int, _Drawn]:
             if "ReferencedFrameNumber" in image:
                 frames.append(int(image.ReferencedFrameNumber))
     return drawn
-
-
-def _code(label: int) -> Code:
-    return Code(CODES[label].value, "SCT", CODES[label].meaning)
 
 
 def _uid(*words: str) -> str:

@@ -55,8 +55,8 @@ def read_nifti(path: Path, *, strict: bool = False) -> tuple[Scan, tuple[str, ..
                 code="unknown-geometry",
             )
         warnings = (
-            f"{path.name}: the header gives no spacing and orientation (no or identity affine); both are unknown, "
-            "and the scan is kept out of every figure in mm",
+            "the header gives no spacing and orientation (no or identity affine); both are unknown, and the scan is "
+            "kept out of every figure in mm",
         )
     spacing_mm = None if affine is None else spacing_of(affine)
     return Scan(to_int16(values, values.shape, path), stem(path), spacing_mm, affine, generated), warnings
@@ -223,10 +223,11 @@ def _readable(path: Path) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # nibabel, gzip and zlib answer malformed bytes with a dozen kinds of exception
+        system = error.strerror if isinstance(error, OSError) else None  # its whole text repeats the path
         raise InputError(
             path,
             expected="a readable NIfTI file",
-            got=f"{type(error).__name__}: {error}",
+            got=f"{type(error).__name__}: {system or error}",
             remedy="copy or export the file again",
             code="unreadable",
         ) from error

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from lesionseg.errors import InputError
+from lesionseg.writing import whole
 
 
 def read_png_labels(path: Path) -> np.ndarray:
@@ -49,9 +49,9 @@ def read_png_image(path: Path, window_low_hu: float, window_high_hu: float) -> n
 
 def write_png(path: Path, labels: np.ndarray) -> None:
     """Write a label map, uint8 (H, W) or (1, H, W), as an 8-bit grey PNG; whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    Image.fromarray(np.ascontiguousarray(labels.reshape(labels.shape[-2:]), dtype=np.uint8)).save(part, format="PNG")
-    os.replace(part, path)
+    image = Image.fromarray(np.ascontiguousarray(labels.reshape(labels.shape[-2:]), dtype=np.uint8))
+    with whole(path) as part:
+        image.save(part, format="PNG")
 
 
 def _read(path: Path, *, palette_is_label: bool) -> tuple[np.ndarray, int]:

@@ -199,7 +199,9 @@ def test_transfer_syntaxes_are_voxel_exact(tmp_path, syntax):
     np.testing.assert_array_equal(canonical(scan).hu, canonical_hu((3, 64, 64)))
 
 
-def test_jpeg_lossless_is_decoded_and_a_broken_stream_is_refused(tmp_path):
+@pytest.fixture
+def jpeg_lossless(tmp_path):
+    """Folder of a series that only gdcm decodes."""
     folder = save(tmp_path / "ct", stack(canonical_hu((3, 64, 64))))
     for path in folder.iterdir():
         reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
@@ -212,6 +214,20 @@ def test_jpeg_lossless_is_decoded_and_a_broken_stream_is_refused(tmp_path):
         writer.SetImage(change.GetOutput())
         writer.SetFileName(str(path))
         assert writer.Write()
+    return folder
+
+
+def test_decoding_imports_nothing_from_the_folder_one_stands_in(jpeg_lossless, tmp_path, monkeypatch):
+    (tmp_path / "planted").mkdir()
+    (tmp_path / "planted" / "pydicom.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.chdir(tmp_path / "planted")
+    np.testing.assert_array_equal(canonical(read_dicom_series(jpeg_lossless)).hu, canonical_hu((3, 64, 64)))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_jpeg_lossless_is_decoded_and_a_broken_stream_is_refused(jpeg_lossless):
+    folder = jpeg_lossless
+    path = next(folder.iterdir())
     assert pydicom.dcmread(path).file_meta.TransferSyntaxUID == JPEGLosslessSV1
     np.testing.assert_array_equal(canonical(read_dicom_series(folder)).hu, canonical_hu((3, 64, 64)))
     data = bytearray(path.read_bytes())

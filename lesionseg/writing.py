@@ -1,0 +1,23 @@
+"""Files written whole or not at all: a reader, or the next call, never meets half of one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to, which takes its place when the block ends without an error, and else is gone.
+
+    The name differs between processes, so that two of them may write one file. Its suffix is not that of `path`:
+    writers that choose by the suffix must be told the format.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,44 @@
+"""A file written whole or not at all."""
+
+import pytest
+
+from lesionseg.writing import whole
+
+
+def names(folder):
+    return [path.name for path in folder.iterdir()]
+
+
+def test_a_file_takes_its_place_when_it_is_whole(tmp_path):
+    (tmp_path / "table.csv").write_text("old")
+    with whole(tmp_path / "table.csv") as part:
+        part.write_text("new")
+        assert (tmp_path / "table.csv").read_text() == "old"
+    assert (tmp_path / "table.csv").read_text() == "new"
+    assert names(tmp_path) == ["table.csv"]
+
+
+def write_half(path, fault):
+    with whole(path) as part:
+        part.write_text("half")
+        raise fault
+
+
+@pytest.mark.parametrize("fault", [OSError, KeyboardInterrupt])
+def test_an_error_leaves_what_was_there(tmp_path, fault):
+    (tmp_path / "table.csv").write_text("old")
+    with pytest.raises(fault):
+        write_half(tmp_path / "table.csv", fault)
+    assert (tmp_path / "table.csv").read_text() == "old"
+    assert names(tmp_path) == ["table.csv"]
+
+
+def test_an_error_before_the_first_byte_is_told_as_it_is(tmp_path):
+    with pytest.raises(PermissionError):
+        write_nothing(tmp_path / "table.csv")
+    assert names(tmp_path) == []
+
+
+def write_nothing(path):
+    with whole(path):
+        raise PermissionError
