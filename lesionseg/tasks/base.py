@@ -19,7 +19,7 @@ from lesionseg.data.dataset import Batch, Place
 from lesionseg.errors import InputError
 from lesionseg.inputs import InputSpec
 from lesionseg.labels import TARGETS, Target
-from lesionseg.networks import build_unet, parameter_groups, transfer
+from lesionseg.networks import build_unet, parameter_groups, transfer, transferable
 from lesionseg.runs import read_net
 from lesionseg.tasks.l2_sp import PullToStart
 
@@ -117,6 +117,15 @@ class SegmentationTask(pl.LightningModule):
     @abstractmethod
     def figures(self, metric: Metric) -> dict[str, float]:
         """Named figures of a metric that has seen its slices."""
+
+    def check_start(self) -> None:
+        """Refuse, before anything is trained, weights that do not fit this net.
+
+        Raises:
+            InputError: too little of the encoder fits, see `networks.transfer`.
+        """
+        if self.weights is not None:
+            transferable(self.net, self.start(read_net(self.weights)[1]), where=self.weights)
 
     def setup(self, stage: str) -> None:
         """Take over the pretrained tensors, once, before training, and keep what training starts from.
