@@ -12,12 +12,12 @@ from rich.table import Table
 
 from lesionseg.grid import Grid
 from lesionseg.lesions import MIN_OVERLAP
-from lesionseg.results import REFERENCE
+from lesionseg.results import MISSED, REFERENCE
 from lesionseg.significance import PERMUTATIONS
-from lesionseg.statistics import FIGURES, MISSED, RESAMPLES, confusion
+from lesionseg.statistics import FIGURES, PRIMARY, RESAMPLES, confusion
 from lesionseg.wording import ALPHA, cell, difference_cell, is_shown, p_cell, rank_cell, verdict
 
-BASELINE, PRIMARY = "baseline", "accuracy_all"
+BASELINE = "baseline"
 #: Columns that the printed table needs to show intervals.
 _FULL_WIDTH = 160
 #: Below this many patients the table warns of its intervals, and below this many degrees of freedom between runs, folds
@@ -199,7 +199,7 @@ def _differences(schedules: Sequence[str], rows: Mapping[str, list[pd.Series]], 
 
 def _tests(grid: Grid, schedules: Sequence[str], rows: Mapping[str, list[pd.Series]], against: str | None) -> str:
     """The primary figure in words, then every figure in numbers."""
-    if against is None or not (others := _tested(schedules, against)):
+    if against is None or not (others := _others(schedules, against)):
         return f"No row to test against `{against or BASELINE}`."
     primary = FIGURES.index(PRIMARY)
     words = [f"- {title(name)}: {verdict(rows[name][primary])}." for name in others]
@@ -213,7 +213,7 @@ def _tests(grid: Grid, schedules: Sequence[str], rows: Mapping[str, list[pd.Seri
     ))  # fmt: skip
 
 
-def _tested(schedules: Sequence[str], against: str) -> list[str]:
+def _others(schedules: Sequence[str], against: str) -> list[str]:
     """The rows that are tested against that one."""
     return [name for name in schedules if name != against]
 
@@ -264,7 +264,7 @@ def print_table(grid: Grid, schedules: Sequence[str], table: pd.DataFrame, again
 
 def _test_lines(grid: Grid, schedules: Sequence[str], table: pd.DataFrame, against: str | None) -> list[str]:
     """What the tests of the primary figure say, a line for each difference shown, one for all the others."""
-    if against is None or not (others := _tested(schedules, against)):
+    if against is None or not (others := _others(schedules, against)):
         return []
     rows = table[table.figure == PRIMARY].set_index("schedule").loc[others]
     shown = [f"  {title(str(name))}: {verdict(row)}" for name, row in rows.iterrows() if is_shown(row)]

@@ -14,15 +14,15 @@ import pandas as pd
 from scipy.stats import norm
 from scipy.stats import t as student
 
-from lesionseg.results import REFERENCE
+from lesionseg.results import MISSED, REFERENCE
 from lesionseg.variance import Variance, effective_patients, influence, variance
 
 #: The figures, in the order of the columns of a comparison.
 FIGURES = ("dice1", "dice2", "success_rate", "accuracy_all", "accuracy_found", "false_positives_per_slice")
+#: The one that a comparison is about, and that a schedule is chosen by.
+PRIMARY = "accuracy_all"
 #: The largest possible value of each.
 LARGEST = np.array([1, 1, 1, 1, 1, np.inf])
-#: Column of a confusion matrix for the reference lesions that were not found.
-MISSED = "missed"
 
 LEVEL, POWER = 0.95, 0.80
 #: Resamples of an interval.

@@ -34,6 +34,11 @@ def run_loggers(folder: Path, run: RunInfo, checkpoint: Path | None = None) -> l
     return loggers
 
 
+def told_to_wandb(trainer: pl.Trainer) -> bool:
+    """Whether W&B is told of this training: the same in every process, though only the first one has a run."""
+    return any(isinstance(logger, WandbLogger) for logger in trainer.loggers)
+
+
 def wandb_run(trainer: pl.Trainer) -> Any:
     """The W&B run of this process, or None: disabled, not fitting, or not the first process."""
     if trainer.is_global_zero:

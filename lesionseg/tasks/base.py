@@ -22,6 +22,7 @@ from lesionseg.labels import TARGETS, Target
 from lesionseg.networks import build_unet, parameter_groups, transfer, transferable
 from lesionseg.runs import read_net
 from lesionseg.tasks.l2_sp import PullToStart
+from lesionseg.unet import DECODER_CHANNELS
 
 
 class SegmentationTask(pl.LightningModule):
@@ -53,7 +54,7 @@ class SegmentationTask(pl.LightningModule):
         input: InputSpec,
         target: str,
         encoder_weights: str | None = None,
-        decoder_channels: Sequence[int] = (256, 128, 64, 32, 16),
+        decoder_channels: Sequence[int] = DECODER_CHANNELS,
         deep_supervision: bool = False,
         loss: str = "dice_ce",
         lr: float = 1e-3,
