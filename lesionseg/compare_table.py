@@ -15,7 +15,7 @@ from lesionseg.lesions import MIN_OVERLAP
 from lesionseg.results import MISSED, REFERENCE
 from lesionseg.significance import PERMUTATIONS
 from lesionseg.statistics import FIGURES, PRIMARY, RESAMPLES, confusion
-from lesionseg.wording import ALPHA, cell, difference_cell, is_shown, p_cell, rank_cell, verdict
+from lesionseg.wording import ALPHA, cell, difference_cell, is_shown, p_cell, power, rank_cell, verdict
 
 BASELINE = "baseline"
 #: Columns that the printed table needs to show intervals.
@@ -59,14 +59,17 @@ The definitions are this package's own.
 - **interval**: 95 %, percentiles of {RESAMPLES} resamples of patients (and, with several seeds, of the runs of each
   fold), widened for few patients and few runs; means stay those over slices and lesions. None where every resample
   gives the same value (every lesion found, say): that is no proof of certainty.
-- **smallest**: the smallest true difference that this n could show (two-sided 5 %, power 80 %): (1.96 + 0.84) standard
-  errors of the paired difference. Intervals and smallest are not corrected for the number of comparisons.
+- **resolution**: (1.96 + 0.84) standard errors of the paired difference. With many patients, a true difference of that
+  size has an interval that leaves out 0 in 80 % of studies; what the test could have shown is said beside it. Intervals
+  and resolution are not corrected for the number of comparisons.
 - **p**: {PERMUTATIONS} swaps of patients between the two rows (all, where there are no more), all seeds of a patient
   together; the share that gives a pooled difference at least as far from 0. With several seeds the variance between
   runs is added. **After Holm**: corrected for the rows of one figure; accuracy_all is primary, the other
   figures are not corrected for each other. Shown: at most {ALPHA} after Holm.
 - **standardised difference**: Cohen's d_z, the difference over its standard deviation between patients.
-- **could have shown**: the smallest true difference that the test shows after Holm with 80 % power.
+- **could have shown**: the smallest true difference that the test shows after Holm with 80 % power. None where even a
+  row that is better in every patient would have p above {ALPHA} after Holm: swapping all patients or none is two of all
+  arrangements.
 - **ranks**: of the resamples of patients (and of runs), the same for all rows; ties are shared. Choosing the best row
   by this table is a choice by test results."""
 
@@ -194,7 +197,7 @@ def _differences(schedules: Sequence[str], rows: Mapping[str, list[pd.Series]], 
         return f"No row `{BASELINE}`: there is nothing to take differences to."
     lines = [[title(name), *map(difference_cell, rows[name])] for name in schedules if name != against]
     heads = ["schedule", *HEADINGS.values()]
-    return "Difference [95 % interval]; smallest that this n could show.\n\n" + pipe_table(heads, lines)
+    return "Difference [95 % interval]; resolution.\n\n" + pipe_table(heads, lines)
 
 
 def _tests(grid: Grid, schedules: Sequence[str], rows: Mapping[str, list[pd.Series]], against: str | None) -> str:
@@ -270,10 +273,7 @@ def _test_lines(grid: Grid, schedules: Sequence[str], table: pd.DataFrame, again
     shown = [f"  {title(str(name))}: {verdict(row)}" for name, row in rows.iterrows() if is_shown(row)]
     head = f"{PRIMARY} against {title(against)}, {_given(grid)}, Holm over {_counted(rows)}:"
     if not shown:
-        could = rows.smallest_holm.dropna()
-        ends = dict.fromkeys(f"{value:.3f}" for value in (could.min(), could.max()))
-        power = "" if could.empty else f"; could have shown ≥ {' to '.join(ends)}"
-        return [f"{head} no difference shown{power}"]
+        return [f"{head} no difference shown{power(rows.smallest_holm.min(), rows.smallest_holm.max())}"]
     return [head, *shown, *(["  no difference shown in the other rows"] if len(shown) < len(rows) else [])]
 
 
