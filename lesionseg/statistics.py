@@ -204,8 +204,9 @@ def seeded_intervals(
     low, high = intervals(draws, spread.effective)
     if n_seeds == 1:
         return low, high
+    between = np.array([column.var() if len(column) else np.nan for column in _defined(draws)])
     with np.errstate(invalid="ignore", divide="ignore"):
-        drawn = np.nanvar(draws, axis=0) * spread.effective / (spread.effective - 1)
+        drawn = between * spread.effective / (spread.effective - 1)
         few_runs = student.ppf(0.5 + LEVEL / 2, spread.df) / student.ppf(0.5 + LEVEL / 2, spread.effective - 1)
         factor = np.sqrt(spread.total / drawn) * few_runs
     return value - factor * (value - low), value + factor * (high - value)

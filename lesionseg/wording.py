@@ -68,8 +68,8 @@ def rank_cell(row: pd.Series) -> str:
     """Probability to be best; 95 % of the ranks."""
     if math.isnan(row.probability_best):
         return "–"
-    low, high = int(row.rank_low), int(row.rank_high)
-    return f"{100 * row.probability_best:.0f} %; {low}" + (f"–{high}" if high > low else "")
+    low, high = row.rank_low, row.rank_high  # of ties the mean rank, 2.5 for one
+    return f"{100 * row.probability_best:.0f} %; {low:g}" + (f"–{high:g}" if high > low else "")
 
 
 def probability(p: float) -> str:

@@ -205,6 +205,16 @@ def test_an_undefined_figure_stays_undefined() -> None:
     assert (table.n == 0).all()
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_figure_without_a_value_in_several_seeds_is_no_warning() -> None:
+    sums = made_sums(2, 9)
+    sums.sums[..., 4] = sums.counts[..., 4] = 0
+    table = patient_bootstrap({"baseline": made_sums(2, 9, seed=1), "b": sums}, "baseline", n=50).query(
+        "schedule == 'b'"
+    )
+    assert (table.low.isna() == (table.figure == "accuracy_found")).all()
+
+
 def test_the_same_seed_gives_the_same_table() -> None:
     rows = {"baseline": made_sums(2, 9), "b": made_sums(2, 9, seed=1)}
     one, two, other = (patient_bootstrap(rows, "baseline", n=100, seed=s) for s in (4, 4, 5))

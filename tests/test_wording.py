@@ -35,6 +35,8 @@ def test_cells() -> None:
     assert p_cell(changed(p=math.nan)) == "–"
     assert rank_cell(ROW) == "42 %; 1–4"
     assert rank_cell(changed(rank_high=1.0)) == "42 %; 1"
+    assert rank_cell(changed(rank_low=2.5, rank_high=2.5)) == "42 %; 2.5"
+    assert rank_cell(changed(rank_low=1.5, rank_high=3.0)) == "42 %; 1.5–3"
     assert rank_cell(changed(probability_best=math.nan)) == "–"
 
 
