@@ -140,7 +140,7 @@ def provenance(grid: Grid) -> list[str]:
         lines.append("One seed: the intervals hold given these trained models, they do not cover training anew.")
     else:
         lines.append(f"{len(grid.seeds)} seeds: figures are means over seeds; the intervals cover patients and runs.")
-    lines += few_patients(len(grid.patients)) + few_runs(len(grid.folds), len(grid.seeds))
+    lines += few_patients(len(grid.patients)) + few_runs(len(grid.folds), len(grid.seeds)) + mixed_code(grid)
     return lines
 
 
@@ -161,6 +161,23 @@ def few_runs(folds: int, seeds: int) -> list[str]:
     return [
         f"Only {folds * seeds} runs a row: the tests are somewhat too sure (simulated, 5 rows without a difference: a "
         "false alarm after Holm in 5 to 8 % of tables of 3 folds and 2 seeds, 9 to 11 % of 1 fold and 3 seeds)."
+    ]
+
+
+def mixed_code(grid: Grid) -> list[str]:
+    """What to say of runs that were not all trained by one committed state of the code, if anything.
+
+    A finished run stays as it is when the code changes: its fingerprint is of settings, data and weights.
+    """
+    rows: dict[str, list[str]] = {}
+    for run in grid.runs:
+        rows.setdefault(run.info.commit or "unknown", []).append(run.info.name)
+    if len(rows) == 1 and not any(commit.endswith("-dirty") for commit in rows):
+        return []
+    listed = "; ".join(f"{commit}: {', '.join(in_paper_order(set(names)))}" for commit, names in sorted(rows.items()))
+    return [
+        "**Rows may differ by their code** and not by their schedule alone: it was changed between runs, or not "
+        f"committed (-dirty). Rows by commit: {listed}."
     ]
 
 

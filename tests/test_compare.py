@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import asdict, fields, replace
+from itertools import product
 from pathlib import Path
 
 import matplotlib.image
@@ -236,6 +237,24 @@ def test_real_data_with_imagenet_is_not_called_phantom(root: Path, tmp_path: Pat
     assert "real CT" in text
     assert "phantom" not in text
     assert "no ImageNet" not in text
+
+
+@pytest.mark.parametrize(
+    ("changed", "listed"),
+    [
+        ({}, None),
+        ({("no_freezing", 1): "cafe"}, "0123456789ab: baseline, no_freezing; cafe: no_freezing."),
+        (dict.fromkeys(product(("baseline", "no_freezing"), (0, 1)), "cafe-dirty"), "cafe-dirty: baseline, no_free"),
+        ({("baseline", 0): None, ("baseline", 1): None}, "0123456789ab: no_freezing; unknown: baseline."),
+    ],
+)
+def test_rows_of_different_code_are_named(root: Path, tmp_path: Path, changed: dict, listed: str | None) -> None:
+    for (row, fold), commit in changed.items():
+        edit_info(root / row / f"fold{fold}-seed0", commit=commit)
+    compare(root, tmp_path)
+    text = (tmp_path / "table.md").read_text()
+    assert ("Rows may differ by their code" in text) == (listed is not None)
+    assert listed is None or f"Rows by commit: {listed}" in text
 
 
 def test_implanted_lesions_are_called_so(root: Path, tmp_path: Path) -> None:
