@@ -12,6 +12,7 @@ import matplotlib.image
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 from lesionseg.compare import compare
 from lesionseg.compare_table import PAPER, few_runs, in_paper_order
@@ -189,6 +190,22 @@ def test_against_another_row(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "accuracy_all against no freezing" in capsys.readouterr().out
     with pytest.raises(InputError, match="--against: expected a row that was run: baseline, no_freezing, freeze_"):
         compare(root, tmp_path / "out", against="nothing")
+
+
+def test_the_papers_accuracy_is_drawn_beside_that_of_the_lesions_found(
+    grid_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which it most likely is; no panel of the figure is called as the paper calls it."""
+    drawn = {}
+
+    def draw(table: object, schedules: object, titles: object, paper: dict, note: str) -> Figure:
+        drawn.update(paper["hierarchical_unfreezing"])
+        return Figure()
+
+    monkeypatch.setattr("lesionseg.compare.schedules_figure", draw)
+    compare(grid_root, tmp_path)
+    assert drawn["accuracy_found"] == 0.73
+    assert "accuracy_all" not in drawn
 
 
 def test_two_comparisons_of_the_same_runs_write_the_same_bytes(grid_root: Path, tmp_path: Path) -> None:
