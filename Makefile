@@ -191,7 +191,7 @@ cell:
 endif
 
 .PHONY: dashboard
-dashboard: setup ## a W&B workspace and report of the comparison: published where you are logged in, else written to a file
+dashboard: setup ## a W&B workspace and report of the comparison: written to a file, and published where you are logged in
 	@$(BIN)/python experiments/dashboard.py $(RUN)/finetune $(RUN)/compare
 
 # ---- a model to share, and its use ----
