@@ -23,12 +23,15 @@ SLICES_OPTIONS :=
 # More options of `lesionseg implant`, e.g. IMPLANT_OPTIONS='--slices 332 --seed 1'
 IMPLANT_OPTIONS :=
 ifeq ($(LITS)$(SLICES),)
-PROFILE := phantom
 NAME := phantom
 else
-PROFILE := paper
 NAME := $(notdir $(abspath $(if $(LITS),$(LITS),$(dir $(SLICES)))))$(if $(IMPLANT),-implants)
 endif
+RUN := runs/$(NAME)
+DATA := $(RUN)/data
+# Stores of real CT that the run holds already: `make cell NAME=mine` need not name LITS and SLICES again.
+PREPARED := $(shell grep -ls '"generated": false' $(DATA)/lits/manifest.json $(DATA)/slices/manifest.json)
+PROFILE := $(if $(LITS)$(SLICES)$(PREPARED),paper,phantom)
 # One schedule, where one is meant: of `cell`, or whose runs are exported (none: the best of the comparison).
 SCHEDULE :=
 SCHEDULES := baseline no_freezing hierarchical_freezing freeze_encoder hierarchical_unfreezing
@@ -37,8 +40,6 @@ SEEDS := 0
 # The row that the others are compared with; none: baseline.
 AGAINST :=
 
-RUN := runs/$(NAME)
-DATA := $(RUN)/data
 FIT := $(LESIONSEG) fit
 PROFILE_FILE := experiments/profiles/$(PROFILE).yaml
 # More options of `lesionseg fit` for the cells of the grid, e.g. FIT_OPTIONS='--model.init_args.loss weighted_ce'
@@ -82,8 +83,14 @@ lock: setup ## resolve the newest versions again
 
 # ---- data ----
 .PHONY: phantom data-lits data-slices
+ifneq ($(PREPARED),)
+phantom:
+	@echo "lesionseg: wrong input: LITS, SLICES: expected what $(RUN) was made from, as it holds real CT; got none;" \
+	  "add them, or another NAME= for the phantom" >&2; exit 2
+else
 phantom: setup
 	@$(LESIONSEG) phantom $(DATA)/source
+endif
 
 ifneq ($(LITS),)
 data-lits: setup
@@ -184,7 +191,7 @@ cell:
 endif
 
 .PHONY: dashboard
-dashboard: setup ## a W&B workspace and report of the comparison: published where you are logged in, else written to a file
+dashboard: setup ## a W&B workspace and report of the comparison: written to a file, and published where you are logged in
 	@$(BIN)/python experiments/dashboard.py $(RUN)/finetune $(RUN)/compare
 
 # ---- a model to share, and its use ----

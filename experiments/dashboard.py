@@ -1,4 +1,4 @@
-"""A W&B workspace and report of a comparison: published where someone is logged in, written to a file otherwise.
+"""A W&B workspace and report of a comparison: written to a file, and published where someone is logged in.
 
 Usage: dashboard.py RUNS COMPARISON [--entity NAME]
     RUNS: folder of the grid, e.g. runs/phantom/finetune       COMPARISON: what `lesionseg compare` wrote of it
@@ -13,7 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import wandb
@@ -34,8 +35,12 @@ VALIDATION = ("dice1", "dice2", "success_rate", "accuracy_all", "accuracy_found"
 LOSSES = ("loss", "loss_dice", "loss_cross_entropy")
 
 
-def panel(metric: str, spread: str = "minmax", log: bool = False) -> wr.LinePlot:
-    """A figure by epoch: one line a schedule, mean over folds and seeds, with their spread around it."""
+class NotPublished(Exception):  # noqa: N818 (the definition is written all the same)
+    """Why workspace and report are not in W&B."""
+
+
+def panel(metric: str, runs: int, spread: str = "minmax", log: bool = False) -> wr.LinePlot:
+    """A figure by epoch: one line a schedule, mean over folds and seeds (so many runs in all), with their spread."""
     return wr.LinePlot(
         title=metric,
         x="epoch",
@@ -44,23 +49,23 @@ def panel(metric: str, spread: str = "minmax", log: bool = False) -> wr.LinePlot
         groupby_aggfunc="mean",
         groupby_rangefunc=spread,
         log_y=log,
-        max_runs_to_show=100,
+        max_runs_to_show=runs,
     )
 
 
 def sections(grid: Grid) -> dict[str, list]:
     """Panels by heading. All have the epoch as their axis, so that the phases of all stand under one another."""
-    names = blocks(grid)
+    names, draw = blocks(grid), partial(panel, runs=len(grid.runs))
     per_type = [f"val/dice_{name}" for name in grid.lesion_types]
     return {
-        "Schedules side by side": [panel(f"val/{name}") for name in VALIDATION],
-        "Phases": [panel("phase"), *(panel(f"trains/{name}") for name in names)],
-        "Drift from the start weights, by block": [panel(f"drift/{name}") for name in names],
-        "Fold spread": [panel(f"val/{name}", spread="stddev") for name in ("dice1", "accuracy_all")],
-        "Lesion types": [panel(name) for name in per_type],
-        "Loss": [panel(f"train/{name}") for name in LOSSES],
-        "Rates": [panel(f"lr/{name}") for name in names],
-        "Gradients": [panel(f"grad_norm/{name}", log=True) for name in names],
+        "Schedules side by side": [draw(f"val/{name}") for name in VALIDATION],
+        "Phases": [draw("phase"), *(draw(f"trains/{name}") for name in names)],
+        "Drift from the start weights, by block": [draw(f"drift/{name}") for name in names],
+        "Fold spread": [draw(f"val/{name}", spread="stddev") for name in ("dice1", "accuracy_all")],
+        "Lesion types": [draw(name) for name in per_type],
+        "Loss": [draw(f"train/{name}") for name in LOSSES],
+        "Rates": [draw(f"lr/{name}") for name in names],
+        "Gradients": [draw(f"grad_norm/{name}", log=True) for name in names],
         "Pictures and lesions": [wr.MediaBrowser(media_keys=["overlays/burned_in", "val/lesions"], num_columns=3)],
     }
 
@@ -77,8 +82,11 @@ def blocks(grid: Grid) -> list[str]:
 
 
 def runs_of(grid: Grid) -> list:
-    """What picks the runs of this comparison: their group, the hash of all that rows must share."""
-    return [expr.Metric("Group") == grid.runs[0].info.config_sha256[:12]]
+    """What picks the runs of this comparison: their fingerprints.
+
+    Their group holds more: runs that were replaced, and rows that were moved away.
+    """
+    return [expr.Config("fingerprint").isin(sorted({run.info.fingerprint for run in grid.runs}))]
 
 
 def workspace(grid: Grid, entity: str) -> ws.Workspace:
@@ -91,7 +99,7 @@ def workspace(grid: Grid, entity: str) -> ws.Workspace:
             ws.Section(name=name, panels=panels, is_open=i < OPEN)
             for i, (name, panels) in enumerate(sections(grid).items())
         ],
-        settings=ws.WorkspaceSettings(x_axis="epoch", max_runs=100),
+        settings=ws.WorkspaceSettings(x_axis="epoch", max_runs=len(grid.runs)),
         runset_settings=ws.RunsetSettings(filters=runs_of(grid), groupby=[expr.Config(SCHEDULE)]),
     )
 
@@ -106,17 +114,43 @@ def report(grid: Grid, entity: str, text: str) -> wr.Report:
 
 
 def account() -> str | None:
-    """The entity of who is logged in; None where nobody is."""
+    """The entity of who is logged in; None where nobody is. Whatever W&B raises where it cannot be reached."""
     try:
         return wandb.Api().default_entity
     except wandb.errors.UsageError:
         return None
 
 
-def write_definition(path: Path, made: Sequence[tuple[str, ws.Workspace | wr.Report]]) -> None:
+def dashboards(grid: Grid, entity: str, text: str) -> dict[str, ws.Workspace | wr.Report]:
+    """All that is published of a comparison, by the name it has in the definition."""
+    return {"workspace": workspace(grid, entity), "report": report(grid, entity, text)}
+
+
+def write_definition(path: Path, made: Mapping[str, ws.Workspace | wr.Report]) -> None:
     """What W&B would store, as JSON."""
-    plain = {name: thing._to_model().model_dump(by_alias=True, exclude_none=True, mode="json") for name, thing in made}
+    plain = {
+        name: thing._to_model().model_dump(by_alias=True, exclude_none=True, mode="json")
+        for name, thing in made.items()
+    }
     write_text(path, json.dumps(plain, indent=1) + "\n")
+
+
+def publish(grid: Grid, entity: str | None, text: str) -> None:
+    """Publish workspace and report, and print their addresses.
+
+    Raises:
+        NotPublished: nobody is logged in, or W&B could not be reached or refused.
+    """
+    try:
+        logged_in = account()
+        if logged_in is None:
+            raise NotPublished("nobody is logged in to W&B")
+        for name, thing in dashboards(grid, entity or logged_in, text).items():
+            print(f"{name}: {thing.save().url}")
+    except NotPublished:
+        raise
+    except Exception as error:  # its own errors and those of the libraries below it have no common class
+        raise NotPublished(f"W&B says: {(str(error) or type(error).__name__).splitlines()[0]}") from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -133,18 +167,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"lesionseg: wrong input: {error}", file=sys.stderr)
         return 2
-    logged_in = account()
-    entity = options.entity or logged_in or NOBODY
-    made = (("workspace", workspace(grid, entity)), ("report", report(grid, entity, text)))
     definition = options.comparison / "dashboard.json"
-    write_definition(definition, made)
-    if logged_in is None:
-        print(f"nobody is logged in to W&B: the definition of workspace and report is in {definition}\n"
+    write_definition(definition, dashboards(grid, options.entity or NOBODY, text))
+    try:
+        publish(grid, options.entity, text)
+    except NotPublished as why:
+        print(f"{why}: the definition of workspace and report is in {definition}\n"
               "to publish them: `wandb login`, upload the runs that were logged offline\n"
               f"(`wandb sync {options.runs}/*/*/wandb/offline-run-*`), then `make dashboard` again")  # fmt: skip
-        return 0
-    for name, thing in made:
-        print(f"{name}: {thing.save().url}")
     return 0
 
 

@@ -74,7 +74,7 @@ def _figure(grid: Grid, schedules: Sequence[str], table: pd.DataFrame) -> bytes:
     n_lesions = int(table[table.figure == "success_rate"].n.iloc[0])
     n_seeds = "1 seed" if len(grid.seeds) == 1 else f"{len(grid.seeds)} seeds"
     note = f"{data_kind(grid)}; {len(grid.patients)} patients, {n_lesions} lesions, {n_seeds}"
-    paper = {name: {**figures, "accuracy_all": figures["accuracy"]} for name, figures in PAPER.items()}
+    paper = {name: {**figures, "accuracy_found": figures["accuracy"]} for name, figures in PAPER.items()}
     figure = schedules_figure(table, schedules, {name: title(name) for name in schedules}, paper, note)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})

@@ -12,12 +12,12 @@ from rich.table import Table
 
 from lesionseg.grid import Grid
 from lesionseg.lesions import MIN_OVERLAP
-from lesionseg.results import REFERENCE
+from lesionseg.results import MISSED, REFERENCE
 from lesionseg.significance import PERMUTATIONS
-from lesionseg.statistics import FIGURES, MISSED, RESAMPLES, confusion
-from lesionseg.wording import ALPHA, cell, difference_cell, is_shown, p_cell, rank_cell, verdict
+from lesionseg.statistics import FIGURES, PRIMARY, RESAMPLES, confusion
+from lesionseg.wording import ALPHA, cell, difference_cell, is_shown, p_cell, power, rank_cell, verdict
 
-BASELINE, PRIMARY = "baseline", "accuracy_all"
+BASELINE = "baseline"
 #: Columns that the printed table needs to show intervals.
 _FULL_WIDTH = 160
 #: Below this many patients the table warns of its intervals, and below this many degrees of freedom between runs, folds
@@ -59,14 +59,17 @@ The definitions are this package's own.
 - **interval**: 95 %, percentiles of {RESAMPLES} resamples of patients (and, with several seeds, of the runs of each
   fold), widened for few patients and few runs; means stay those over slices and lesions. None where every resample
   gives the same value (every lesion found, say): that is no proof of certainty.
-- **smallest**: the smallest true difference that this n could show (two-sided 5 %, power 80 %): (1.96 + 0.84) standard
-  errors of the paired difference. Intervals and smallest are not corrected for the number of comparisons.
+- **resolution**: (1.96 + 0.84) standard errors of the paired difference. With many patients, a true difference of that
+  size has an interval that leaves out 0 in 80 % of studies; what the test could have shown is said beside it. Intervals
+  and resolution are not corrected for the number of comparisons.
 - **p**: {PERMUTATIONS} swaps of patients between the two rows (all, where there are no more), all seeds of a patient
   together; the share that gives a pooled difference at least as far from 0. With several seeds the variance between
   runs is added. **After Holm**: corrected for the rows of one figure; accuracy_all is primary, the other
   figures are not corrected for each other. Shown: at most {ALPHA} after Holm.
 - **standardised difference**: Cohen's d_z, the difference over its standard deviation between patients.
-- **could have shown**: the smallest true difference that the test shows after Holm with 80 % power.
+- **could have shown**: the smallest true difference that the test shows after Holm with 80 % power. None where even a
+  row that is better in every patient would have p above {ALPHA} after Holm: swapping all patients or none is two of all
+  arrangements.
 - **ranks**: of the resamples of patients (and of runs), the same for all rows; ties are shared. Choosing the best row
   by this table is a choice by test results."""
 
@@ -137,7 +140,7 @@ def provenance(grid: Grid) -> list[str]:
         lines.append("One seed: the intervals hold given these trained models, they do not cover training anew.")
     else:
         lines.append(f"{len(grid.seeds)} seeds: figures are means over seeds; the intervals cover patients and runs.")
-    lines += few_patients(len(grid.patients)) + few_runs(len(grid.folds), len(grid.seeds))
+    lines += few_patients(len(grid.patients)) + few_runs(len(grid.folds), len(grid.seeds)) + mixed_code(grid)
     return lines
 
 
@@ -158,6 +161,23 @@ def few_runs(folds: int, seeds: int) -> list[str]:
     return [
         f"Only {folds * seeds} runs a row: the tests are somewhat too sure (simulated, 5 rows without a difference: a "
         "false alarm after Holm in 5 to 8 % of tables of 3 folds and 2 seeds, 9 to 11 % of 1 fold and 3 seeds)."
+    ]
+
+
+def mixed_code(grid: Grid) -> list[str]:
+    """What to say of runs that were not all trained by one committed state of the code, if anything.
+
+    A finished run stays as it is when the code changes: its fingerprint is of settings, data and weights.
+    """
+    rows: dict[str, list[str]] = {}
+    for run in grid.runs:
+        rows.setdefault(run.info.commit or "unknown", []).append(run.info.name)
+    if len(rows) == 1 and not any(commit.endswith("-dirty") for commit in rows):
+        return []
+    listed = "; ".join(f"{commit}: {', '.join(in_paper_order(set(names)))}" for commit, names in sorted(rows.items()))
+    return [
+        "**Rows may differ by their code** and not by their schedule alone: it was changed between runs, or not "
+        f"committed (-dirty). Rows by commit: {listed}."
     ]
 
 
@@ -194,12 +214,12 @@ def _differences(schedules: Sequence[str], rows: Mapping[str, list[pd.Series]], 
         return f"No row `{BASELINE}`: there is nothing to take differences to."
     lines = [[title(name), *map(difference_cell, rows[name])] for name in schedules if name != against]
     heads = ["schedule", *HEADINGS.values()]
-    return "Difference [95 % interval]; smallest that this n could show.\n\n" + pipe_table(heads, lines)
+    return "Difference [95 % interval]; resolution.\n\n" + pipe_table(heads, lines)
 
 
 def _tests(grid: Grid, schedules: Sequence[str], rows: Mapping[str, list[pd.Series]], against: str | None) -> str:
     """The primary figure in words, then every figure in numbers."""
-    if against is None or not (others := _tested(schedules, against)):
+    if against is None or not (others := _others(schedules, against)):
         return f"No row to test against `{against or BASELINE}`."
     primary = FIGURES.index(PRIMARY)
     words = [f"- {title(name)}: {verdict(rows[name][primary])}." for name in others]
@@ -213,7 +233,7 @@ def _tests(grid: Grid, schedules: Sequence[str], rows: Mapping[str, list[pd.Seri
     ))  # fmt: skip
 
 
-def _tested(schedules: Sequence[str], against: str) -> list[str]:
+def _others(schedules: Sequence[str], against: str) -> list[str]:
     """The rows that are tested against that one."""
     return [name for name in schedules if name != against]
 
@@ -264,16 +284,13 @@ def print_table(grid: Grid, schedules: Sequence[str], table: pd.DataFrame, again
 
 def _test_lines(grid: Grid, schedules: Sequence[str], table: pd.DataFrame, against: str | None) -> list[str]:
     """What the tests of the primary figure say, a line for each difference shown, one for all the others."""
-    if against is None or not (others := _tested(schedules, against)):
+    if against is None or not (others := _others(schedules, against)):
         return []
     rows = table[table.figure == PRIMARY].set_index("schedule").loc[others]
     shown = [f"  {title(str(name))}: {verdict(row)}" for name, row in rows.iterrows() if is_shown(row)]
     head = f"{PRIMARY} against {title(against)}, {_given(grid)}, Holm over {_counted(rows)}:"
     if not shown:
-        could = rows.smallest_holm.dropna()
-        ends = dict.fromkeys(f"{value:.3f}" for value in (could.min(), could.max()))
-        power = "" if could.empty else f"; could have shown ≥ {' to '.join(ends)}"
-        return [f"{head} no difference shown{power}"]
+        return [f"{head} no difference shown{power(rows.smallest_holm.min(), rows.smallest_holm.max())}"]
     return [head, *shown, *(["  no difference shown in the other rows"] if len(shown) < len(rows) else [])]
 
 

@@ -24,10 +24,8 @@ from lesionseg.lesions import FIRST_TYPE
 from lesionseg.matching import number_lesions
 from lesionseg.model import MOST_NETS, Model, Net, Thresholds
 from lesionseg.runs import CONFIG_FILE, RUN_FILE, SPLIT_FILE, RunInfo, finished_run, liver_run
-from lesionseg.statistics import FIGURES, estimates, patient_sums
+from lesionseg.statistics import FIGURES, PRIMARY, estimates, patient_sums
 
-#: The figure by which the best schedule is chosen: the primary one of the comparison.
-PRIMARY = "accuracy_all"
 #: Said of a model whose schedule the comparison chose.
 OPTIMISTIC = "chosen on the test folds: its own figures there are optimistic"
 #: Said of the calibration of an ensemble: no lesion is new to all of its nets, so none can judge their mean.

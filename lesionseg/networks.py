@@ -136,12 +136,17 @@ def transfer(net: nn.Module, state_dict: Mapping[str, Tensor], *, where: str | P
     Raises:
         InputError: less than `LEAST_ENCODER_SHARE` of the encoder's elements fit.
     """
-    own = net.state_dict()
-    report = _compare(own, state_dict)
+    report = transferable(net, state_dict, where=where)
+    _copy(net.state_dict(), state_dict, report.loaded)
+    return report
+
+
+def transferable(net: nn.Module, state_dict: Mapping[str, Tensor], *, where: str | Path = "weights") -> TransferReport:
+    """What `transfer` would do, and its refusal, without a change of the net."""
+    report = _compare(net.state_dict(), state_dict)
     if report.encoder_elements < LEAST_ENCODER_SHARE:
         expected, got = f"at least {LEAST_ENCODER_SHARE:.0%} of the encoder", str(report).replace("\n", "; ")
         raise InputError(where, expected=expected, got=got, remedy="use weights of the same encoder")
-    _copy(own, state_dict, report.loaded)
     return report
 
 

@@ -23,26 +23,30 @@ def ranks(rows: Mapping[str, PatientSums], n: int = RESAMPLES, seed: int = 0) ->
 
     Returns:
         One row per schedule and figure: `schedule, figure, probability_best, rank_low, rank_high`; the ranks hold 95 %
-        of the resamples. NaN where a row's figure is not defined in any.
+        of the resamples. A row whose figure is defined in none has NaN and takes no place among the others.
     """
     resamples = resamples_of(next(iter(rows.values())), n, seed)
     draws = np.stack([resampled(sums, resamples) for sums in rows.values()], axis=1)  # (n, rows, figures)
     table = []
     for place, figure in enumerate(FIGURES):
         values = draws[:, :, place] if figure in LESS_IS_BETTER else -draws[:, :, place]
-        best, low, high = _of_figure(values[~np.isnan(values).any(axis=1)])
+        best, low, high = _of_figure(values)
         part = {"schedule": list(rows), "figure": figure, "probability_best": best, "rank_low": low, "rank_high": high}
         table.append(pd.DataFrame(part))
     return pd.concat(table, ignore_index=True)
 
 
 def _of_figure(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Share of resamples (n, rows) in which each row is least, and the ends of 95 % of its ranks, (rows,) each."""
-    if not len(values):
-        none = np.full(values.shape[1], np.nan)
-        return none, none, none
-    values = np.round(values, 12)  # sums of floats in another order are no difference
-    least = values == values.min(axis=1, keepdims=True)
-    tail = (1 - LEVEL) / 2
-    low, high = np.quantile(rankdata(values, axis=1), (tail, 1 - tail), axis=0, method="nearest")
-    return (least / least.sum(axis=1, keepdims=True)).mean(axis=0), low, high
+    """Share of resamples (n, rows) in which each row is least, and the ends of 95 % of its ranks, (rows,) each.
+
+    Of the rows that have values, over the resamples in which they all do.
+    """
+    best, low, high = (np.full(values.shape[1], np.nan) for _ in range(3))
+    defined = ~np.isnan(values).all(axis=0)
+    values = values[:, defined]
+    values = np.round(values[~np.isnan(values).any(axis=1)], 12)  # sums of floats in another order are no difference
+    if values.size:
+        least, tail = values == values.min(axis=1, keepdims=True), (1 - LEVEL) / 2
+        best[defined] = (least / least.sum(axis=1, keepdims=True)).mean(axis=0)
+        low[defined], high[defined] = np.quantile(rankdata(values, axis=1), (tail, 1 - tail), axis=0, method="nearest")
+    return best, low, high

@@ -43,6 +43,8 @@ LESION_COLUMNS: dict[str, str] = {
     "predicted_type": "string",
 }
 REFERENCE, FALSE_POSITIVE = "reference", "false_positive"
+#: Stands for the predicted type of a reference lesion that was not found, wherever types are counted.
+MISSED = "missed"
 
 _REMEDY = "write it again: lesionseg test --config config.yaml of that run"
 

@@ -11,12 +11,13 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
-#: Panels: figure of `statistics.FIGURES`, heading, meaning. The paper's "accuracy" stands in the panel of accuracy_all.
+#: Panels: figure of `statistics.FIGURES`, heading, meaning.
 PANELS = {
     "dice1": ("Dice1", "lesion against the rest"),
     "dice2": ("Dice2", "mean over lesion types"),
     "success_rate": ("Success rate", "lesions found"),
-    "accuracy_all": ("Accuracy", "lesions found and rightly typed"),
+    "accuracy_all": ("Accuracy, all", "found and rightly typed"),
+    "accuracy_found": ("Accuracy, found", "of the lesions found"),
 }
 #: Okabe-Ito blue and vermilion, told apart under every common colour blindness, and in grey by fill and shape.
 _OURS, _PAPER, _GRID, _SOFT = "#0072B2", "#D55E00", "#d9d9d9", "#444444"
@@ -40,7 +41,7 @@ def schedules_figure(
         note: one line below the panels: what the data are and how many.
     """
     height = 1.85 + 0.5 * len(schedules)
-    figure = Figure(figsize=(11, height), dpi=200, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.06))
+    figure = Figure(figsize=(13, height), dpi=200, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.06))
     axes = figure.subplots(1, len(PANELS), sharey=True, squeeze=False)[0]
     for panel, (name, (heading, meaning)) in zip(axes, PANELS.items(), strict=True):
         rows = table[table.figure == name].set_index("schedule").loc[list(schedules)]
@@ -72,6 +73,8 @@ def _draw(panel: Axes, rows: pd.DataFrame, paper: Sequence[float]) -> None:
 
 def _legend(with_paper: bool) -> list[Line2D]:
     ours = Line2D([], [], color=_OURS, marker="o", markersize=7, linewidth=2.2, label="estimate, 95 % interval")
-    paper = Line2D([], [], linestyle="none", marker="D", markersize=5.5, markerfacecolor="white",
-                   markeredgecolor=_PAPER, label="paper (other data, other definitions)")  # fmt: skip
+    paper = Line2D(
+        [], [], linestyle="none", marker="D", markersize=5.5, markerfacecolor="white", markeredgecolor=_PAPER,
+        label="paper (other data and definitions; its accuracy: most likely of the lesions found)",
+    )  # fmt: skip
     return [ours, paper] if with_paper else [ours]

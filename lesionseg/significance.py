@@ -16,6 +16,7 @@ from scipy.stats import t as student
 
 from lesionseg.statistics import FIGURES, LEVEL, POWER, PatientSums, estimates, variance_of
 from lesionseg.variance import Variance
+from lesionseg.wording import ALPHA
 
 #: Most arrangements of a test; all of them are counted where there are no more.
 PERMUTATIONS = 10_000
@@ -56,10 +57,11 @@ def significance(
     Returns:
         One row per schedule and figure: `schedule, figure, p, p_holm, effect_size, smallest_holm`; NaN for the baseline
         and where a figure is not defined. `effect_size` is `standardised_difference`; `smallest_holm` the smallest true
-        difference that the test shows with 80 % power in the hardest step of the correction.
+        difference that the test shows with 80 % power in the hardest step of the correction, inf where the patients are
+        too few for any.
     """
     none = np.full((len(rows), len(FIGURES)), np.nan)
-    p, effect, error, df = none, none.copy(), none.copy(), none.copy()
+    p, effect, error, df, patients = (none.copy() for _ in range(5))
     if baseline is not None and len(rows) > 1:
         base = rows[baseline]
         swaps = draw_swaps(base.sums.shape[0], base.sums.shape[1], n, seed)
@@ -68,8 +70,9 @@ def significance(
                 spread = variance_of(sums, base)
                 p[place] = swap_test(sums, base, swaps, spread)
                 effect[place] = standardised_difference(sums, base, spread)
-                error[place], df[place] = np.sqrt(spread.total), spread.df
-    columns = {"p": p, "p_holm": holm(p), "effect_size": effect, "smallest_holm": _smallest(p, error, df)}
+                error[place], df[place], patients[place] = np.sqrt(spread.total), spread.df, swappable(sums, base)
+    smallest = _smallest(p, error, df, patients)
+    columns = {"p": p, "p_holm": holm(p), "effect_size": effect, "smallest_holm": smallest}
     places = pd.MultiIndex.from_product([list(rows), FIGURES], names=["schedule", "figure"])
     return pd.DataFrame({name: values.ravel() for name, values in columns.items()}, index=places).reset_index()
 
@@ -156,8 +159,22 @@ def standardised_difference(sums: PatientSums, base: PatientSums, spread: Varian
     return np.divide(difference, deviation, out=np.full_like(difference, np.nan), where=deviation > 1e-9)
 
 
-def _smallest(p: np.ndarray, error: np.ndarray, df: np.ndarray) -> np.ndarray:
-    """Smallest true difference shown with `POWER` in the first step of Holm, all (rows, figures)."""
+def swappable(sums: PatientSums, base: PatientSums) -> np.ndarray:
+    """Patients who count in each figure (figures,), so that a swap may change it; inf with several seeds.
+
+    With several seeds the part of the runs is continuous, and no number of arrangements bounds p.
+    """
+    if len(sums.sums) > 1:
+        return np.full(len(FIGURES), np.inf)
+    return ((sums.counts + base.counts)[0] > 0).sum(axis=0).astype(float)
+
+
+def _smallest(p: np.ndarray, error: np.ndarray, df: np.ndarray, patients: np.ndarray) -> np.ndarray:
+    """Smallest true difference shown with `POWER` in the first step of Holm, all (rows, figures).
+
+    Inf where no difference is: of the arrangements of n patients, 2 of 2**n are as far from 0 as the farthest.
+    """
     compared = np.maximum((~np.isnan(p)).sum(axis=0), 1)
     standard_errors = student.ppf(1 - (1 - LEVEL) / 2 / compared, df) + student.ppf(POWER, df)
-    return np.where(error > 1e-9, error * standard_errors, np.nan)
+    smallest = np.where(error > 1e-9, error * standard_errors, np.nan)
+    return np.where(~np.isnan(p) & (compared * 2.0 ** (1 - patients) > ALPHA), np.inf, smallest)

@@ -1,4 +1,4 @@
-"""From results tables to estimates: pooled figures, bootstrap intervals, paired differences, what n could show.
+"""From results tables to estimates: pooled figures, bootstrap intervals, paired differences and their resolution.
 
 Every figure is a ratio of sums over patients (Dice1: the sum of the slices' Dice over the number of slices that have
 one; success rate: lesions found over lesions), so a resampled figure follows exactly from weights on these sums.
@@ -14,21 +14,22 @@ import pandas as pd
 from scipy.stats import norm
 from scipy.stats import t as student
 
-from lesionseg.results import REFERENCE
+from lesionseg.results import MISSED, REFERENCE
 from lesionseg.variance import Variance, effective_patients, influence, variance
 
 #: The figures, in the order of the columns of a comparison.
 FIGURES = ("dice1", "dice2", "success_rate", "accuracy_all", "accuracy_found", "false_positives_per_slice")
+#: The one that a comparison is about, and that a schedule is chosen by.
+PRIMARY = "accuracy_all"
 #: The largest possible value of each.
 LARGEST = np.array([1, 1, 1, 1, 1, np.inf])
-#: Column of a confusion matrix for the reference lesions that were not found.
-MISSED = "missed"
 
 LEVEL, POWER = 0.95, 0.80
 #: Resamples of an interval.
 RESAMPLES = 10_000
-#: Smallest true difference that a two-sided test at 5 % shows with 80 % power, in standard errors: 1.96 + 0.84.
-DETECTABLE_SE = float(norm.ppf(0.5 + LEVEL / 2) + norm.ppf(POWER))
+#: With many patients, a true difference of so many standard errors, 1.96 + 0.84, has a 95 % interval that leaves out 0
+#: in 80 % of studies. It tells of the spread, not of a test: few patients may allow none (`significance`).
+RESOLUTION_SE = float(norm.ppf(0.5 + LEVEL / 2) + norm.ppf(POWER))
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +135,7 @@ def patient_bootstrap(
     All rows must hold the same patients, seeds and folds in the same order: they are resampled with the same weights,
     so a difference is one between rows on the same patients. Resamples in which a figure is not defined are left out of
     its interval. Where all resamples agree (one patient; every lesion found), they say nothing of the spread: the
-    interval and the smallest detectable difference are NaN. No correction for the number of comparisons.
+    interval and the resolution are NaN. No correction for the number of comparisons.
 
     Args:
         rows: sums of each schedule, by name.
@@ -144,8 +145,8 @@ def patient_bootstrap(
 
     Returns:
         One row per schedule and figure: `schedule, figure, estimate, low, high, n, difference, difference_low,
-        difference_high, smallest_detectable`. `n` is the number of slices or lesions of the figure (mean over seeds);
-        `smallest_detectable` is `DETECTABLE_SE` standard errors of the difference.
+        difference_high, resolution`. `n` is the number of slices or lesions of the figure (mean over seeds);
+        `resolution` is `RESOLUTION_SE` standard errors of the difference.
     """
     resamples = resamples_of(next(iter(rows.values())), n, seed)
     base = None if baseline is None else rows[baseline]
@@ -158,12 +159,12 @@ def patient_bootstrap(
         part = {"estimate": value, "low": np.maximum(low, 0), "high": np.minimum(high, LARGEST), "n": counts}
         if base is None or base_draws is None or name == baseline:
             none = np.full(len(FIGURES), np.nan)
-            part |= dict.fromkeys(("difference", "difference_low", "difference_high", "smallest_detectable"), none)
+            part |= dict.fromkeys(("difference", "difference_low", "difference_high", "resolution"), none)
         else:
             difference, spread = value - estimates(base), variance_of(sums, base)
             low, high = seeded_intervals(difference, draws - base_draws, spread, len(sums.sums))
             part |= {"difference": difference, "difference_low": low, "difference_high": high}
-            part["smallest_detectable"] = np.where(np.isnan(low), np.nan, DETECTABLE_SE * np.sqrt(spread.total))
+            part["resolution"] = np.where(np.isnan(low), np.nan, RESOLUTION_SE * np.sqrt(spread.total))
         table.append(pd.DataFrame({"schedule": name, "figure": FIGURES, **part}))
     return pd.concat(table, ignore_index=True)
 
@@ -203,8 +204,9 @@ def seeded_intervals(
     low, high = intervals(draws, spread.effective)
     if n_seeds == 1:
         return low, high
+    between = np.array([column.var() if len(column) else np.nan for column in _defined(draws)])
     with np.errstate(invalid="ignore", divide="ignore"):
-        drawn = np.nanvar(draws, axis=0) * spread.effective / (spread.effective - 1)
+        drawn = between * spread.effective / (spread.effective - 1)
         few_runs = student.ppf(0.5 + LEVEL / 2, spread.df) / student.ppf(0.5 + LEVEL / 2, spread.effective - 1)
         factor = np.sqrt(spread.total / drawn) * few_runs
     return value - factor * (value - low), value + factor * (high - value)

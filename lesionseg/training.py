@@ -176,10 +176,14 @@ class RunCLI(LightningCLI):
             raise InputError("trainer", expected="settings for this machine", got=got, remedy="change them") from error
 
     def before_fit(self) -> None:
-        """Refuse a schedule that does not fit and test cases that the net has seen, then describe the run."""
+        """Refuse a schedule or weights that do not fit, and test cases that the net has seen; then describe the run.
+
+        All of it before `_announce`, which removes an earlier run.
+        """
         self.datamodule.setup("fit")
         validates = bool(self.trainer.limit_val_batches * len(self.datamodule.validation))
         self._freezing().check(self.trainer.max_epochs or 0, list(blocks(self.model.net)), validates)
+        self.model.check_start()
         self.run = self._with_training_cases()
         self._announce()
 

@@ -26,9 +26,9 @@ def cell(row: pd.Series) -> str:
 
 
 def difference_cell(row: pd.Series) -> str:
-    """Difference [95 % interval]; smallest that this n could show."""
+    """Difference [95 % interval]; resolution."""
     ends = interval(row.difference_low, row.difference_high, "+")
-    return f"{number(row.difference, '+')}{ends}; {number(row.smallest_detectable)}"
+    return f"{number(row.difference, '+')}{ends}; {number(row.resolution)}"
 
 
 def is_shown(row: pd.Series) -> bool:
@@ -44,8 +44,16 @@ def verdict(row: pd.Series) -> str:
         ends = interval(row.difference_low, row.difference_high, "+")
         direction = "higher" if row.difference > 0 else "lower"
         return f"{direction}: {number(row.difference, '+')}{ends}, p {probability(row.p_holm)}"
-    could = "" if math.isnan(row.smallest_holm) else f"; could have shown ≥ {number(row.smallest_holm)}"
-    return f"no difference shown, p {probability(row.p_holm)}{could}"
+    return f"no difference shown, p {probability(row.p_holm)}{power(row.smallest_holm, row.smallest_holm)}"
+
+
+def power(least: float, greatest: float) -> str:
+    """What the test could have shown, from the least and the greatest of some rows; nothing where that is unknown."""
+    if math.isnan(least):
+        return ""
+    if math.isinf(greatest):
+        return "; so few patients can show no difference"
+    return f"; could have shown ≥ {' to '.join(dict.fromkeys((number(least), number(greatest))))}"
 
 
 def p_cell(row: pd.Series) -> str:
@@ -60,8 +68,8 @@ def rank_cell(row: pd.Series) -> str:
     """Probability to be best; 95 % of the ranks."""
     if math.isnan(row.probability_best):
         return "–"
-    low, high = int(row.rank_low), int(row.rank_high)
-    return f"{100 * row.probability_best:.0f} %; {low}" + (f"–{high}" if high > low else "")
+    low, high = row.rank_low, row.rank_high  # of ties the mean rank, 2.5 for one
+    return f"{100 * row.probability_best:.0f} %; {low:g}" + (f"–{high:g}" if high > low else "")
 
 
 def probability(p: float) -> str:

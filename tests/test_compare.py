@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import asdict, fields, replace
+from itertools import product
 from pathlib import Path
 
 import matplotlib.image
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 from lesionseg.compare import compare
 from lesionseg.compare_table import PAPER, few_runs, in_paper_order
@@ -109,7 +111,7 @@ def test_tables_and_figure_of_five_rows(tmp_path: Path, capsys: pytest.CaptureFi
     pd.testing.assert_frame_equal(written, table, check_dtype=False, atol=1e-6)
     assert list(written.columns) == [
         *("schedule", "figure", "estimate", "low", "high", "n"),
-        *("difference", "difference_low", "difference_high", "smallest_detectable"),
+        *("difference", "difference_low", "difference_high", "resolution"),
         *("p", "p_holm", "effect_size", "smallest_holm", "probability_best", "rank_low", "rank_high"),
     ]
     image = matplotlib.image.imread(tmp_path / "out" / "schedules.png")
@@ -161,6 +163,17 @@ def test_the_words_follow_the_test(tmp_path: Path, capsys: pytest.CaptureFixture
     assert table.loc[("no_freezing", "dice1"), "probability_best"] > 0.99
 
 
+def test_no_power_is_claimed_for_too_few_patients(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two folds of three patients: with four rows, even one that is better in all of them has p 0.125 after Holm."""
+    for row in (*PAPER,):
+        for fold in (0, 1):
+            make_run(tmp_path / "finetune", row, fold, 0, skill=0.2 if row == "baseline" else 0.9, patients=3)
+    compare(tmp_path / "finetune", tmp_path / "out")
+    said = (tmp_path / "out" / "table.md").read_text().split("## Definitions")[0] + capsys.readouterr().out
+    assert "could" not in said
+    assert said.count("; so few patients can show no difference") == 4 + 1
+
+
 def test_against_another_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The difference of two rows has the other sign from the other side, and the same p."""
     root = make_grid(tmp_path / "finetune", {"baseline": 0.2, "no_freezing": 0.9, "freeze_encoder": 0.4})
@@ -177,6 +190,22 @@ def test_against_another_row(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "accuracy_all against no freezing" in capsys.readouterr().out
     with pytest.raises(InputError, match="--against: expected a row that was run: baseline, no_freezing, freeze_"):
         compare(root, tmp_path / "out", against="nothing")
+
+
+def test_the_papers_accuracy_is_drawn_beside_that_of_the_lesions_found(
+    grid_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which it most likely is; no panel of the figure is called as the paper calls it."""
+    drawn = {}
+
+    def draw(table: object, schedules: object, titles: object, paper: dict, note: str) -> Figure:
+        drawn.update(paper["hierarchical_unfreezing"])
+        return Figure()
+
+    monkeypatch.setattr("lesionseg.compare.schedules_figure", draw)
+    compare(grid_root, tmp_path)
+    assert drawn["accuracy_found"] == 0.73
+    assert "accuracy_all" not in drawn
 
 
 def test_two_comparisons_of_the_same_runs_write_the_same_bytes(grid_root: Path, tmp_path: Path) -> None:
@@ -225,6 +254,24 @@ def test_real_data_with_imagenet_is_not_called_phantom(root: Path, tmp_path: Pat
     assert "real CT" in text
     assert "phantom" not in text
     assert "no ImageNet" not in text
+
+
+@pytest.mark.parametrize(
+    ("changed", "listed"),
+    [
+        ({}, None),
+        ({("no_freezing", 1): "cafe"}, "0123456789ab: baseline, no_freezing; cafe: no_freezing."),
+        (dict.fromkeys(product(("baseline", "no_freezing"), (0, 1)), "cafe-dirty"), "cafe-dirty: baseline, no_free"),
+        ({("baseline", 0): None, ("baseline", 1): None}, "0123456789ab: no_freezing; unknown: baseline."),
+    ],
+)
+def test_rows_of_different_code_are_named(root: Path, tmp_path: Path, changed: dict, listed: str | None) -> None:
+    for (row, fold), commit in changed.items():
+        edit_info(root / row / f"fold{fold}-seed0", commit=commit)
+    compare(root, tmp_path)
+    text = (tmp_path / "table.md").read_text()
+    assert ("Rows may differ by their code" in text) == (listed is not None)
+    assert listed is None or f"Rows by commit: {listed}" in text
 
 
 def test_implanted_lesions_are_called_so(root: Path, tmp_path: Path) -> None:

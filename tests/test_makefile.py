@@ -122,6 +122,26 @@ def test_name_and_profile_follow_from_the_data_unless_given(given, name, profile
     assert all(configs(words)[-1] == f"experiments/profiles/{profile}.yaml" for words in runs.values())
 
 
+@pytest.mark.parametrize("name", ["lits", "slices"])
+@pytest.mark.parametrize("real", [True, False])
+def test_a_run_that_holds_real_ct_has_the_profile_of_real_ct(tmp_path, png_store, slices_store, name, real):
+    """Its cells name neither LITS nor SLICES; a phantom must not take the place of what it holds."""
+    (tmp_path / name).symlink_to(png_store if real else slices_store)
+    given = [f"DATA={tmp_path}", "NAME=mine"]
+    for target in (("cell", "SCHEDULE=baseline", "FOLD=0", "SEED=0"), ("pretrain",)):
+        runs = fits(*target, *given)
+        assert {configs(words)[-1] for words in runs.values()} == {
+            f"experiments/profiles/{'paper' if real else 'phantom'}.yaml"
+        }
+    (words,) = fits("cell", "SCHEDULE=baseline", "FOLD=0", "SEED=0", *given, "PROFILE=real_cpu").values()
+    assert configs(words)[-1] == "experiments/profiles/real_cpu.yaml"
+    if real:
+        done = make("phantom", *given)
+        assert done.returncode == 2
+        assert "lesionseg: wrong input: LITS, SLICES: expected what runs/mine was made from" in done.stderr
+        assert not (tmp_path / "source").exists()
+
+
 def test_real_data_takes_the_place_of_the_phantom():
     found = commands("finetune", "LITS=/data/LiTS", "SLICES=/data/mine/slices.csv")
     assert not [words for words in found if words[0] == "phantom"]

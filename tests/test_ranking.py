@@ -39,11 +39,22 @@ def test_equal_rows_share_the_first_place() -> None:
     assert dice.rank_low.tolist() == dice.rank_high.tolist() == [1.5, 1.5, 3]
 
 
-def test_probabilities_add_up_and_undefined_figures_have_none() -> None:
+def test_probabilities_add_up_and_a_row_without_a_figure_takes_no_place() -> None:
     rng = np.random.default_rng(2)
     rows = {name: sums_of(rng.random(6)) for name in "abcd"}
     rows["b"].counts[..., 4] = 0
     table = ranks(rows, n=200)
-    total = table.groupby("figure").probability_best.sum(min_count=1)
-    assert total.drop("accuracy_found").to_numpy() == pytest.approx(1)
-    assert np.isnan(total["accuracy_found"])
+    assert table.groupby("figure").probability_best.sum().to_numpy() == pytest.approx(1)
+    columns = ["probability_best", "rank_low", "rank_high"]
+    undefined = (table.schedule == "b") & (table.figure == "accuracy_found")
+    assert table[columns].isna().all(axis=1).tolist() == undefined.tolist()
+    without = ranks({name: sums for name, sums in rows.items() if name != "b"}, n=200)
+    one, other = (t[(t.figure == "accuracy_found") & (t.schedule != "b")] for t in (table, without))
+    assert one[columns].to_numpy() == pytest.approx(other[columns].to_numpy())
+
+
+def test_a_figure_that_no_row_has_gives_no_ranks() -> None:
+    rows = {name: sums_of(np.ones(6)) for name in "ab"}
+    for sums in rows.values():
+        sums.counts[..., 4] = 0
+    assert ranks(rows, n=50).query("figure == 'accuracy_found'").iloc[:, 2:].isna().all(axis=None)

@@ -144,6 +144,28 @@ def test_more_rows_ask_for_more() -> None:
     assert (six.smallest_holm > two.smallest_holm).all()
 
 
+@pytest.mark.parametrize(("patients", "rows", "can"), [(5, 1, False), (6, 1, True), (7, 4, False), (8, 4, True)])
+def test_too_few_patients_for_any_difference_are_known(patients: int, rows: int, can: bool) -> None:
+    """A row that is better in every patient has the least p there is: shown or not is what was foretold."""
+    rng = np.random.default_rng(9)
+    base = rng.normal(0, 1, (1, patients))
+    made = {"a": base, **{name: base + rng.uniform(5, 6, base.shape) for name in "bcde"[:rows]}}
+    table = significance({name: equal_counts(values) for name, values in made.items()}, "a").query("schedule != 'a'")
+    assert (np.isfinite(table.smallest_holm) == can).all()
+    assert ((table.p_holm <= 0.05) == can).all()
+
+
+def test_patients_who_do_not_count_in_a_figure_show_nothing_of_it() -> None:
+    """However many arrangements they add, counted in full or drawn."""
+    rng = np.random.default_rng(10)
+    for patients in (12, 20):
+        a, b = (equal_counts(rng.random((1, patients))) for _ in "ab")
+        for sums in (a, b):
+            sums.sums[:, 5:, 3] = sums.counts[:, 5:, 3] = 0
+        table = significance({"a": a, "b": b}, "a", 5000).query("schedule == 'b'").set_index("figure")
+        assert np.isinf(table.smallest_holm).to_dict() == {name: name == "accuracy_all" for name in FIGURES}
+
+
 def test_runs_that_differ_widen_the_test() -> None:
     """A row better in every patient of one run of three, and worse in another, is no better schedule."""
     rng = np.random.default_rng(7)

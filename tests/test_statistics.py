@@ -8,8 +8,8 @@ import pytest
 from scipy import stats
 
 from lesionseg.statistics import (
-    DETECTABLE_SE,
     FIGURES,
+    RESOLUTION_SE,
     PatientSums,
     Resamples,
     confusion,
@@ -153,7 +153,7 @@ def test_intervals_agree_with_scipy() -> None:
         width = reference.confidence_interval.high - reference.confidence_interval.low
         assert [low, high] == pytest.approx(list(reference.confidence_interval), abs=0.05 * width)
         if statistic is difference:
-            assert row.smallest_detectable == pytest.approx(2.8016 * reference.standard_error, rel=0.06)
+            assert row.resolution == pytest.approx(2.8016 * reference.standard_error, rel=0.06)
 
 
 def far_tail(counts: np.ndarray) -> float:
@@ -162,19 +162,19 @@ def far_tail(counts: np.ndarray) -> float:
     return float(stats.norm.sf(stats.t.ppf(0.975, n - 1) * np.sqrt(n / (n - 1))))
 
 
-def test_smallest_detectable_is_found_with_eighty_per_cent_power() -> None:
+def test_a_difference_as_large_as_the_resolution_is_told_from_zero_in_eighty_per_cent() -> None:
     """The constant, from its definition: a normal estimate off by that many standard errors is beyond ±1.96 in 80 %."""
-    assert stats.norm.sf(stats.norm.ppf(0.975) - DETECTABLE_SE) == pytest.approx(0.80)
-    assert pytest.approx(1.96 + 0.84, abs=0.005) == DETECTABLE_SE
+    assert stats.norm.sf(stats.norm.ppf(0.975) - RESOLUTION_SE) == pytest.approx(0.80)
+    assert pytest.approx(1.96 + 0.84, abs=0.005) == RESOLUTION_SE
 
 
 def test_baseline_has_no_difference_and_equal_rows_have_none_to_show() -> None:
     sums = made_sums(1, 12)
     table = patient_bootstrap({"baseline": sums, "copy": sums}, "baseline", n=200)
     base, copy = table[table.schedule == "baseline"], table[table.schedule == "copy"]
-    assert base[["difference", "difference_low", "difference_high", "smallest_detectable"]].isna().all(axis=None)
+    assert base[["difference", "difference_low", "difference_high", "resolution"]].isna().all(axis=None)
     assert (copy.difference == 0).all()
-    assert copy[["difference_low", "difference_high", "smallest_detectable"]].isna().all(axis=None)
+    assert copy[["difference_low", "difference_high", "resolution"]].isna().all(axis=None)
     assert (base.low.to_numpy() == copy.low.to_numpy()).all()
     assert ((base.low < base.estimate) & (base.estimate < base.high)).all()
 
@@ -205,6 +205,16 @@ def test_an_undefined_figure_stays_undefined() -> None:
     assert (table.n == 0).all()
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_figure_without_a_value_in_several_seeds_is_no_warning() -> None:
+    sums = made_sums(2, 9)
+    sums.sums[..., 4] = sums.counts[..., 4] = 0
+    table = patient_bootstrap({"baseline": made_sums(2, 9, seed=1), "b": sums}, "baseline", n=50).query(
+        "schedule == 'b'"
+    )
+    assert (table.low.isna() == (table.figure == "accuracy_found")).all()
+
+
 def test_the_same_seed_gives_the_same_table() -> None:
     rows = {"baseline": made_sums(2, 9), "b": made_sums(2, 9, seed=1)}
     one, two, other = (patient_bootstrap(rows, "baseline", n=100, seed=s) for s in (4, 4, 5))
@@ -232,7 +242,7 @@ def test_several_seeds_stretch_the_interval_to_the_variance_of_patients_and_runs
     spread = variance_of(b, a)
     half = (row.difference_high - row.difference_low) / 2
     assert half == pytest.approx(stats.t.ppf(0.975, spread.df[0]) * np.sqrt(spread.total[0]), rel=0.06)
-    assert row.smallest_detectable == pytest.approx(DETECTABLE_SE * np.sqrt(spread.total[0]))
+    assert row.resolution == pytest.approx(RESOLUTION_SE * np.sqrt(spread.total[0]))
 
 
 def test_intervals_of_a_share_stay_between_0_and_1() -> None:

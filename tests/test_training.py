@@ -215,6 +215,13 @@ def test_an_earlier_run_stays_where_the_new_one_is_refused(copy, command, capsys
     assert written(copy) == before
 
 
+def test_an_earlier_run_stays_where_its_weights_do_not_fit_the_new_net(copy, command, capsys):
+    before = {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
+    line = refused(capsys, command(copy, "--model.init_args.encoder", "resnet18"))
+    assert "expected at least 90% of the encoder" in line
+    assert {path: path.stat().st_mtime_ns for path in copy.rglob("*")} == before
+
+
 # ---- interrupted, continued ----
 
 

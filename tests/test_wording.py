@@ -24,6 +24,8 @@ def test_a_difference_is_shown_by_the_test_and_not_by_the_interval() -> None:
     assert verdict(changed(difference=-0.05, difference_low=-0.09, difference_high=-0.01)).startswith("lower: −0.050 [")
     assert verdict(changed(p_holm=0.051)) == "no difference shown, p 0.051; could have shown ≥ 0.070"
     assert verdict(changed(p=1.0, p_holm=1.0, smallest_holm=math.nan)) == "no difference shown, p 1.000"
+    few = verdict(changed(p=0.0625, p_holm=0.25, smallest_holm=math.inf))
+    assert few == "no difference shown, p 0.250; so few patients can show no difference"
     assert verdict(changed(p=math.nan, p_holm=math.nan)) == "not defined"
 
 
@@ -33,6 +35,8 @@ def test_cells() -> None:
     assert p_cell(changed(p=math.nan)) == "–"
     assert rank_cell(ROW) == "42 %; 1–4"
     assert rank_cell(changed(rank_high=1.0)) == "42 %; 1"
+    assert rank_cell(changed(rank_low=2.5, rank_high=2.5)) == "42 %; 2.5"
+    assert rank_cell(changed(rank_low=1.5, rank_high=3.0)) == "42 %; 1.5–3"
     assert rank_cell(changed(probability_best=math.nan)) == "–"
 
 

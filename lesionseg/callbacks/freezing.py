@@ -165,7 +165,9 @@ def _thaw(block: Block) -> bool:
 
 def _over_ranks(trainer: pl.Trainer, figure: Tensor) -> float:
     """One figure for all ranks: their mean, as the first rank has it, so that all of them decide alike."""
-    mean = trainer.strategy.reduce(figure.detach().clone(), reduce_op="mean")
+    # A figure that is logged may lie on the CPU, and NCCL reduces only what lies on the device, and in place.
+    own = figure.detach().to(trainer.strategy.root_device, copy=True)
+    mean = trainer.strategy.reduce(own, reduce_op="mean")
     return float(trainer.strategy.broadcast(float(mean)))
 
 

@@ -12,16 +12,14 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from lesionseg.callbacks.loggers import wandb_run
+from lesionseg.callbacks.loggers import told_to_wandb, wandb_run
 from lesionseg.callbacks.results import lesion_id, lesion_table
 from lesionseg.data.dataset import Batch
 from lesionseg.inputs import Box, paste, resize
 from lesionseg.lesions import FIRST_TYPE, type_probabilities
 from lesionseg.metrics import LesionFigures
-from lesionseg.results import REFERENCE
+from lesionseg.results import MISSED, REFERENCE
 
-#: Column of a confusion for the reference lesions that were not found.
-_MISSED = "missed"
 #: Rows of the lesion table, largest lesions first.
 MOST_ROWS = 300
 
@@ -43,9 +41,11 @@ class LesionLogs(pl.Callback):
     def on_validation_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, *_: int
     ) -> None:
-        """Note how probable each type is for each lesion, where the pixels have scores of types."""
+        """Note, for W&B alone, how probable each type is for each lesion, where the pixels have scores of types."""
         metric, data = pl_module.get_submodule("validation_metric"), trainer.datamodule  # type: ignore[attr-defined]
         if outputs is None or trainer.state.fn != "fit" or not isinstance(metric, LesionFigures):
+            return
+        if not told_to_wandb(trainer):
             return
         for scores, box, reference, place in zip(outputs, batch.boxes, batch.references, batch.places, strict=True):
             ref = data.validation.slices[place.position]
@@ -53,7 +53,7 @@ class LesionLogs(pl.Callback):
                 self._noted[lesion_id(ref.case_id, ref.slice, REFERENCE, n)] = row
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Before the task resets its metric; the rows of all processes are gathered."""
+        """Before the task resets its metric; what W&B is told is gathered from all processes."""
         metric = pl_module.get_submodule("validation_metric")
         if trainer.state.fn != "fit" or not isinstance(metric, LesionFigures):
             return
@@ -61,6 +61,8 @@ class LesionLogs(pl.Callback):
         table = lesion_table(metric, data, data.validation)
         counts = confusion_counts(table, metric.lesion_types)
         pl_module.log_dict({f"val/confusion/{k}": float(n) for k, n in counts.items()}, rank_zero_only=True)
+        if not told_to_wandb(trainer):
+            return
         noted = _gathered(self._noted)
         run = wandb_run(trainer)
         if run is not None:
@@ -97,8 +99,8 @@ def _of_predicted(table: pd.DataFrame, noted: dict[str, np.ndarray], types: tupl
 def confusion_counts(table: pd.DataFrame, types: tuple[str, ...]) -> dict[str, int]:
     """`true/predicted` → reference lesions of a lesion table; `missed` stands for those not found."""
     reference = table[table.kind == REFERENCE]
-    seen = Counter(zip(reference.type, reference.predicted_type.replace("", _MISSED), strict=True))
-    return {f"{true}/{predicted}": seen[true, predicted] for true in types for predicted in (*types, _MISSED)}
+    seen = Counter(zip(reference.type, reference.predicted_type.replace("", MISSED), strict=True))
+    return {f"{true}/{predicted}": seen[true, predicted] for true in types for predicted in (*types, MISSED)}
 
 
 def as_html(table: pd.DataFrame) -> str:

@@ -25,13 +25,18 @@ def run_loggers(folder: Path, run: RunInfo, checkpoint: Path | None = None) -> l
     Args:
         folder: of the run.
         run: what W&B is told of it.
-        checkpoint: from which the run goes on: what `metrics.csv` holds up to there is kept.
+        checkpoint: from which it goes on: what `metrics.csv` holds up to there is kept, and online its W&B run goes on.
     """
     loggers: list[Logger] = [_csv(folder, checkpoint)]
     os.environ.setdefault("WANDB_MODE", "offline")
     if os.environ["WANDB_MODE"] != "disabled":
-        loggers.append(_wandb(folder, run))
+        loggers.append(_wandb(folder, run, checkpoint))
     return loggers
+
+
+def told_to_wandb(trainer: pl.Trainer) -> bool:
+    """Whether W&B is told of this training: the same in every process, though only the first one has a run."""
+    return any(isinstance(logger, WandbLogger) for logger in trainer.loggers)
 
 
 def wandb_run(trainer: pl.Trainer) -> Any:
@@ -63,7 +68,19 @@ def _csv(folder: Path, checkpoint: Path | None) -> CSVLogger:
     return logger
 
 
-def _wandb(folder: Path, run: RunInfo) -> WandbLogger:
+def _continued(folder: Path, checkpoint: Path | None) -> str | None:
+    """Id of the W&B run that goes on; None: a new one.
+
+    Only online: offline, each start has a log of its own, and `wandb sync` may put one in the place of another that has
+    the same id (wandb #3841). Such logs of one run share its fingerprint.
+    """
+    if checkpoint is None or os.environ["WANDB_MODE"] != "online":
+        return None
+    logs = sorted((folder / "wandb").glob("run-*"))  # run-<date>_<time>-<id>
+    return logs[-1].name.rpartition("-")[2] if logs else None
+
+
+def _wandb(folder: Path, run: RunInfo, checkpoint: Path | None) -> WandbLogger:
     os.environ.setdefault("WANDB_DATA_DIR", str(folder / "wandb-data"))
     import wandb  # reads the environment when it is imported
 
@@ -86,6 +103,7 @@ def _wandb(folder: Path, run: RunInfo) -> WandbLogger:
     del told["trained_on"]  # hashes of every training scan: of no use in a dashboard, and nobody else's business
     return WandbLogger(
         name=f"{run.name}-fold{run.fold}-seed{run.seed}",
+        id=_continued(folder, checkpoint),
         save_dir=folder,
         project="lesionseg",
         group=run.config_sha256[:12],

@@ -61,7 +61,8 @@ INTERVAL_DEFINITION = f"""\
 - **interval**: 95 %, percentiles of {RESAMPLES} resamples of patients, widened for few patients; none where every
   resample gives the same value: that is no proof of certainty. The intervals hold given these trained nets, they do not
   cover training anew.
-- **smallest**: the smallest true difference that this n could show (two-sided 5 %, power 80 %)."""
+- **resolution**: (1.96 + 0.84) standard errors of the paired difference. With many patients, a true difference of that
+  size has an interval that leaves out 0 in 80 % of studies."""
 
 
 def definitions(typed: bool) -> str:
@@ -98,7 +99,7 @@ def markdown(
         pipe_table(["figure", "estimate", "n counts"], rows),
         "## On slices, with the reference liver box beside the predicted one\n\nEstimate [95 % interval], n.",
         pipe_table(["", *heads.values()], [[way, *map(cell, _rows(table))] for way, table in ways.items()]),
-        f"Difference to the {REFERENCE_BOX} [95 % interval]; smallest that this n could show.",
+        f"Difference to the {REFERENCE_BOX} [95 % interval]; resolution.",
         pipe_table(
             ["", *heads.values()],
             [[way, *map(difference_cell, _rows(table))] for way, table in ways.items() if way != REFERENCE_BOX],

@@ -19,9 +19,10 @@ from lesionseg.data.dataset import Batch, Place
 from lesionseg.errors import InputError
 from lesionseg.inputs import InputSpec
 from lesionseg.labels import TARGETS, Target
-from lesionseg.networks import build_unet, parameter_groups, transfer
+from lesionseg.networks import build_unet, parameter_groups, transfer, transferable
 from lesionseg.runs import read_net
 from lesionseg.tasks.l2_sp import PullToStart
+from lesionseg.unet import DECODER_CHANNELS
 
 
 class SegmentationTask(pl.LightningModule):
@@ -53,7 +54,7 @@ class SegmentationTask(pl.LightningModule):
         input: InputSpec,
         target: str,
         encoder_weights: str | None = None,
-        decoder_channels: Sequence[int] = (256, 128, 64, 32, 16),
+        decoder_channels: Sequence[int] = DECODER_CHANNELS,
         deep_supervision: bool = False,
         loss: str = "dice_ce",
         lr: float = 1e-3,
@@ -117,6 +118,15 @@ class SegmentationTask(pl.LightningModule):
     @abstractmethod
     def figures(self, metric: Metric) -> dict[str, float]:
         """Named figures of a metric that has seen its slices."""
+
+    def check_start(self) -> None:
+        """Refuse, before anything is trained, weights that do not fit this net.
+
+        Raises:
+            InputError: too little of the encoder fits, see `networks.transfer`.
+        """
+        if self.weights is not None:
+            transferable(self.net, self.start(read_net(self.weights)[1]), where=self.weights)
 
     def setup(self, stage: str) -> None:
         """Take over the pretrained tensors, once, before training, and keep what training starts from.

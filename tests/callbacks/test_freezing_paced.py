@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.strategies import DDPStrategy
 from test_freezing import EPOCHS, LR, STEPS, Hashes, Task, Weights, fit, loader
 
+from lesionseg.callbacks.freezing import _over_ranks
 from lesionseg.pacing import Clock, Plateau
 
 SCHEDULES = Path(__file__).parents[2] / "experiments" / "schedules"
@@ -148,6 +150,20 @@ def test_two_processes_with_different_figures_thaw_in_the_same_epoch(tmp_path):
     for epoch in range(5):
         first, second = (torch.load(tmp_path / f"2-{rank}-{epoch}", weights_only=True) for rank in range(2))
         assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_figure_is_reduced_on_the_device_and_in_a_copy():
+    """NCCL reduces there alone, in place; `meta` stands for the GPU."""
+    given, reduced = torch.tensor(0.25), []
+
+    def reduce(own, reduce_op):
+        reduced.append((own.device.type, own is given, reduce_op))
+        return torch.tensor(0.5)
+
+    for device in ("meta", "cpu"):
+        strategy = SimpleNamespace(root_device=torch.device(device), reduce=reduce, broadcast=lambda mean: mean)
+        assert _over_ranks(SimpleNamespace(strategy=strategy), given) == 0.5
+    assert reduced == [("meta", False, "mean"), ("cpu", False, "mean")]
 
 
 if __name__ == "__main__":

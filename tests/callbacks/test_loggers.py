@@ -14,6 +14,7 @@ import yaml
 from PIL import Image
 from wandb_log import history, records, values
 
+from lesionseg.callbacks.loggers import run_loggers
 from lesionseg.cli import main
 from lesionseg.data.prepare import prepare
 from lesionseg.data.slices import cases
@@ -144,6 +145,26 @@ def test_wandb_learns_nothing_of_patients_places_users_machines_and_the_command_
     words = (*PATIENT, *PLACE, *USER, *options, *[host] * (len(host) > 5))
     assert hits(files, words) == []
     assert hits(told(run.parent / "home"), (*PATIENT, *PLACE, *USER)) == []
+
+
+@pytest.mark.parametrize(
+    ("mode", "goes_on", "earlier", "expected"),
+    [
+        ("online", True, ("run-20260101_000000-first123", "run-20260102_000000-later456"), "later456"),
+        ("online", True, ("offline-run-20260101_000000-first123",), None),  # it was not uploaded: nothing to go on with
+        ("online", False, ("run-20260101_000000-first123",), None),
+        ("offline", True, ("run-20260101_000000-first123",), None),
+        ("online", True, (), None),
+    ],
+)
+def test_a_run_that_goes_on_online_is_one_run_in_wandb(tmp_path, run, monkeypatch, mode, goes_on, earlier, expected):
+    monkeypatch.setenv("WANDB_MODE", mode)
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path))
+    monkeypatch.setattr("wandb.setup", lambda settings: None)
+    for name in earlier:
+        (tmp_path / "wandb" / name).mkdir(parents=True)
+    _, logger = run_loggers(tmp_path, RunInfo.read(run), tmp_path / "last.ckpt" if goes_on else None)
+    assert logger.version == expected
 
 
 def test_nothing_is_left_for_wandb_where_it_is_disabled(pretrained):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from lesionseg.callbacks import lesion_logs
 from lesionseg.callbacks.logs import logs
 from lesionseg.callbacks.net_artifact import artifact_name, net_artifact
 from lesionseg.callbacks.overlays import SLICES
@@ -32,8 +33,8 @@ def command(finetuning, pretrained):
 
 @pytest.fixture(scope="module")
 def noted():
-    """What the run below is seen to do from outside: gradients of each epoch's last batch."""
-    return {"gradients": []}
+    """What the run below is seen to do from outside: gradients of each epoch's last batch, and slices noted for W&B."""
+    return {"gradients": [], "slices": []}
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,7 @@ def whole(tmp_path_factory, command, noted):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LesionTask, "on_after_backward", note)
+        patch.setattr(lesion_logs, "_probabilities", lambda *slice_: noted["slices"].append(slice_) or [])
         assert main(command(run)) == 0
     return run
 
@@ -123,6 +125,10 @@ def test_the_confusion_holds_every_lesion_of_the_inner_validation(whole):
     missed = sum(log[f"val/confusion/{name}/missed"] for name in TYPES) / log["val/lesions_n"]
     assert right.tolist() == pytest.approx(log["val/accuracy_all"].tolist())
     assert (1 - missed).tolist() == pytest.approx(log["val/success_rate"].tolist())
+
+
+def test_nothing_is_worked_out_for_wandb_where_it_is_disabled(whole, noted):
+    assert noted["slices"] == []
 
 
 def test_all_figures_of_the_inner_validation_are_logged(whole):

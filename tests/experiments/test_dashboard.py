@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,11 +28,16 @@ def grid(tmp_path_factory, finetuning):
     return root
 
 
-def dashboard(runs, comparison, home):
+def dashboard(runs, comparison, home, **more):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
     command = [sys.executable, str(SCRIPT), str(runs), str(comparison)]
     return subprocess.run(
-        command, env={**environment, "HOME": str(home)}, capture_output=True, text=True, timeout=120, check=False
+        command,
+        env={**environment, "HOME": str(home), **more},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
 
 
@@ -75,14 +81,27 @@ def test_every_panel_shows_what_a_run_logs(definition, grid, part):
 def test_the_workspace_picks_the_runs_of_this_comparison(definition, grid):
     (runs,) = definition["workspace"]["spec"]["section"]["runSets"]
     (chosen,) = runs["filters"]["filters"]
-    assert chosen["key"]["name"] == "group"
-    assert chosen["value"] == RunInfo.read(grid / "baseline" / "fold0-seed0").config_sha256[:12]
+    assert (chosen["key"], chosen["op"]) == ({"section": "config", "name": "fingerprint"}, "IN")
+    assert chosen["value"] == [RunInfo.read(grid / "baseline" / "fold0-seed0").fingerprint]
+    limits = [p["config"]["limit"] for p in panels(definition["workspace"]) if p["viewType"] == "Run History Line Plot"]
+    assert set(limits) == {1}  # as many as there are runs
 
 
 def test_the_report_holds_the_statistics(definition, grid):
     text = json.dumps(definition["report"])
     for line in (grid.with_name("compare") / "table.md").read_text().splitlines():
         assert json.dumps(line)[1:-1] in text
+
+
+def test_where_wandb_cannot_be_reached_the_definition_is_written_and_the_reason_told(grid, tmp_path):
+    shutil.copy(grid.with_name("compare") / "table.md", tmp_path)
+    nowhere = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}
+    done = dashboard(grid, tmp_path, tmp_path / "home", **nowhere)
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 0
+    assert done.stdout.startswith("W&B says: ")
+    assert "wandb login" in done.stdout
+    assert set(json.loads((tmp_path / "dashboard.json").read_text())) == {"workspace", "report"}
 
 
 def test_a_missing_comparison_is_refused_in_one_line(grid, tmp_path):
