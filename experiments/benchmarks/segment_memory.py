@@ -32,31 +32,22 @@ THICKNESS_MM = 1.0
 NOISE_HU = 12.0
 
 
-def write_scan(folder: Path, slices: int) -> None:
-    """`nifti/a.nii.gz` and `dicom/a/`: one scan in two formats, with noise, so that it packs no better than CT does."""
+def write_scans(folder: Path, slices: int, studies: int) -> None:
+    """`nifti/<n>.nii.gz` and `dicom/<n>/`: one scan in two formats, with noise, so that it packs as badly as CT does."""
     scan = phantom_scan(slices, THICKNESS_MM)
     assert scan.spacing_mm is not None
     rng = np.random.default_rng(0)
     for plane in scan.hu:
         plane[:] = np.maximum(plane + rng.normal(0, NOISE_HU, plane.shape), -1024)
     (folder / "nifti").mkdir()
-    write_nifti(folder / "nifti" / "a.nii.gz", scan.hu, scan.spacing_mm, 0.0)
-    (folder / "dicom" / "a").mkdir(parents=True)
-    for i, plane in enumerate(scan.hu):
-        write_dicom(folder / "dicom" / "a" / f"{i:04d}.dcm", plane, scan.spacing_mm, i * THICKNESS_MM,
-                    patient_id="benchmark", scanner="A", number=i + 1, seed=0)  # fmt: skip
-
-
-def repeated(folder: Path, kind: str, studies: int) -> Path:
-    """A folder with the one scan of a kind, so many times."""
-    source, out = folder / kind, folder / f"{kind}-{studies}"
+    write_nifti(folder / "nifti" / "0.nii.gz", scan.hu, scan.spacing_mm, 0.0)
     for n in range(studies):
-        for path in filter(Path.is_file, source.rglob("*")):
-            name = path.relative_to(source)
-            copy = out / (f"{n}.nii.gz" if kind == "nifti" else Path(f"study-{n}", *name.parts[1:]))
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            os.link(path, copy)
-    return out
+        if n:
+            os.link(folder / "nifti" / "0.nii.gz", folder / "nifti" / f"{n}.nii.gz")
+        (folder / "dicom" / str(n)).mkdir(parents=True)
+        for i, plane in enumerate(scan.hu):
+            write_dicom(folder / "dicom" / str(n) / f"{i:04d}.dcm", plane, scan.spacing_mm, i * THICKNESS_MM,
+                        patient_id=f"benchmark {n}", scanner="A", number=i + 1, seed=0)  # fmt: skip
 
 
 def peak_gb(scans: Path, model: Path, batch_size: int) -> float:
@@ -84,10 +75,12 @@ def main() -> None:
         return
     peaks = {}
     with tempfile.TemporaryDirectory() as name:
-        write_scan(Path(name), options.slices)
+        write_scans(Path(name), options.slices, options.studies)
         for kind in ("nifti", "dicom"):
             for studies in (1, options.studies):
-                scans = repeated(Path(name), kind, studies)
+                scans = Path(name, kind)
+                if studies == 1:
+                    scans = next(scans.iterdir())
                 command = [sys.executable, __file__, str(options.model), "--batch-size", str(options.batch_size)]
                 ended = subprocess.run([*command, "--scans", str(scans)], stdout=subprocess.PIPE, text=True, check=True)
                 what = f"{kind}, {studies} studies"
