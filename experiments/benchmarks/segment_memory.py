@@ -33,7 +33,7 @@ NOISE_HU = 12.0
 
 
 def write_scans(folder: Path, slices: int, studies: int) -> None:
-    """`nifti/<n>.nii.gz` and `dicom/<n>/`: one scan in two formats, with noise, so that it packs as badly as CT does."""
+    """`nifti/<n>.nii.gz` and `dicom/<n>/`: one scan in two formats, with noise, so that it packs as badly as CT."""
     scan = phantom_scan(slices, THICKNESS_MM)
     assert scan.spacing_mm is not None
     rng = np.random.default_rng(0)
