@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import math
 import time
 from dataclasses import asdict, dataclass, field
@@ -27,6 +29,8 @@ from lesionseg.segmentation import UNDETERMINED, Segmentation
 LEAST_LIVER_MM = 20.0
 #: Slices at once. On a CPU more are no faster: their activations no longer fit what the allocator keeps between calls.
 CPU_BATCH, GPU_BATCH = 1, 8
+#: Of glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 class Cascade:
@@ -52,6 +56,8 @@ class Cascade:
         if batch_size < 1:
             raise InputError("batch size", expected="1 or more", got=str(batch_size), remedy="leave it out")
         self.model, self.how = model, Pass(where, batch_size, tta)
+        if where.type == "cpu":
+            keep_freed_memory()
         layout = torch.channels_last  # an eighth faster on a CPU
         self.liver_net = model.liver.build().to(where).to(memory_format=layout)
         self.lesion_nets = [net.build().to(where).to(memory_format=layout) for net in model.lesions]
@@ -220,6 +226,18 @@ def least_voxels(thresholds: Thresholds, scan: Scan) -> float:
     if scan.hu.shape[order[0]] == 1:
         return thresholds.min_lesion_mm2 / (down_mm * across_mm)
     return thresholds.min_lesion_mm3 / (thickness_mm * down_mm * across_mm)
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep up to 512 MiB that nets have freed, for the next slice.
+
+    Given back after every slice, each 4 kB of it costs a page fault the next time: a tenth of the time of a slice at
+    the size of the paper. Blocks above 32 MiB, whole volumes say, are given back as before. glibc only.
+    """
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most that glibc takes
+        mallopt(_M_TRIM_THRESHOLD, 512 << 20)
 
 
 class _Clock:

@@ -185,7 +185,9 @@ def test_every_preset_resolves_and_trains_the_head_always(path):
     data = preset(path.stem)
     assert set(data) - {"data"} == {"name", "model", "schedule"}
     assert data["name"] == path.stem
-    assert data["model"]["init_args"]["transfer"] == (path.stem not in ("baseline", "baseline_implants", "from_scratch"))
+    assert data["model"]["init_args"]["transfer"] == (
+        path.stem not in ("baseline", "baseline_implants", "from_scratch")
+    )
     outside = [name for name in ("decoder", "head", "classifier") if name in data["schedule"]["trains"]]
     learning = outside[1:] if path.stem in ("lp_ft", "head_only") or path.stem.startswith("surgical") else outside
     for epochs in range(6, 61):
