@@ -350,10 +350,10 @@ def test_a_saved_model_segments_as_the_one_in_memory(make_model, tmp_path):
 def test_memory_that_a_net_frees_is_kept_for_the_next_slice():
     """Three blocks written and freed again and again: with each round the system hands out new pages, or none."""
     rounds = """
-import resource, numpy as np
+import resource
 for n in range(6):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    blocks = [np.ones(25 << 20, np.uint8) for _ in range(3)]
+    blocks = [bytearray(b"x") * (25 << 20) for _ in range(3)]
     del blocks
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
