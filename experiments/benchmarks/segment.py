@@ -3,7 +3,8 @@
 Usage: segment.py MODEL [--slices N] [--thickness MM] [--repeats N] [--output JSON]
 
 MODEL is what `make export` made on the phantom. Nets and scan: see `paper_size.py`; the time of the small nets that
-decide is taken out of every way. All ways run in turn, `--repeats` times.
+decide is taken out of every way. All ways run in turn, `--repeats` times. The reference has its nets in the layout that
+torch gives them, and once more (`same layout`) in that of `segment`.
 """
 
 from __future__ import annotations
@@ -31,11 +32,12 @@ from lesionseg.runs import provenance
 from lesionseg.scan import Scan
 
 
-def seconds_of(cascade: Cascade, way: Callable[[], object]) -> float:
-    """Seconds that a way takes, without those of the small nets."""
+def seconds_of(cascade: Cascade, way: Callable[[], object], layout: torch.memory_format) -> float:
+    """Seconds that a way takes with nets of this layout, without those of the small nets."""
     nets = (cascade.liver_net, *cascade.lesion_nets)
     for net in nets:
         net.aside_s = 0.0
+        net.large.to(memory_format=layout)
     begin = time.perf_counter()
     way()
     return time.perf_counter() - begin - sum(net.aside_s for net in nets)
@@ -102,12 +104,15 @@ def main() -> None:
         "segment": lambda: cascade.segment(scan),
         "bare forwards": lambda: bare_forwards(cascade, batches),
         "reference": lambda: as_the_reference(cascade, scan, every_slice=False),
+        "reference, same layout": lambda: as_the_reference(cascade, scan, every_slice=False),
         "reference, every slice": lambda: as_the_reference(cascade, scan, every_slice=True),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(options.repeats):
         for name, way in ways.items():
-            seconds[name].append(seconds_of(cascade, way))
+            plain = name in ("reference", "reference, every slice")
+            layout = torch.contiguous_format if plain else torch.channels_last
+            seconds[name].append(seconds_of(cascade, way, layout))
     liver, counts = int((found.labels > 0).any((1, 2)).sum()), [sum(map(len, images)) for images in batches]
     print(
         f"{options.slices} slices of 512 x 512, {options.thickness:g} mm, liver on {liver}; "
