@@ -43,13 +43,14 @@ class LesionLogs(pl.Callback):
     ) -> None:
         """Note, for W&B alone, how probable each type is for each lesion, where the pixels have scores of types."""
         metric, data = pl_module.get_submodule("validation_metric"), trainer.datamodule  # type: ignore[attr-defined]
-        if outputs is None or trainer.state.fn != "fit" or not isinstance(metric, LesionFigures):
+        if outputs["scores"] is None or trainer.state.fn != "fit" or not isinstance(metric, LesionFigures):
             return
         if not told_to_wandb(trainer):
             return
-        for scores, box, reference, place in zip(outputs, batch.boxes, batch.references, batch.places, strict=True):
+        said = (outputs["classes"], outputs["scores"], batch.boxes, batch.references, batch.places)
+        for classes, scores, box, reference, place in zip(*said, strict=True):
             ref = data.validation.slices[place.position]
-            for n, row in enumerate(_probabilities(scores, box, reference)):
+            for n, row in enumerate(_probabilities(classes, scores, box, reference)):
                 self._noted[lesion_id(ref.case_id, ref.slice, REFERENCE, n)] = row
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -72,13 +73,10 @@ class LesionLogs(pl.Callback):
             run.log({"val/lesions": wandb.Html(as_html(shown)), "trainer/global_step": trainer.global_step})
 
 
-def _probabilities(scores: Tensor, box: Box, reference: Tensor) -> np.ndarray:
-    """Of each type for each reference lesion (n, n_types), from the scores of a slice (K, S, S)."""
-    height, width = reference.shape
-    scores = resize(scores.float(), box.side)
-    parts = scores.max(0).indices.to(torch.uint8), scores[FIRST_TYPE:].softmax(0)
-    predicted, types = (paste(part, box, height, width).cpu().numpy() for part in parts)
-    return type_probabilities(predicted, reference.cpu().numpy(), types)
+def _probabilities(classes: Tensor, scores: Tensor, box: Box, reference: Tensor) -> np.ndarray:
+    """Of each type for each reference lesion (n, n_types), from classes (H, W) and scores (K, S, S) of a slice."""
+    types = paste(resize(scores[FIRST_TYPE:].float(), box.side).softmax(0), box, *reference.shape)
+    return type_probabilities(*(each.cpu().numpy() for each in (classes, reference, types)))
 
 
 def _gathered(noted: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -26,25 +26,31 @@ class View(NamedTuple):
 
 @torch.no_grad()
 def views(
-    trainer: pl.Trainer, pl_module: pl.LightningModule, part: SliceDataset, positions: Sequence[int]
+    trainer: pl.Trainer,
+    pl_module: pl.LightningModule,
+    part: SliceDataset,
+    positions: Sequence[int],
+    known: Mapping[int, np.ndarray] | None = None,
 ) -> list[View]:
-    """Predict the slices of a part of the data at these positions, as one batch.
+    """The slices of a part of the data at these positions; those whose class map is not `known` go through the net.
 
     The module is in evaluation mode (as in every hook of validation and test), so nothing random is drawn and no
     statistics change. Only the calling process predicts.
     """
     assert not pl_module.training
-    if not positions:
-        return []
-    batch = collate([part[position] for position in positions])
-    with trainer.precision_plugin.val_step_context():
-        predicted = pl_module.predict_slices(batch._replace(images=batch.images.to(pl_module.device)))  # type: ignore[operator]
-    ids = _label_ids(part.target)
-    refs = [part.slices[position] for position in positions]
-    return [
-        View(ref, part.store.hu(ref.case_id)[ref.slice], ids[reference.numpy()], ids[classes.cpu().numpy()], box)
-        for ref, reference, classes, box in zip(refs, batch.references, predicted, batch.boxes, strict=True)
-    ]
+    samples = {position: part[position] for position in positions}
+    predicted = dict(known or {})
+    if unknown := [position for position in samples if position not in predicted]:
+        batch = collate([samples[position] for position in unknown])
+        with trainer.precision_plugin.val_step_context():
+            planes = pl_module.predict_slices(batch._replace(images=batch.images.to(pl_module.device)))  # type: ignore[operator]
+        predicted |= {position: plane.cpu().numpy() for position, plane in zip(unknown, planes, strict=True)}
+    ids, out = _label_ids(part.target), []
+    for position in positions:
+        ref, sample = part.slices[position], samples[position]
+        hu, reference = part.store.hu(ref.case_id)[ref.slice], ids[np.asarray(sample.reference)]
+        out.append(View(ref, hu, reference, ids[predicted[position]], sample.box))
+    return out
 
 
 def _label_ids(target: Target) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -66,6 +66,18 @@ class Batch(NamedTuple):
     references: list[Tensor]
     boxes: list[Box]
     places: list[Place]
+
+
+class Predicted(TypedDict):
+    """What a task says of a batch.
+
+    Attributes:
+        classes: class indices of each slice on its own grid, uint8 (H, W).
+        scores: (N, K, S, S), of the classes of the target; None where no pixel has such scores.
+    """
+
+    classes: list[Tensor]
+    scores: Tensor | None
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

@@ -15,7 +15,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from lesionseg.data.dataset import Batch, Place
+from lesionseg.data.dataset import Batch, Place, Predicted
 from lesionseg.errors import InputError
 from lesionseg.inputs import InputSpec
 from lesionseg.labels import TARGETS, Target
@@ -175,18 +175,15 @@ class SegmentationTask(pl.LightningModule):
         thinned = [targets[:, None, step // 2 :: step, step // 2 :: step] for step in steps]
         return torch.stack([self.loss(each, target) for each, target in zip(scores, thinned, strict=True)]).sum()
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
-        """Collect the figures of a batch of the inner validation.
-
-        Returns:
-            Scores (N, K, S, S) of the classes of the target, for the callbacks; None where no pixel has such scores.
-        """
-        if self.segmented is not self.target:
-            self._collect(self.predict_slices(batch), batch, self.validation_metric)
-            return None
-        scores = self(batch.images)
-        self._collect(self.on_slices(scores, batch), batch, self.validation_metric)
-        return scores
+    def validation_step(self, batch: Batch, batch_idx: int) -> Predicted:
+        """Collect the figures of a batch of the inner validation; the callbacks get what was predicted."""
+        if self.segmented is self.target:
+            scores = self(batch.images)
+            predicted = Predicted(classes=self.on_slices(scores, batch), scores=scores)
+        else:
+            predicted = Predicted(classes=self.predict_slices(batch), scores=None)
+        self._collect(predicted["classes"], batch, self.validation_metric)
+        return predicted
 
     def on_validation_epoch_end(self) -> None:
         """Log the figures of the inner validation."""
