@@ -10,7 +10,7 @@ from typing import Any
 
 from pytorch_lightning import Trainer
 
-from lesionseg.data.store import Store
+from lesionseg.data.store import Store, read_manifest
 from lesionseg.errors import InputError
 from lesionseg.request import request_sha256
 from lesionseg.runs import RunInfo, finished_run, provenance, sha256_of, weights_sha256
@@ -41,7 +41,7 @@ def describe_run(plain: dict[str, Any], args: Sequence[str]) -> RunInfo:
     Raises:
         InputError: store or weights are missing, or real CT would be fine-tuned from generated CT.
     """
-    store, init = Store.open(Path(plain["data"]["store"])), plain["model"]["init_args"]
+    store, init = read_manifest(Path(plain["data"]["store"])), plain["model"]["init_args"]
     source = Path(init["weights"]) if init["weights"] and init["transfer"] else None
     if source is not None:
         _refuse_generated_start(source, store)

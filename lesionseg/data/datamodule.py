@@ -10,9 +10,10 @@ import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
 from lesionseg.data.augment import Augmentation
-from lesionseg.data.dataset import EvaluationSampler, SliceDataset, SliceRef, TrainingSampler, collate
+from lesionseg.data.dataset import EvaluationSampler, SliceDataset, TrainingSampler, collate
 from lesionseg.data.folds import Split, split
-from lesionseg.data.store import CaseRecord, Store
+from lesionseg.data.slice_table import SliceTable
+from lesionseg.data.store import Store
 from lesionseg.errors import InputError
 from lesionseg.inputs import InputSpec
 from lesionseg.labels import LESION_TYPES, TARGETS
@@ -104,7 +105,7 @@ class LesionDataModule(pl.LightningDataModule):
         rank, world_size = self._ranks()
         epoch, batch = self._next_batch()
         sampler = TrainingSampler(
-            [ref.foreground for ref in self.train.slices],
+            self.train.slices.foreground,
             keep_empty=self.keep_empty,
             batch_size=self.batch_size,
             seed=self.seed,
@@ -129,10 +130,11 @@ class LesionDataModule(pl.LightningDataModule):
 
     def _dataset(self, case_ids: tuple[str, ...], training: bool = False) -> SliceDataset:
         assert self.store is not None
-        slices = [ref for case_id in case_ids for ref in self._slices(self.records[case_id])]
+        place = {record.case_id: i for i, record in enumerate(self.store.records)}
+        chosen = [place[case_id] for case_id in case_ids]
         return SliceDataset(
             self.store,
-            slices,
+            SliceTable(self.store.records, chosen, all_slices=self.target.name == "liver"),
             self.target,
             self.input,
             seed=self.seed,
@@ -140,13 +142,6 @@ class LesionDataModule(pl.LightningDataModule):
             same_neighbours=self.same_neighbours if training else 0.0,
             implant_probability=self.implant_probability if training else 0.0,
         )
-
-    def _slices(self, record: CaseRecord) -> list[SliceRef]:
-        """The slices of a case that this target is about: all for the liver, those with liver for lesions."""
-        liver, lesion = set(record.liver_slices), set(record.lesion_slices)
-        if self.target.name == "liver":
-            return [SliceRef(record.case_id, i, i in liver) for i in range(record.shape[0])]
-        return [SliceRef(record.case_id, i, i in lesion) for i in sorted(liver)]
 
     def _evaluation_loader(self, dataset: SliceDataset, seed: int | None) -> DataLoader:
         rank, world_size = self._ranks()

@@ -11,18 +11,11 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from lesionseg.data.augment import Augmentation
+from lesionseg.data.slice_table import SliceTable
 from lesionseg.data.store import Store
 from lesionseg.implant import implant
 from lesionseg.inputs import Box, InputSpec, neighbours
 from lesionseg.labels import Target
-
-
-class SliceRef(NamedTuple):
-    """One slice of a store: the case, the slice number, and whether it holds what the net is to find."""
-
-    case_id: str
-    slice: int
-    foreground: bool
 
 
 class Draw(NamedTuple):
@@ -92,7 +85,7 @@ class SliceDataset(Dataset[Sample]):
     def __init__(
         self,
         store: Store,
-        slices: Sequence[SliceRef],
+        slices: SliceTable,
         target: Target,
         spec: InputSpec,
         *,
@@ -104,8 +97,6 @@ class SliceDataset(Dataset[Sample]):
         self.store, self.slices, self.target, self.spec = store, slices, target, spec
         self.seed, self.augmentation, self.same_neighbours = seed, augmentation, same_neighbours
         self.implant_probability = implant_probability
-        self._boxes = {record.case_id: record.liver_box for record in store.records}
-        self._cases = {record.case_id: i for i, record in enumerate(store.records)}
 
     def __len__(self) -> int:
         return len(self.slices)
@@ -120,8 +111,8 @@ class SliceDataset(Dataset[Sample]):
         hu, labels = self.store.hu(case_id)[near], self.store.labels(case_id)[near]
         if draw is not None and seeds[2] < self.implant_probability * 2**32:
             hu, labels = self._implanted(hu, labels, middle, case_id, int(seeds[3]))
-        reference, place = self.target.apply(labels[middle]), Place(position, self._cases[case_id], index)
-        box = self.spec.box(self._boxes[case_id], *reference.shape)
+        reference, place = self.target.apply(labels[middle]), Place(position, int(self.slices.case[position]), index)
+        box = self.spec.box(self.store.record(case_id).liver_box, *reference.shape)
         alone = draw is not None and seeds[0] < self.same_neighbours * 2**32
         slices = np.stack([hu[middle]] * 3) if alone else neighbours(hu, middle)
         image, target = self.spec.encode(slices, box), self.spec.encode_labels(reference, box)

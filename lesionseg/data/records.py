@@ -16,7 +16,7 @@ from lesionseg.measurements import FULL_CONNECTIVITY, longest_diameter
 from lesionseg.scan import Case
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class LesionRecord:
     """One connected lesion of one type.
 
@@ -37,7 +37,7 @@ class LesionRecord:
     diameter_mm: float | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class CaseRecord:
     """One case of a store. Ids are pseudonyms; arrays are in the orientation of `scan.to_canonical`.
 

@@ -10,10 +10,13 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import math
+import os
 import re
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any, Literal
@@ -33,6 +36,7 @@ STORE_FORMAT = 1
 MANIFEST, CASES = "manifest.json", "cases"
 HU, LABELS, RECORD = "hu.npy", "labels.npy", "record.json"
 CASE_ID = re.compile(r"p[0-9a-f]{10}-[0-9a-f]{6}")
+_DTYPES = {HU: np.dtype(np.int16), LABELS: np.dtype(np.uint8)}
 _REMEDY = "run `lesionseg prepare` again"
 
 
@@ -56,16 +60,19 @@ class Store:
     def open(cls, path: str | Path, *, verify: bool = False) -> Store:
         """Read the manifest and see that every array is there in its full size.
 
+        What is in a file shows when it is read: opening all of them would take long where there are many.
+
         Args:
             path: folder made by `prepare`.
-            verify: also recompute all checksums (reads every voxel).
+            verify: also open every array and recompute all checksums (reads every voxel).
 
         Raises:
             InputError: no store, an unfinished or damaged one, or one of another format.
         """
         store = read_manifest(Path(path))
         for record in store.records:
-            problem = array_damage(case_folder(store.path, record.case_id), record, verify=verify)
+            folder = case_folder(store.path, record.case_id)
+            problem = array_damage(folder, record, verify=True) if verify else size_damage(folder, record)
             if problem is not None:
                 raise problem
         return store
@@ -94,12 +101,22 @@ class Store:
         return self._by_id[case_id]
 
     def hu(self, case_id: str) -> np.memmap:
-        """Hounsfield units, int16 (D, H, W), read-only and mapped: only what is touched is read."""
-        return _mapped(case_folder(self.path, case_id) / HU)
+        """Hounsfield units, int16 (D, H, W), read-only and mapped: only what is touched is read.
+
+        Raises:
+            InputError: the file holds something else, or is gone; `labels` alike.
+        """
+        return self._array(case_id, HU)
 
     def labels(self, case_id: str) -> np.memmap:
         """Label ids, uint8 (D, H, W), read-only and mapped."""
-        return _mapped(case_folder(self.path, case_id) / LABELS)
+        return self._array(case_id, LABELS)
+
+    def _array(self, case_id: str, name: str) -> np.memmap:
+        array = _mapped_as(case_folder(self.path, case_id) / name, self.record(case_id).shape, _DTYPES[name])
+        if isinstance(array, InputError):
+            raise array
+        return array
 
     def scan(self, case_id: str) -> Scan:
         """A case as a scan, its voxels read into memory; the case id stands for the name."""
@@ -121,24 +138,38 @@ def read_manifest(path: Path) -> Store:
 
 def array_damage(folder: Path, record: CaseRecord, *, verify: bool = False) -> InputError | None:
     """What is wrong with the arrays in the folder of a case, if anything; `verify` recomputes their checksums."""
-    arrays = ((HU, np.dtype(np.int16), record.voxel_sha256), (LABELS, np.dtype(np.uint8), record.labels_sha256))
-    for name, dtype, checksum in arrays:
-        file, expected = folder / name, f"{dtype} array of shape {record.shape}"
-        try:
-            array = _mapped(file)
-            size = file.stat().st_size
-        except (OSError, ValueError, EOFError, SyntaxError, TokenError) as error:  # what a garbled header leads to
-            return InputError(
-                file, expected=expected, got=f"no readable array ({error})", remedy=_REMEDY, code="store-array"
-            )
-        if array.shape != record.shape or array.dtype != dtype or size != array.offset + array.nbytes:
-            got = f"{array.dtype} {array.shape} in {size} bytes"
-            return InputError(file, expected=expected, got=got, remedy=_REMEDY, code="store-array")
+    if (problem := size_damage(folder, record)) is not None:
+        return problem
+    for name, checksum in ((HU, record.voxel_sha256), (LABELS, record.labels_sha256)):
+        array = _mapped_as(folder / name, record.shape, _DTYPES[name])
+        if isinstance(array, InputError):
+            return array
         if verify and array_sha256(array) != checksum:
-            return InputError(
-                file, expected=f"sha256 {checksum}", got="other voxels", remedy=_REMEDY, code="store-array"
-            )
+            return _damaged(folder / name, f"sha256 {checksum}", "other voxels")
     return None
+
+
+def size_damage(folder: Path, record: CaseRecord) -> InputError | None:
+    """What the sizes of the files in the folder of a case tell: an array that is missing, short or long."""
+    for name, dtype in _DTYPES.items():
+        expected = _header_bytes(record.shape, dtype) + math.prod(record.shape) * dtype.itemsize
+        try:
+            size = os.stat(folder / name).st_size
+        except OSError as error:
+            return _damaged(folder / name, f"{dtype} array of shape {record.shape}", f"no file ({error.strerror})")
+        if size != expected:
+            return _damaged(folder / name, f"{dtype} array of shape {record.shape}, {expected} bytes", f"{size} bytes")
+    return None
+
+
+@lru_cache
+def _header_bytes(shape: tuple[int, ...], dtype: np.dtype) -> int:
+    """Bytes before the values of an array that `np.save` wrote."""
+    text = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        text, {"shape": shape, "fortran_order": False, "descr": np.lib.format.dtype_to_descr(dtype)}
+    )
+    return text.tell()
 
 
 def case_folder(store: Path, case_id: str) -> Path:
@@ -153,11 +184,20 @@ def manifest_text(kind: StoreKind, records: tuple[CaseRecord, ...]) -> str:
     return json.dumps(content, sort_keys=True, allow_nan=False, indent=1) + "\n"
 
 
-def _mapped(file: Path) -> np.memmap:
-    array = np.load(file, mmap_mode="r")
-    if not isinstance(array, np.memmap):
-        raise ValueError("not a plain .npy file")
+def _mapped_as(file: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.memmap | InputError:
+    """The array in a file, read-only and mapped, or what is wrong with it."""
+    expected = f"{dtype} array of shape {shape}"
+    try:
+        array = np.load(file, mmap_mode="r")
+    except (OSError, ValueError, EOFError, SyntaxError, TokenError) as error:  # what a garbled header leads to
+        return _damaged(file, expected, f"no readable array ({error})")
+    if not isinstance(array, np.memmap) or array.shape != shape or array.dtype != dtype:
+        return _damaged(file, expected, f"{array.dtype} {array.shape}")
     return array
+
+
+def _damaged(file: Path, expected: str, got: str) -> InputError:
+    return InputError(file, expected=expected, got=got, remedy=_REMEDY, code="store-array")
 
 
 def _manifest_bytes(path: Path) -> bytes:

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from made_cases import AFFINE, Made, made, source
 
 from lesionseg.data.augment import Augmentation
-from lesionseg.data.dataset import Draw, EvaluationSampler, SliceDataset, SliceRef, TrainingSampler, collate
+from lesionseg.data.dataset import Draw, EvaluationSampler, SliceDataset, TrainingSampler, collate
 from lesionseg.data.prepare import prepare
+from lesionseg.data.slice_table import SliceTable
 from lesionseg.data.store import Store
 from lesionseg.inputs import Box, InputSpec, crop, neighbours, paste, slice_box
 from lesionseg.labels import TARGETS
@@ -29,8 +30,8 @@ def stored(folder: Path, *cases: Made) -> Store:
     return prepare(sources, folder / "store", kind="lits", workers=1)
 
 
-def every_slice(store: Store) -> list[SliceRef]:
-    return [SliceRef(r.case_id, i, i in r.lesion_slices) for r in store.records for i in range(r.shape[0])]
+def every_slice(store: Store) -> SliceTable:
+    return SliceTable(store.records, range(len(store.records)), all_slices=True)
 
 
 @st.composite

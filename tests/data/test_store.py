@@ -1,6 +1,7 @@
 import json
 import math
 import pickle
+import re
 import shutil
 
 import numpy as np
@@ -85,12 +86,18 @@ FAULTS = {
     "labels gone": (lambda path: (first_case(path) / "labels.npy").unlink(), "labels.npy"),
     "short array": (lambda path: truncate(first_case(path) / "hu.npy"), "hu.npy"),
     "empty array": (lambda path: (first_case(path) / "hu.npy").write_bytes(b""), "hu.npy"),
-    "long array": (lambda path: (first_case(path) / "hu.npy").open("ab").write(b"0000"), "bytes"),
-    "other type": (lambda path: np.save(first_case(path) / "hu.npy", np.zeros((4, 32, 32))), "float64"),
+    "long array": (lambda path: (first_case(path) / "hu.npy").open("ab").write(b"0000"), "8324 bytes"),
+    "other type": (lambda path: np.save(first_case(path) / "hu.npy", np.zeros((4, 32, 32))), "32896 bytes"),
     "pickle": (
         lambda path: np.save(first_case(path) / "hu.npy", np.array([{}], object), allow_pickle=True),
-        "no readable array",
+        "hu.npy: expected int16 array",
     ),
+}
+#: Faults in files of the right size, which show when they are read.
+HIDDEN = {
+    "other type": (lambda file: np.save(file, np.zeros((4, 32, 32), np.float16)), "float16"),
+    "other shape": (lambda file: np.save(file, np.zeros((2, 64, 32), np.int16)), "(2, 64, 32)"),
+    "no array": (lambda file: file.write_bytes(bytes(8320)), "no readable array"),
 }
 
 
@@ -102,6 +109,18 @@ def test_a_faulty_store_is_refused(path, fault):
         Store.open(path)
     assert "\n" not in str(caught.value)
     assert caught.value.code in ("store-manifest", "store-array")
+
+
+@pytest.mark.parametrize("fault", HIDDEN)
+def test_a_file_of_the_right_size_is_refused_when_it_is_read(path, fault):
+    damage, says = HIDDEN[fault]
+    damage(first_case(path) / "hu.npy")
+    store = Store.open(path)
+    for read in (lambda: store.hu(first_case(path).name), lambda: Store.open(path, verify=True)):
+        with pytest.raises(InputError, match=re.escape(says)) as caught:
+            read()
+        assert caught.value.code == "store-array"
+    store.labels(first_case(path).name)
 
 
 @pytest.mark.parametrize("name", ["hu.npy", "labels.npy"])
@@ -127,7 +146,9 @@ def test_garbled_bytes_are_an_input_error_or_harmless(path):
                 garbled[place] = rng.integers(256)
             file.write_bytes(garbled if rng.random() < 0.7 else garbled[: rng.integers(len(garbled))])
             try:
-                Store.open(path)
+                store = Store.open(path)
+                for record in store.records:
+                    store.hu(record.case_id)
             except InputError:
                 refused += 1
         file.write_bytes(whole)
