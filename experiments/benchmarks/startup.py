@@ -69,7 +69,7 @@ def fit(store: Path, run: Path, began: float) -> None:
 
 
 def setup(store: Path, target: str) -> None:
-    """Set the data module up in this process; print seconds, MB more than before, slices, seconds of an epoch's order."""
+    """Set the data module up in this process; print seconds, MB more than before, slices, seconds of an order."""
     from lesionseg.data.datamodule import LesionDataModule
     from lesionseg.inputs import InputSpec
 

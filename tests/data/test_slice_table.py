@@ -3,14 +3,14 @@
 import pickle
 
 import numpy as np
+import pytest
 from made_cases import cohort
-from pytest import fixture
 
 from lesionseg.data.prepare import prepare
 from lesionseg.data.slice_table import SliceRef, SliceTable
 
 
-@fixture(scope="module")
+@pytest.fixture(scope="module")
 def records(tmp_path_factory):
     folder = tmp_path_factory.mktemp("table")
     return prepare(cohort(folder / "in", n=4), folder / "store", kind="slices", workers=1).records
