@@ -225,6 +225,16 @@ lint: setup ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+BENCHMARKS := prepare random_slice augmentation training_step freeze_states frozen_prefix settings segment_peers startup gpu
+MEASURED := runs/benchmark
+
+.PHONY: benchmark
+benchmark: setup ## our speed against limits and rivals (`make peers-setup` first, for the rivals), as one table
+	@for name in $(BENCHMARKS); do echo "== $$name"; \
+	  $(BIN)/python experiments/benchmarks/$$name.py --output $(MEASURED)/$$name.json || exit; done
+	@$(BIN)/python experiments/benchmarks/scaling.py $(MEASURED)
+	@$(BIN)/python experiments/benchmarks/table.py $(MEASURED)
+
 # The whole chain on real CT: every folder of REAL is read, then each fold of its LiTS patients is trained for minutes.
 REAL := ../shared/data
 REAL_RUN := runs/check-real
