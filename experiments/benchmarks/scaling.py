@@ -57,9 +57,8 @@ def main() -> None:
     grown = json.loads((folder / "startup.json").read_text())["grown"]
     prepared = json.loads((folder / "prepare.json").read_text())
     slice_s = 1 / (statistics.median(prepared["rows"][0]["ours"]) * prepared["slices"])
-    print(
-        "| store | disk | prepare, 2 cores | setup | order of an epoch | memory of a process |\n|---|---|---|---|---|---|"
-    )
+    columns = ("store", "disk", "prepare, 2 cores", "setup", "order of an epoch", "memory of a process")
+    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     for wish in WISHES:
         slices = wish.cases * wish.slices
         setup, order, memory = (line(grown, figure, wish)[2] for figure in ("setup_s", "order_s", "memory_mb"))
