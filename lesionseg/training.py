@@ -174,7 +174,7 @@ class RunCLI(LightningCLI):
             kwargs["strategy"] = joined()
         try:
             trainer = super().instantiate_trainer(**kwargs)
-        except (MisconfigurationException, TypeError, ValueError, ImportError) as error:
+        except (MisconfigurationException, TypeError, ValueError, RuntimeError, ImportError) as error:
             got = " ".join(str(error).split())
             raise InputError("trainer", expected="settings for this machine", got=got, remedy="change them") from error
         refuse_unfit(trainer, config.trainer.sync_batchnorm)
@@ -307,7 +307,8 @@ def _quieten() -> None:
     """Silence what Lightning and W&B say that a user of this package can do nothing about."""
     for message in ("The number of training batches", "The '.*_dataloader' does not have many workers", "isinstance",
                     "Total length of `list`", "Experiment logs directory", "Checkpoint directory",
-                    "You're resuming from a checkpoint that ended before"):  # fmt: skip
+                    "You're resuming from a checkpoint that ended before",
+                    "It is recommended to use `self.log"):  # fmt: skip
         warnings.filterwarnings("ignore", message=f".*{message}")
     for name in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.seed"):
         logging.getLogger(name).addFilter(lambda record: not record.getMessage().startswith(_SMALL_TALK))

@@ -20,10 +20,14 @@ class GlobalBatch(pl.Callback):
         share, steps = data.share(ranks), -(-int(trainer.num_training_batches) // batches)
         times = f" x {batches} batches" if batches > 1 else ""
         rank_zero_info(
-            f"{data.batch_size * batches} slices a step = {ranks} {'ranks' if ranks > 1 else 'rank'} x {share}{times}; "
-            f"{steps} steps an epoch; learning rate {pl_module.lr:g} for any number of ranks"
+            f"{data.batch_size * batches} slices a step = {_counted(ranks, 'rank')} x {share}{times}; "
+            f"{_counted(steps, 'step')} an epoch; learning rate {pl_module.lr:g} for any number of ranks"
         )
         run = wandb_run(trainer)
         if run is not None:  # a run that goes on may have other ranks
             told = {"ranks": ranks, "slices_a_step": data.batch_size * batches, "steps_an_epoch": steps}
             run.config.update(told, allow_val_change=True)
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
