@@ -78,7 +78,7 @@ def test_ranks_that_would_wait_in_vain_are_refused(pretraining, tmp_path, monkey
 
 @pytest.fixture(scope="module")
 def more(tmp_path_factory):
-    """Options of a short pretraining that is the same on any number of ranks: six epochs of three steps of six slices."""
+    """Options of a short pretraining, the same on any number of ranks: six epochs of three steps of six slices."""
     path = tmp_path_factory.mktemp("schedule") / "again.yaml"
     path.write_text(yaml.safe_dump({"schedule": {"trains": TRAINS}}))
     return (
@@ -186,32 +186,57 @@ def test_three_ranks_one_of_which_is_killed_and_the_same_command_goes_on(tmp_pat
     assert_same_tables(read_run(run), shared, atol=1e-12)
 
 
-def test_the_first_rank_is_killed_and_another_number_of_ranks_goes_on(tmp_path, command, alone):
-    """It had started the other, which must not stay behind."""
-    run = tmp_path / "run"
+needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+
+
+@needs_make
+def test_the_first_rank_is_killed_and_two_machines_joined_by_torchrun_go_on(machines, command, alone):
+    """It had started the other rank, which must not stay behind."""
+    run, words = machines
     status, text = fitted(command, run, 2, KILL="0:5")
     assert (status, len(said(text))) == (-9, 1)
     assert "what had started rank 1 of 2 is gone" in said(text)[0]
-    assert main(command(run)) == 0
-    assert_same_run(run, alone, ranks=1)
+    assert load(run)["global_step"] == STEPS
+    for status, text in map(ended, [started(*words) for _ in range(2)]):
+        assert status == 0, text
+    assert_same_run(run, alone, ranks=2)
 
 
-@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
-def test_two_machines_joined_by_torchrun_one_rank_is_killed_and_the_same_commands_go_on(
-    tmp_path, more, alone, lits_store
-):
-    """`make` with NODES and MEET, twice on this machine."""
+@needs_make
+def test_a_rank_of_two_machines_is_killed_and_slurm_goes_on(machines, alone, tmp_path):
+    """Each torchrun ends; then `train.sbatch`, whose srun is played by a script that starts as many ranks."""
+    run, words = machines
+    for status, _ in map(ended, [started(*words, KILL="1:5") for _ in range(2)]):
+        assert status == 2  # of make
+    assert load(run)["global_step"] == STEPS
+    (tmp_path / "srun").write_text(SRUN)
+    (tmp_path / "srun").chmod(0o755)
+    slurm = {"SLURM_JOB_NAME": "a", "SLURM_JOB_ID": "40404", "SLURM_NODELIST": "127.0.0.1", "SLURM_NTASKS": "2",
+             "SLURM_NTASKS_PER_NODE": "1", "SLURM_JOB_NUM_NODES": "2", "SLURM_NNODES": "2",
+             "PATH": f"{tmp_path}:{os.environ['PATH']}"}  # fmt: skip
+    given = [word for word in words[1:] if not word.startswith(("DEVICES", "NODES", "MEET"))]
+    status, text = ended(started("bash", "experiments/slurm/train.sbatch", *given, **slurm))
+    assert status == 0, text
+    assert_same_run(run, alone, ranks=2)
+
+
+#: What srun does with `train.sbatch` on two machines, as far as a rank can tell; `.venv` is that of the tests.
+SRUN = f"""#!/bin/bash
+test "$1 $2" = "--kill-on-bad-exit=1 .venv/bin/lesionseg" || exit 3
+for rank in 0 1; do
+  SLURM_PROCID=$rank SLURM_NODEID=$rank SLURM_LOCALID=0 SLURM_STEP_NUM_TASKS=2 {LESIONSEG} "${{@:3}}" & ranks+=($!)
+done
+for rank in "${{ranks[@]}}"; do wait "$rank" || exit; done
+"""
+
+
+@pytest.fixture
+def machines(tmp_path, lits_store, more):
+    """A run folder, and the command of `make` that trains into it on each of two machines (here this one, twice)."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         meet = f"127.0.0.1:{free.getsockname()[1]}"
-    words = ["make", "pretrain-lesion", "DEVICES=1", "NODES=2", f"MEET={meet}", f"RUN={tmp_path}",
-             f"DATA={lits_store.parent}", f"PRETRAIN_OPTIONS={more}",
-             f"TORCHRUN={sys.executable} -m torch.distributed.run"]  # fmt: skip
-    for machine in [started(*words, KILL="1:5") for _ in range(2)]:
-        status, text = ended(machine)
-        assert status == 2  # of make
-    assert load(tmp_path / "pretrain" / "lesion")["global_step"] == STEPS
-    for machine in [started(*words) for _ in range(2)]:
-        status, text = ended(machine)
-        assert status == 0, text
-    assert_same_run(tmp_path / "pretrain" / "lesion", alone, ranks=2)
+    return tmp_path / "pretrain" / "lesion", [
+        "make", "pretrain-lesion", "DEVICES=1", "NODES=2", f"MEET={meet}", f"RUN={tmp_path}",
+        f"DATA={lits_store.parent}", f"PRETRAIN_OPTIONS={more}", f"TORCHRUN={sys.executable} -m torch.distributed.run",
+    ]  # fmt: skip
