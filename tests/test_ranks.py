@@ -32,6 +32,15 @@ TORCHRUN = {"TORCHELASTIC_RUN_ID": "a", "WORLD_SIZE": "2", "RANK": "0", "LOCAL_R
 BATCH_SCRIPT = {"SLURM_JOB_NAME": "a", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2",
                 "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}  # fmt: skip
 LESIONSEG = f"{sys.executable} -m lesionseg.cli"
+#: What srun does with `train.sbatch`, as far as a rank can tell, one rank a machine; `.venv` is that of the tests.
+SRUN = f"""#!/bin/bash
+test "$1 $2" = "--kill-on-bad-exit=1 .venv/bin/lesionseg" || exit 3
+for ((rank = 0; rank < SLURM_NTASKS; rank++)); do
+  SLURM_PROCID=$rank SLURM_NODEID=$rank SLURM_STEP_NUM_TASKS=$SLURM_NTASKS {LESIONSEG} "${{@:3}}" & ranks+=($!)
+done
+for rank in "${{ranks[@]}}"; do wait "$rank" || exit; done
+"""
+needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 
 
 @pytest.mark.parametrize(
@@ -104,6 +113,13 @@ def alone(tmp_path_factory, command):
     return run
 
 
+@pytest.fixture
+def in_make(tmp_path, lits_store, more):
+    """The words by which `make` trains the same, in a folder of this test."""
+    place = [f"RUN={tmp_path}", f"DATA={lits_store.parent}", "CORES=1"]
+    return ["pretrain-lesion", *place, f"PRETRAIN_OPTIONS={more}"]
+
+
 def environment(**more):
     """For a process of its own: the package, the task beside this file, and nothing of an outer make or torchrun."""
     outer = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "GNUMAKEFLAGS"}
@@ -168,16 +184,22 @@ def test_the_run_of_one_rank_freezes_and_thaws(alone):
     assert RunInfo.read(alone).ranks == 1
 
 
-def test_three_ranks_one_of_which_is_killed_and_the_same_command_goes_on(tmp_path, command, alone, lits_store):
-    """They read one store, and leave no trace in it."""
-    run, before = tmp_path / "run", listing(lits_store)
+@needs_make
+def test_three_ranks_one_of_which_is_killed_and_slurm_goes_on(tmp_path, command, in_make, alone, lits_store):
+    """By `train.sbatch`, whose srun is played by a script. All ranks read one store, and leave no trace in it."""
+    run, before = tmp_path / "pretrain" / "lesion", listing(lits_store)
     status, text = fitted(command, run, 3, KILL="2:5")
     assert (status, said(text)) == (1, ["lesionseg: failed: rank 2 of 3 was killed (SIGKILL); the same command "
                                         "continues from the last checkpoint"])  # fmt: skip
     assert load(run)["global_step"] == STEPS
     assert RunInfo.read(run).state == "running"
-    status, text = fitted(command, run, 3)
-    assert (status, said(text)) == (0, [])
+    (tmp_path / "srun").write_text(SRUN)
+    (tmp_path / "srun").chmod(0o755)
+    slurm = {**BATCH_SCRIPT, "SLURM_JOB_ID": "40404", "SLURM_NODELIST": "127.0.0.1", "SLURM_JOB_NUM_NODES": "3",
+             "SLURM_NNODES": "3", "SLURM_NTASKS": "3", "SLURM_NTASKS_PER_NODE": "1",
+             "PATH": f"{tmp_path}:{os.environ['PATH']}"}  # fmt: skip
+    status, text = ended(started("bash", "experiments/slurm/train.sbatch", *in_make, **slurm))
+    assert (status, said(text)) == (0, []), text
     assert "6 slices a step = 3 ranks x 2; 3 steps an epoch; learning rate 0.001 for any number of ranks" in text
     assert_same_run(run, alone, ranks=3)
     assert listing(lits_store) == before
@@ -186,61 +208,29 @@ def test_three_ranks_one_of_which_is_killed_and_the_same_command_goes_on(tmp_pat
     assert_same_tables(read_run(run), shared, atol=1e-12)
 
 
-needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
-
-
-@needs_make
-def test_the_first_rank_is_killed_and_two_machines_joined_by_torchrun_go_on(machines, command, alone, tmp_path):
+def test_the_first_rank_is_killed_and_another_number_of_ranks_goes_on(tmp_path, command, alone):
     """It had started the other rank, which must not stay behind."""
-    run, words = machines
+    run = tmp_path / "run"
     status, text = fitted(command, run, 2, KILL="0:5")
     assert (status, len(said(text))) == (-9, 1)
     assert "what had started rank 1 of 2 is gone" in said(text)[0]
     assert load(run)["global_step"] == STEPS
-    other = shutil.copytree(run, tmp_path / "other")
-    for status, text in map(ended, [started(*words) for _ in range(2)]):
-        assert status == 0, text
-    assert_same_run(run, alone, ranks=2)
-    assert main(command(other)) == 0  # so does another number of ranks
-    assert_same_run(other, alone, ranks=1)
+    assert main(command(run)) == 0
+    assert_same_run(run, alone, ranks=1)
 
 
 @needs_make
-def test_a_rank_of_two_machines_is_killed_and_slurm_goes_on(machines, alone, tmp_path):
-    """Each torchrun ends; then `train.sbatch`, whose srun is played by a script that starts as many ranks."""
-    run, words = machines
+def test_two_machines_joined_by_torchrun_one_rank_is_killed_and_the_same_commands_go_on(tmp_path, in_make, alone):
+    """Both machines are this one."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meet = f"MEET=127.0.0.1:{free.getsockname()[1]}"
+    torchrun = f"TORCHRUN={sys.executable} -m torch.distributed.run"
+    words, run = ["make", "DEVICES=1", "NODES=2", meet, torchrun, *in_make], tmp_path / "pretrain" / "lesion"
     ends = [ended(machine) for machine in [started(*words, KILL="1:5") for _ in range(2)]]
     assert [status for status, _ in ends] == [2, 2]  # of make
     assert sum("lesionseg: failed: rank 0 of 2 has lost another one (" in text for _, text in ends) == 1
     assert load(run)["global_step"] == STEPS
-    (tmp_path / "srun").write_text(SRUN)
-    (tmp_path / "srun").chmod(0o755)
-    slurm = {"SLURM_JOB_NAME": "a", "SLURM_JOB_ID": "40404", "SLURM_NODELIST": "127.0.0.1", "SLURM_NTASKS": "2",
-             "SLURM_NTASKS_PER_NODE": "1", "SLURM_JOB_NUM_NODES": "2", "SLURM_NNODES": "2",
-             "PATH": f"{tmp_path}:{os.environ['PATH']}"}  # fmt: skip
-    given = [word for word in words[1:] if not word.startswith(("DEVICES", "NODES", "MEET"))]
-    status, text = ended(started("bash", "experiments/slurm/train.sbatch", *given, **slurm))
-    assert status == 0, text
+    for status, text in [ended(machine) for machine in [started(*words) for _ in range(2)]]:
+        assert status == 0, text
     assert_same_run(run, alone, ranks=2)
-
-
-#: What srun does with `train.sbatch` on two machines, as far as a rank can tell; `.venv` is that of the tests.
-SRUN = f"""#!/bin/bash
-test "$1 $2" = "--kill-on-bad-exit=1 .venv/bin/lesionseg" || exit 3
-for rank in 0 1; do
-  SLURM_PROCID=$rank SLURM_NODEID=$rank SLURM_LOCALID=0 SLURM_STEP_NUM_TASKS=2 {LESIONSEG} "${{@:3}}" & ranks+=($!)
-done
-for rank in "${{ranks[@]}}"; do wait "$rank" || exit; done
-"""
-
-
-@pytest.fixture
-def machines(tmp_path, lits_store, more):
-    """A run folder, and the command of `make` that trains into it on each of two machines (here this one, twice)."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        meet = f"127.0.0.1:{free.getsockname()[1]}"
-    return tmp_path / "pretrain" / "lesion", [
-        "make", "pretrain-lesion", "CORES=1", "DEVICES=1", "NODES=2", f"MEET={meet}", f"RUN={tmp_path}",
-        f"DATA={lits_store.parent}", f"PRETRAIN_OPTIONS={more}", f"TORCHRUN={sys.executable} -m torch.distributed.run",
-    ]  # fmt: skip
