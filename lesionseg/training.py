@@ -206,11 +206,12 @@ class RunCLI(LightningCLI):
         return {**kwargs, "ckpt_path": self.checkpoint, "weights_only": True}
 
     def _held(self) -> RunInfo | None:
-        """The run in the folder. The first of several ranks may be taking it away just now."""
+        """The run in the folder; None: there is none, or the first of several ranks is taking it away just now."""
+        path = self.run_dir / RUN_FILE
         try:
-            return RunInfo.read(self.run_dir)
+            return RunInfo.read(self.run_dir) if path.exists() else None
         except InputError:
-            if (self.run_dir / RUN_FILE).exists():
+            if path.exists():
                 raise
             return None
 
