@@ -16,7 +16,11 @@ SLICES :=
 IMPLANT :=
 HOLD :=
 EPOCHS :=
+# Devices that one training takes on a machine, and machines that it takes. With NODES nothing is prepared, or each machine
+# would do it: srun has started the ranks (experiments/slurm/train.sbatch), or torchrun does, and they meet at MEET=host:port.
 DEVICES :=
+NODES :=
+MEET :=
 # More options of `lesionseg prepare`, e.g. LITS_OPTIONS='--groups groups.csv' SLICES_OPTIONS='--labels cyst=3,metastasis=1'
 LITS_OPTIONS :=
 SLICES_OPTIONS :=
@@ -40,27 +44,45 @@ SEEDS := 0
 # The row that the others are compared with; none: baseline.
 AGAINST :=
 
-FIT := $(LESIONSEG) fit
+TORCHRUN := $(BIN)/torchrun
+MEETING = $(TORCHRUN) --nnodes $(or $(NODES),1) --nproc-per-node $(or $(DEVICES),gpu) \
+  --rdzv-backend c10d --rdzv-endpoint $(MEET) --rdzv-id=$(subst /,-,$(1))
+# $(1): the run folder.
+FIT = $(if $(MEET),$(MEETING) -m lesionseg.cli,$(LESIONSEG)) fit --trainer.default_root_dir $(1)
 PROFILE_FILE := experiments/profiles/$(PROFILE).yaml
 # More options of `lesionseg fit` for the cells of the grid, e.g. FIT_OPTIONS='--model.init_args.loss weighted_ce'
 FIT_OPTIONS :=
 # The same for the pretraining, e.g. PRETRAIN_OPTIONS='--data.folds 1' where HOLD leaves it too few patients for folds
 PRETRAIN_OPTIONS :=
-STEER = $(if $(EPOCHS),--trainer.max_epochs $(EPOCHS)) $(if $(DEVICES),--trainer.devices $(DEVICES))
+STEER = $(if $(EPOCHS),--trainer.max_epochs $(EPOCHS)) $(if $(DEVICES),--trainer.devices $(DEVICES)) \
+  $(if $(NODES),--trainer.num_nodes $(NODES))
 
-# Cells of the grid run side by side: one a GPU, or two on the CPU with half of its cores each; `make -j N` says otherwise.
+# Trainings run side by side: as many as there are GPUs for, DEVICES each (none said: one); on the CPU two, of one rank
+# each, which share its cores. `make -j N` says otherwise. CUDA_VISIBLE_DEVICES says which of the GPUs are there.
 CORES := $(shell getconf _NPROCESSORS_ONLN)
-GPUS := $(shell nvidia-smi -L 2>/dev/null | wc -l)
+COMMA := ,
+MACHINE_GPUS := $(shell nvidia-smi -L 2>/dev/null | sed -nE 's/^GPU ([0-9]+):.*/\1/p')
+VISIBLE := $(filter-out -1,$(subst $(COMMA), ,$(CUDA_VISIBLE_DEVICES)))
+GPUS := $(if $(filter undefined,$(origin CUDA_VISIBLE_DEVICES)),$(MACHINE_GPUS),$(if $(MACHINE_GPUS),$(VISIBLE)))
+EACH := $(or $(shell grep -xE '[1-9][0-9]*' <<< '$(DEVICES)'),1)
+FITTING := $(shell n=$$(( $(or $(if $(GPUS),$(words $(GPUS))),2) / $(EACH) )); echo $$(( n > 1 ? n : 1 )))
 ifeq ($(filter -j% --jobserver%,$(MAKEFLAGS)),)
-MAKEFLAGS += -j$(if $(filter 0,$(GPUS)),2,$(GPUS))
+MAKEFLAGS += -j$(if $(NODES),1,$(FITTING))
 endif
 JOBS = $(or $(patsubst -j%,%,$(filter -j%,$(MAKEFLAGS))),$(CORES))
-THREADS = $$(( $(CORES) > $(JOBS) ? $(CORES) / $(JOBS) : 1 ))
+THREADS = $$(( $(CORES) / $(JOBS) / $(EACH) > 1 ? $(CORES) / $(JOBS) / $(EACH) : 1 ))
+# What stands before a training: its threads and, where others run beside it, GPUs of its own. They belong to the first of
+# JOBS places that is free; the lock on it ends with the training, whichever way.
+PLACE = mkdir -p $(RUN); for place in $$(seq 0 $$(( $(JOBS) - 1 ))); do \
+  exec 9> $(RUN)/.place$$place; flock -n 9 && break; done; gpus=($(GPUS)); \
+  CUDA_VISIBLE_DEVICES=$$(IFS=,; echo "$${gpus[*]:$$(( place % $(FITTING) * $(EACH) )):$(EACH)}")
+BESIDE = $(if $(GPUS),$(if $(filter-out 1,$(JOBS)),$(PLACE))) OMP_NUM_THREADS=$(THREADS)
 
 .PHONY: help
 help: ## list the targets
 	@echo "make TARGET [LITS=/path/to/LiTS] [SLICES=/path/to/slices.csv] [PROFILE=phantom|paper] [NAME=...]"
 	@echo "            [SCHEDULES='a b'] [FOLDS=3] [SEEDS='0 1'] [AGAINST=row] [EPOCHS=n] [DEVICES=n] [-j N]"
+	@echo "            [NODES=n] [MEET=host:port]"
 	@echo "            [SCHEDULE=a] [FOLD=0] [SEED=0] [INPUT=/path/to/study] [OUT=folder] [IMPLANT=1] [HOLD='case case']"
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 16
 
@@ -135,16 +157,15 @@ endif
 .PHONY: pretrain pretrain-liver pretrain-lesion
 pretrain: pretrain-liver pretrain-lesion ## train the liver net and the lesion net on LiTS
 
-pretrain-liver pretrain-lesion: pretrain-%: data-lits
-	@OMP_NUM_THREADS=$(THREADS) $(FIT) --config experiments/pretrain/$*.yaml --config $(PROFILE_FILE) \
-	  --data.store $(DATA)/lits --trainer.default_root_dir $(RUN)/pretrain/$* $(STEER) $(PRETRAIN_OPTIONS)
+pretrain-liver pretrain-lesion: pretrain-%: $(if $(NODES),,data-lits)
+	@$(BESIDE) $(call FIT,$(RUN)/pretrain/$*) --config experiments/pretrain/$*.yaml --config $(PROFILE_FILE) \
+	  --data.store $(DATA)/lits $(STEER) $(PRETRAIN_OPTIONS)
 
 # What a cell of the grid runs: $(1) schedule, $(2) fold, $(3) seed.
-FIT_CELL = $(FIT) --config experiments/finetune/lesion.yaml \
+FIT_CELL = $(call FIT,$(RUN)/finetune/$(1)/fold$(2)-seed$(3)) --config experiments/finetune/lesion.yaml \
   --config experiments/schedules/$(1).yaml --config $(PROFILE_FILE) --seed_everything $(3) \
   --data.store $(DATA)/slices --data.folds $(FOLDS) --data.fold $(2) \
-  --model.init_args.weights $(RUN)/pretrain/lesion \
-  --trainer.default_root_dir $(RUN)/finetune/$(1)/fold$(2)-seed$(3) $(STEER) $(FIT_OPTIONS)
+  --model.init_args.weights $(RUN)/pretrain/lesion $(STEER) $(FIT_OPTIONS)
 
 CELLS :=
 define CELL
@@ -154,19 +175,18 @@ INDEX := $$(words $$(CELLS))
 .PHONY: $(RUN)/finetune/$(1)/fold$(2)-seed$(3)
 $(RUN)/finetune/$(1)/fold$(2)-seed$(3): CELL_INDEX := $$(INDEX)
 $(RUN)/finetune/$(1)/fold$(2)-seed$(3): grid
-	@$$(if $$(filter-out 0,$$(GPUS)),$$(if $$(filter-out 1,$$(JOBS)),CUDA_VISIBLE_DEVICES=$$$$(( $$(CELL_INDEX) % $$(GPUS) )))) \
-	OMP_NUM_THREADS=$$(THREADS) $$(call FIT_CELL,$(1),$(2),$(3)) --cell $$(CELL_INDEX)/$$(words $$(CELLS))@$$(JOBS)
+	@$$(BESIDE) $$(call FIT_CELL,$(1),$(2),$(3)) --cell $$(CELL_INDEX)/$$(words $$(CELLS))@$$(JOBS)
 endef
 FOLD_NUMBERS := $(shell seq 0 $$(( $(FOLDS) - 1 )))
 $(foreach s,$(SCHEDULES),$(foreach k,$(FOLD_NUMBERS),$(foreach e,$(SEEDS),$(eval $(call CELL,$(s),$(k),$(e))))))
 
 .PHONY: grid finetune compare
-grid: pretrain-lesion data-slices
+grid: $(if $(NODES),,pretrain-lesion data-slices)
 	@echo "grid: $(words $(SCHEDULES)) schedules x $(FOLDS) folds x $(words $(SEEDS)) seeds = $(words $(CELLS)) cells in $(RUN)/finetune"
 
 COMPARE = $(LESIONSEG) compare $(RUN)/finetune $(if $(AGAINST),--against $(AGAINST)) --output $(RUN)/compare
 
-finetune: $(CELLS) pretrain ## pretrain where needed, fine-tune under every schedule, compare
+finetune: $(CELLS) $(if $(NODES),,pretrain) ## pretrain where needed, fine-tune under every schedule, compare
 	@$(COMPARE)
 
 compare: setup ## compare the finished runs again, AGAINST=row in the place of baseline
@@ -256,7 +276,6 @@ real-data: setup
 	@$(LESIONSEG) prepare lits $(REAL)/lits --groups $(REAL_RUN)/groups.csv --output $(REAL_RUN)/data/lits
 
 $(REAL_FITS): real-data
-	@OMP_NUM_THREADS=$(THREADS) $(FIT) --config experiments/pretrain/$(notdir $@).yaml \
+	@$(BESIDE) $(call FIT,$@) --config experiments/pretrain/$(notdir $@).yaml \
 	  --config experiments/profiles/real_cpu.yaml --data.store $(REAL_RUN)/data/lits \
-	  --data.folds 4 --data.fold $(subst fold,,$(notdir $(patsubst %/,%,$(dir $@)))) \
-	  --trainer.default_root_dir $@ $(STEER)
+	  --data.folds 4 --data.fold $(subst fold,,$(notdir $(patsubst %/,%,$(dir $@)))) $(STEER)

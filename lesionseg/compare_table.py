@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 
 import pandas as pd
 from rich import box
@@ -13,6 +13,7 @@ from rich.table import Table
 from lesionseg.grid import Grid
 from lesionseg.lesions import MIN_OVERLAP
 from lesionseg.results import MISSED, REFERENCE
+from lesionseg.runs import RunInfo
 from lesionseg.significance import PERMUTATIONS
 from lesionseg.statistics import FIGURES, PRIMARY, RESAMPLES, confusion
 from lesionseg.wording import ALPHA, cell, difference_cell, is_shown, p_cell, power, rank_cell, verdict
@@ -140,8 +141,8 @@ def provenance(grid: Grid) -> list[str]:
         lines.append("One seed: the intervals hold given these trained models, they do not cover training anew.")
     else:
         lines.append(f"{len(grid.seeds)} seeds: figures are means over seeds; the intervals cover patients and runs.")
-    lines += few_patients(len(grid.patients)) + few_runs(len(grid.folds), len(grid.seeds)) + mixed_code(grid)
-    return lines
+    lines += few_patients(len(grid.patients)) + few_runs(len(grid.folds), len(grid.seeds))
+    return lines + mixed_code(grid) + mixed_ranks(grid)
 
 
 def few_patients(n: int) -> list[str]:
@@ -169,16 +170,31 @@ def mixed_code(grid: Grid) -> list[str]:
 
     A finished run stays as it is when the code changes: its fingerprint is of settings, data and weights.
     """
-    rows: dict[str, list[str]] = {}
-    for run in grid.runs:
-        rows.setdefault(run.info.commit or "unknown", []).append(run.info.name)
-    if len(rows) == 1 and not any(commit.endswith("-dirty") for commit in rows):
+    commits = {run.info.commit or "unknown" for run in grid.runs}
+    if len(commits) == 1 and not any(commit.endswith("-dirty") for commit in commits):
         return []
-    listed = "; ".join(f"{commit}: {', '.join(in_paper_order(set(names)))}" for commit, names in sorted(rows.items()))
     return [
         "**Rows may differ by their code** and not by their schedule alone: it was changed between runs, or not "
-        f"committed (-dirty). Rows by commit: {listed}."
+        f"committed (-dirty). Rows by commit: {_rows_by(grid, lambda info: info.commit or 'unknown')}."
     ]
+
+
+def mixed_ranks(grid: Grid) -> list[str]:
+    """What to say of runs that were not all trained by as many ranks, if anything; `docs/scaling.md` says why."""
+    if len({run.info.ranks for run in grid.runs}) == 1:
+        return []
+    return [
+        "**Rows may differ by the number of ranks that trained them** and not by their schedule alone: batch norm and "
+        f"loss see the share of one rank. Rows by ranks: {_rows_by(grid, lambda info: str(info.ranks))}."
+    ]
+
+
+def _rows_by(grid: Grid, key: Callable[[RunInfo], str]) -> str:
+    """Names of the rows for each value of something that runs differ in."""
+    rows: dict[str, set[str]] = {}
+    for run in grid.runs:
+        rows.setdefault(key(run.info), set()).add(run.info.name)
+    return "; ".join(f"{value}: {', '.join(in_paper_order(names))}" for value, names in sorted(rows.items()))
 
 
 def data_kind(grid: Grid) -> str:

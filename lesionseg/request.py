@@ -14,7 +14,7 @@ from pathlib import Path
 import yaml
 
 #: Options that do not change what comes out of a run; each is followed by its value.
-_IGNORED = ("--cell", "--trainer.default_root_dir", "--data.num_workers")
+_IGNORED = ("--cell", "--trainer.default_root_dir", "--data.num_workers", "--trainer.devices", "--trainer.num_nodes")
 _RUN_DIR = "--trainer.default_root_dir"
 
 

@@ -15,7 +15,8 @@ from lesionseg.errors import InputError
 from lesionseg.request import request_sha256
 from lesionseg.runs import RunInfo, finished_run, provenance, sha256_of, weights_sha256
 
-#: Settings that change where or how fast a run goes, not what comes out of it; not part of its fingerprint.
+#: Settings that change where or how fast a run goes; not part of its fingerprint. Nor are `trainer.devices` and
+#: `trainer.num_nodes`: a run that four GPUs have finished is done for a machine without one.
 _NOT_IN_FINGERPRINT = ("config", "cell", "verbose", "data.store", "data.num_workers", "model.init_args.weights")
 #: What rows of one comparison differ in; all the rest must be equal between them.
 _DIFFERS_BETWEEN_ROWS = (

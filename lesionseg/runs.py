@@ -50,6 +50,7 @@ class RunInfo:
         version: of the package.
         machine: kind of machine, without its name.
         implanted: its lesions are implanted in real CT.
+        ranks: processes that trained it since it last started (`docs/scaling.md` says what depends on them).
     """
 
     name: str
@@ -72,6 +73,7 @@ class RunInfo:
     version: str
     machine: str
     implanted: bool = False
+    ranks: int = 1
 
     def write(self, folder: Path) -> None:
         """Write `run.json`, whole or not at all."""

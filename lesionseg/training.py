@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 import yaml
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
@@ -22,9 +21,11 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from lesionseg.callbacks.checkpoints import checkpoints
 from lesionseg.callbacks.freezing import StagedFreezing
+from lesionseg.callbacks.global_batch import GlobalBatch
 from lesionseg.callbacks.guards import FiniteLoss, Interrupted, StopOnSignal
 from lesionseg.callbacks.loggers import run_loggers
 from lesionseg.callbacks.logs import logs
+from lesionseg.callbacks.lost_ranks import LostRanks
 from lesionseg.callbacks.progress import TimeLeft, progress_bar
 from lesionseg.callbacks.results import Results
 from lesionseg.callbacks.seeding import SeedEveryStep
@@ -33,8 +34,9 @@ from lesionseg.data.datamodule import LesionDataModule
 from lesionseg.data.folds import imbalance
 from lesionseg.errors import InputError
 from lesionseg.networks import blocks
+from lesionseg.ranks import joined, many_ranks, refuse_unfit
 from lesionseg.run_identity import describe_run
-from lesionseg.runs import CONFIG_FILE, LAST_CHECKPOINT, SPLIT_FILE, RunInfo, finished_run, write_text
+from lesionseg.runs import CONFIG_FILE, LAST_CHECKPOINT, RUN_FILE, SPLIT_FILE, RunInfo, finished_run, write_text
 from lesionseg.tasks.base import SegmentationTask
 
 #: How Lightning begins what it says on every start, whatever the run.
@@ -130,7 +132,7 @@ class RunCLI(LightningCLI):
             self._refuse_other_options(finished_run(self.run_dir))
             self.checkpoint = self.run_dir / LAST_CHECKPOINT
             return
-        held = RunInfo.read(self.run_dir) if (self.run_dir / "run.json").exists() else None
+        held = self._held()
         if held is not None and held.fingerprint == self.run.fingerprint:
             if held.state == "finished":
                 rank_zero_only(RunInfo.write)(replace(held, request_sha256=self.run.request_sha256), self.run_dir)
@@ -154,6 +156,8 @@ class RunCLI(LightningCLI):
             SeedEveryStep(self.datamodule.seed),
             FiniteLoss(),
             StopOnSignal(self.run_dir / LAST_CHECKPOINT),
+            LostRanks(),
+            GlobalBatch(),
             TimeLeft(config.cell),
             *progress_bar(),
             *checkpoints(
@@ -166,25 +170,27 @@ class RunCLI(LightningCLI):
         kwargs["callbacks"] = [*(given if isinstance(given, list) else [given]), *callbacks]
         kwargs["enable_progress_bar"] = bool(progress_bar())
         kwargs["logger"] = run_loggers(self.run_dir, self.run, self.checkpoint) if self.subcommand == "fit" else False
-        if config.trainer.strategy == "auto" and _many_devices(config.trainer.devices, config.trainer.num_nodes):
-            # Blocks freeze after the wrap, and some encoders hold parameters that no feature reaches.
-            kwargs["strategy"] = "ddp_find_unused_parameters_true"
+        if config.trainer.strategy == "auto" and many_ranks(config.trainer.devices, config.trainer.num_nodes):
+            kwargs["strategy"] = joined()
         try:
-            return super().instantiate_trainer(**kwargs)
-        except (MisconfigurationException, TypeError, ValueError, ImportError) as error:
+            trainer = super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, TypeError, ValueError, RuntimeError, ImportError) as error:
             got = " ".join(str(error).split())
             raise InputError("trainer", expected="settings for this machine", got=got, remedy="change them") from error
+        refuse_unfit(trainer, config.trainer.sync_batchnorm)
+        return trainer
 
     def before_fit(self) -> None:
-        """Refuse a schedule or weights that do not fit, and test cases that the net has seen; then describe the run.
+        """Refuse what does not fit (ranks, schedule, weights) and test cases that the net has seen; describe the run.
 
         All of it before `_announce`, which removes an earlier run.
         """
         self.datamodule.setup("fit")
+        self.datamodule.share(self.trainer.world_size)
         validates = bool(self.trainer.limit_val_batches * len(self.datamodule.validation))
         self._freezing().check(self.trainer.max_epochs or 0, list(blocks(self.model.net)), validates)
         self.model.check_start()
-        self.run = self._with_training_cases()
+        self.run = replace(self._with_training_cases(), ranks=self.trainer.world_size)
         self._announce()
 
     def after_fit(self) -> None:
@@ -198,6 +204,16 @@ class RunCLI(LightningCLI):
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         return {**kwargs, "ckpt_path": self.checkpoint, "weights_only": True}
+
+    def _held(self) -> RunInfo | None:
+        """The run in the folder; None: there is none, or the first of several ranks is taking it away just now."""
+        path = self.run_dir / RUN_FILE
+        try:
+            return RunInfo.read(self.run_dir) if path.exists() else None
+        except InputError:
+            if path.exists():
+                raise
+            return None
 
     def _freezing(self) -> StagedFreezing:
         return self._get(self.config_init, "schedule")
@@ -267,16 +283,6 @@ class RunCLI(LightningCLI):
         write_text(self.run_dir / CONFIG_FILE, yaml.safe_dump(self.plain, sort_keys=False))
 
 
-def _many_devices(devices: str | int | list[int], nodes: int) -> bool:
-    if devices in ("auto", -1, "-1"):
-        number = max(torch.cuda.device_count(), 1)
-    elif isinstance(devices, list) or "," in str(devices):  # which ones, not how many
-        number = len(devices if isinstance(devices, list) else str(devices).strip(",").split(","))
-    else:
-        number = int(devices) if str(devices).isdecimal() else 1
-    return nodes * number > 1
-
-
 def run(args: list[str]) -> int:
     """Run `fit`, `validate` or `test`; returns the exit status."""
     sys.argv = [sys.argv[0], *args]  # Lightning starts the other ranks with the command line of this one
@@ -302,7 +308,8 @@ def _quieten() -> None:
     """Silence what Lightning and W&B say that a user of this package can do nothing about."""
     for message in ("The number of training batches", "The '.*_dataloader' does not have many workers", "isinstance",
                     "Total length of `list`", "Experiment logs directory", "Checkpoint directory",
-                    "You're resuming from a checkpoint that ended before"):  # fmt: skip
+                    "You're resuming from a checkpoint that ended before",
+                    "It is recommended to use `self.log"):  # fmt: skip
         warnings.filterwarnings("ignore", message=f".*{message}")
     for name in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.seed"):
         logging.getLogger(name).addFilter(lambda record: not record.getMessage().startswith(_SMALL_TALK))

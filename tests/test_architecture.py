@@ -12,7 +12,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 FLOORS: list[set[str]] = [
     {"__init__"},
     {"errors", "labels", "scan", "inputs", "request", "unet", "writing"},
-    {"lesions", "measurements", "variance", "crops", "networks", "schedules", "runs", "phantom", "figures",
+    {"lesions", "measurements", "variance", "crops", "networks", "schedules", "runs", "ranks", "phantom", "figures",
      "schedule_figure"},
     {"segmentation", "metrics", "results", "inference", "calibration", "matching", "pacing", "burned_in", "implant"},
     {"formats", "model", "findings", "command_line"},

@@ -49,6 +49,7 @@ READ = {
     "commit": "0123456789ab",
     "version": "0.1.0",
     "machine": "CPU only, 2 cores (x86_64)",
+    "ranks": 1,
 }
 INFO = RunInfo(**(dict.fromkeys((field.name for field in fields(RunInfo)), "") | READ | {"trained_on": ()}))
 
@@ -272,6 +273,17 @@ def test_rows_of_different_code_are_named(root: Path, tmp_path: Path, changed: d
     text = (tmp_path / "table.md").read_text()
     assert ("Rows may differ by their code" in text) == (listed is not None)
     assert listed is None or f"Rows by commit: {listed}" in text
+
+
+def test_rows_of_different_numbers_of_ranks_are_named(root: Path, tmp_path: Path) -> None:
+    said = "Rows may differ by the number of ranks that trained them"
+    compare(root, tmp_path / "one")
+    assert said not in (tmp_path / "one" / "table.md").read_text()
+    edit_info(root / "no_freezing" / "fold1-seed0", ranks=4)
+    compare(root, tmp_path / "mixed")
+    text = (tmp_path / "mixed" / "table.md").read_text()
+    assert said in text
+    assert "Rows by ranks: 1: baseline, no_freezing; 4: no_freezing." in text
 
 
 def test_implanted_lesions_are_called_so(root: Path, tmp_path: Path) -> None:

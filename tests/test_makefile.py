@@ -16,10 +16,10 @@ ROWS = ["baseline", "no_freezing", "hierarchical_freezing", "freeze_encoder", "h
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 
 
-def make(*args: str) -> subprocess.CompletedProcess:
+def make(*args: str, **more: str) -> subprocess.CompletedProcess:
     """Without what an outer make hands down (these tests run under `make test`)."""
     inherited = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "GNUMAKEFLAGS"}
-    environment = {name: value for name, value in os.environ.items() if name not in inherited}
+    environment = {name: value for name, value in os.environ.items() if name not in inherited} | more
     return subprocess.run(["make", *args], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -220,6 +220,64 @@ def test_cells_side_by_side_share_the_cores(jobs):
     assert int(said) == max(cores // jobs, 1)
 
 
+#: Leaves, for each training, the GPUs that it was given, from when to when.
+TRAINING = """#!/bin/bash
+test "$1" = fit || exit 0
+start=$(date +%s%N); sleep 0.$((RANDOM % 3)); echo "$CUDA_VISIBLE_DEVICES $start $(date +%s%N)" >> "$LOG"
+"""
+
+
+@pytest.mark.skipif(shutil.which("flock") is None, reason="needs flock")
+@pytest.mark.parametrize(
+    ("given", "visible", "groups"),
+    [
+        ([], None, ["0", "1", "2", "3"]),
+        ([], "GPU-a,3", ["GPU-a", "3"]),
+        (["DEVICES=2"], None, ["0,1", "2,3"]),
+        (["DEVICES=2"], "3,1,0", None),  # one after the other: all that the user has set are theirs
+        (["DEVICES=3", "-j3"], None, ["0,1,2"]),  # asked for
+        (["-j2"], None, ["0", "1"]),
+        (["-j1"], None, None),
+    ],
+)
+def test_trainings_side_by_side_have_gpus_of_their_own(tmp_path, given, visible, groups):
+    """Cells and pretraining, on a machine with four GPUs."""
+    gpus = "\n".join(f"GPU {i}: NVIDIA A100 (UUID: GPU-{i})\n  MIG 1g.5gb Device 0: (UUID: MIG-{i})" for i in range(4))
+    for name, text in (("nvidia-smi", f"#!/bin/bash\ncat <<'END'\n{gpus}\nEND\n"), ("lesionseg", TRAINING)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    more = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "LOG": str(tmp_path / "log")}
+    more |= {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    done = make("-o", "setup", "finetune", f"RUN={tmp_path}/run", f"LESIONSEG={tmp_path}/lesionseg", *given, **more)
+    assert done.returncode == 0, done.stderr
+    rows = [line.rsplit(" ", 2) for line in (tmp_path / "log").read_text().splitlines()]
+    assert len(rows) == 17
+    assert {gpu for gpu, _, _ in rows} == set(groups or [visible or ""])
+    for group in {gpu for gpu, _, _ in rows} if given != ["DEVICES=3", "-j3"] else ():
+        times = sorted((int(start), int(end)) for gpu, start, end in rows if gpu == group)
+        assert all(a[1] <= b[0] for a, b in pairwise(times))
+
+
+@pytest.mark.parametrize(("devices", "jobs"), [([], 2), (["DEVICES=2"], 1), (["DEVICES=2", "NODES=2"], 1)])
+def test_without_gpus_two_ranks_train_at_a_time(devices, jobs):
+    done = make("-n", "finetune", *devices)
+    cells = [line for line in done.stdout.splitlines() if "--cell" in line]
+    assert len(cells) == 15
+    assert all(line.endswith(f"@{jobs}") for line in cells)
+    assert "CUDA_VISIBLE_DEVICES" not in done.stdout
+
+
+def test_trainings_on_many_machines_prepare_nothing_and_meet():
+    given = ("DEVICES=4", "NODES=2", "MEET=gpu1:29500")
+    for target in ("pretrain-liver", "pretrain-lesion", "finetune"):
+        assert {words[0] for words in commands(target, *given)} <= {"compare"}
+    done = make("-n", "pretrain-lesion", *given)
+    start = ".venv/bin/torchrun --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d --rdzv-endpoint gpu1:29500"
+    assert f"{start} --rdzv-id=runs-phantom-pretrain-lesion -m lesionseg.cli fit " in " ".join(done.stdout.split())
+    for words in fits("pretrain", *given[:2]).values():  # under SLURM
+        assert options(words).items() >= {"--trainer.devices": "4", "--trainer.num_nodes": "2"}.items()
+
+
 def test_export_takes_the_schedule_named_or_the_best():
     runs = "runs/given"
     start, end = ["export", "--liver", f"{runs}/pretrain/liver"], ["--output", f"{runs}/model"]
@@ -247,7 +305,7 @@ def test_help_lists_targets_that_are_there():
     assert "check-real" in listed
     for target in listed:
         assert make("-n", target).returncode == 0
-    variables = "LITS SLICES PROFILE NAME SCHEDULES FOLDS SEEDS EPOCHS DEVICES SCHEDULE FOLD SEED INPUT OUT"
+    variables = "LITS SLICES PROFILE NAME SCHEDULES FOLDS SEEDS EPOCHS DEVICES SCHEDULE FOLD SEED INPUT OUT NODES MEET"
     for variable in (*variables.split(), "IMPLANT", "HOLD"):
         assert f"[{variable}=" in done.stdout
 

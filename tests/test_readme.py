@@ -32,10 +32,13 @@ def test_the_readme_shows_commands():
 @pytest.mark.parametrize("command", [c for page in PAGES for c in commands(page)])
 def test_commands_exist(command):
     program, *words = command.split()
+    if program == "sbatch":  # a script that hands the words behind it to make
+        script = next(word for word in words if not word.startswith("--"))
+        assert "exec make" in (ROOT / script).read_text()
+        program, words = "make", words[words.index(script) + 1 :]
     if program == "make":
-        targets = [word for word in words if "=" not in word]
-        listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-        assert all(re.search(rf"^  {target}\s", listed, flags=re.MULTILINE) for target in targets)
+        done = subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
     else:
         assert program == "lesionseg"
         assert _parser().parse_args(words).verb

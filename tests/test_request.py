@@ -26,6 +26,7 @@ def args(tmp_path) -> list[str]:
         "fit", "--config", str(tmp_path / "base.yaml"), "--data.store", str(tmp_path / "store"),
         "--model.init_args.weights", str(tmp_path / "pretrained"), "--cell", "1/15@2",
         "--trainer.default_root_dir", str(tmp_path / "run"), "--data.num_workers", "0",
+        "--trainer.devices", "1", "--trainer.num_nodes", "1",
     ]  # fmt: skip
 
 
@@ -62,7 +63,13 @@ def test_a_store_named_only_in_a_config_is_part_of_the_request(tmp_path, args):
 
 @pytest.mark.parametrize(
     ("option", "other"),
-    [("--cell", "2/30@4"), ("--trainer.default_root_dir", "elsewhere"), ("--data.num_workers", "7")],
+    [
+        ("--cell", "2/30@4"),
+        ("--trainer.default_root_dir", "elsewhere"),
+        ("--data.num_workers", "7"),
+        ("--trainer.devices", "4"),
+        ("--trainer.num_nodes", "2"),
+    ],
 )
 @pytest.mark.parametrize("form", [list, joined])
 def test_place_and_speed_are_no_part_of_the_request(args, option, other, form):

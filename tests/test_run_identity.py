@@ -46,6 +46,8 @@ def test_the_config_left_in_the_folder_describes_the_run(run, plain):
         ("cell", "2/3@1"),
         ("trainer.default_root_dir", "elsewhere"),
         ("trainer.accelerator", "gpu"),
+        ("trainer.devices", 4),
+        ("trainer.num_nodes", 2),
         ("trainer.enable_progress_bar", False),
         ("trainer.log_every_n_steps", 1),
     ],
@@ -82,6 +84,7 @@ COUNTS = [
     ("trainer.limit_test_batches", 2, False),
     ("trainer.fast_dev_run", True, False),
     ("trainer.max_time", "00:00:01:00", False),
+    ("trainer.sync_batchnorm", True, False),
 ]
 
 

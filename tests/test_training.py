@@ -7,8 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import asdict
-from itertools import pairwise
 from pathlib import Path
 
 import pandas as pd
@@ -23,7 +21,6 @@ from lesionseg.results import read_run
 from lesionseg.runs import RunInfo, weights_sha256
 from lesionseg.schedules import FreezeSchedule
 from lesionseg.tasks import LesionTask
-from lesionseg.training import _many_devices
 
 EPOCHS, STEPS = 6, 3
 ROOT = Path(__file__).parent.parent
@@ -511,51 +508,6 @@ def test_what_a_net_was_pretrained_on_is_not_its_test(finetuning, capsys, tmp_pa
     again = ["--model.init_args.weights", str(tmp_path / "run")]  # what the start of the start has seen counts too
     assert set(RunInfo.read(start).trained_on) == set(RunInfo.read(tmp_path / "run").trained_on)
     refused(capsys, finetuning(tmp_path / "third", *again, "--data.fold", "2", schedule="no_freezing"))
-
-
-# ---- two processes ----
-
-
-@pytest.mark.parametrize(
-    ("devices", "nodes", "many"),
-    [(1, 1, False), (2, 1, True), ("1", 1, False), ("2", 1, True), ([3], 1, False), ([0, 1], 1, True),
-     ("0,1", 1, True), ("3,", 1, False), (1, 2, True), ("auto", 2, True), ("x", 1, False)],
-)  # fmt: skip
-def test_more_than_one_process_is_known_beforehand(devices, nodes, many):
-    assert _many_devices(devices, nodes) == many
-
-
-@pytest.mark.parametrize(("gpus", "many"), [(0, False), (1, False), (2, True)])
-@pytest.mark.parametrize("devices", ["auto", -1, "-1"])
-def test_all_devices_are_as_many_as_there_are(monkeypatch, devices, gpus, many):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    assert _many_devices(devices, 1) == many
-
-
-def test_two_ranks_leave_the_figures_of_one(tmp_path, command):
-    """Freeze, thaw and freeze again on two gloo ranks; the test by one process gives the same rows."""
-    trains = {"stage1": [{"start": 0, "stop": 0.3334}, {"start": 0.6667, "stop": 1}], "stage2": [0.5, 1],
-              "encoder": "always", "decoder": "always", "head": "always"}  # fmt: skip
-    (tmp_path / "again.yaml").write_text(yaml.safe_dump({"schedule": {"trains": trains}}))
-    run = tmp_path / "run"
-    args = command(run, "--config", str(tmp_path / "again.yaml"))
-    two = [sys.executable, "-m", "lesionseg.cli", *args, "--trainer.devices", "2"]
-    done = subprocess.run(two, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "stage1 freezes" in done.stderr
-    assert "stage1 thaws" in done.stderr
-    assert load(run)["global_step"] == EPOCHS * (STEPS * 2 // 4)  # two slices a rank and step
-    shared = read_run(run)
-    assert main(["test", *args[1:]]) == 0
-    alone = read_run(run)
-    keys = ["case_id", "slice", "figure"]
-    values = [result.slices.set_index(keys).value for result in (shared, alone)]
-    pd.testing.assert_series_equal(*values, rtol=0, atol=1e-12)
-    pd.testing.assert_frame_equal(shared.lesions, alone.lesions)
-    steps = json.loads((run / "schedule.json").read_text())["steps"]
-    assert [step["rates"]["stage1"] for step in steps] == [1, 0, 0, 1]
-    assert asdict(alone.info)["state"] == "finished"
-    assert all(a["stop"] == b["start"] for a, b in pairwise(steps))
 
 
 # ---- paced schedules ----

@@ -29,7 +29,7 @@ class LesionDataModule(pl.LightningDataModule):
         store: folder made by `lesionseg prepare`.
         target: `liver` (first net), `lesion` (pretraining, no types), `typed` (fine-tuning).
         input: how a slice becomes the input of the net.
-        batch_size: slices per process and step.
+        batch_size: slices of a step, all ranks together: each takes its share of them.
         folds: parts the patients are split into; 1: no test part.
         fold: the part that is the test part, from 0.
         inner_validation: share of the training patients set aside for decisions; 0: none.
@@ -100,6 +100,19 @@ class LesionDataModule(pl.LightningDataModule):
         self.validation = self._dataset(self.split.validation)
         self.test = self._dataset(self.split.test)
 
+    def share(self, ranks: int) -> int:
+        """Slices of a step that each of so many ranks takes.
+
+        Raises:
+            InputError: they cannot take equally many; the mean of their gradients would not be that of the batch.
+        """
+        if self.batch_size % ranks:
+            fitting = sorted({max(self.batch_size // ranks, 1) * ranks, (self.batch_size // ranks + 1) * ranks})
+            raise InputError("data.batch_size", expected=f"a multiple of {ranks}, as {ranks} ranks share each batch",
+                             got=str(self.batch_size),
+                             remedy=f"set it to {' or '.join(map(str, fitting))}, or change the devices")  # fmt: skip
+        return self.batch_size // ranks
+
     def train_dataloader(self) -> DataLoader:
         """Batches of the epoch the trainer stands at, less those it has seen (a run resumed in mid-epoch)."""
         rank, world_size = self._ranks()
@@ -146,7 +159,7 @@ class LesionDataModule(pl.LightningDataModule):
     def _evaluation_loader(self, dataset: SliceDataset, seed: int | None) -> DataLoader:
         rank, world_size = self._ranks()
         sampler = EvaluationSampler(
-            len(dataset), batch_size=self.batch_size, rank=rank, world_size=world_size, seed=seed
+            len(dataset), batch_size=self.share(world_size), rank=rank, world_size=world_size, seed=seed
         )
         return self._loader(dataset, sampler)
 

@@ -135,13 +135,13 @@ class SliceDataset(Dataset[Sample]):
 class TrainingSampler(Sampler[list[Draw]]):
     """Batches of one epoch: every foreground slice, and a fresh share of the others, shuffled by (seed, epoch).
 
-    Every rank draws the same global order and takes its part of each global batch, so that any number of ranks sees the
-    same batches. An incomplete last batch is left out (batch norm), unless it is the only one.
+    Every rank draws the same order and takes its share of each batch, so that any number of ranks sees the same
+    batches, in as many steps. An incomplete last batch is left out (batch norm), unless it is the only one.
 
     Args:
         foreground: for each slice of the dataset, whether it holds what the net is to find.
         keep_empty: share of the other slices drawn each epoch.
-        batch_size: slices per rank and batch.
+        batch_size: slices of a batch, all ranks together.
         seed: of the run.
         rank: this process.
         world_size: number of processes.
@@ -183,22 +183,23 @@ class TrainingSampler(Sampler[list[Draw]]):
         return rng.permutation(np.concatenate([self.found, kept]))
 
     def __len__(self) -> int:
-        n, per_batch = len(self.found) + self.kept, self.batch_size * self.world_size
-        return max(n // per_batch, 1) if n >= self.world_size else 0
+        n = len(self.found) + self.kept
+        return max(n // self.batch_size, 1) if n >= self.world_size else 0
 
     def __iter__(self) -> Iterator[list[Draw]]:
         epoch = self.epoch
         skip = self.start[1] if epoch == self.start[0] else 0
-        order, per_batch = self.order(epoch), self.batch_size * self.world_size
+        order = self.order(epoch)
         for batch in range(skip, len(self)):
-            part = order[batch * per_batch : (batch + 1) * per_batch][self.rank :: self.world_size]
-            yield [Draw(int(position), epoch) for position in part]
+            share = order[batch * self.batch_size : (batch + 1) * self.batch_size][self.rank :: self.world_size]
+            yield [Draw(int(position), epoch) for position in share]
 
 
 class EvaluationSampler(Sampler[list[int]]):
     """Batches over every slice once, split over ranks; ranks that run short repeat a slice, which metrics drop by key.
 
-    With `seed`, the order is a fixed shuffle, so that a limited number of batches is a fair sample.
+    With `seed`, the order is a fixed shuffle, so that a limited number of batches is a fair sample. `batch_size` is
+    that of one rank.
     """
 
     def __init__(self, n: int, *, batch_size: int, rank: int = 0, world_size: int = 1, seed: int | None = None) -> None:

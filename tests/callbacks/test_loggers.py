@@ -99,6 +99,13 @@ def test_wandb_learns_the_figures(run):
     assert (told_run.display_name, told_run.run_group) == ("baseline-fold0-seed0", info.config_sha256[:12])
     assert (told_run.job_type, list(told_run.tags)) == ("typed", ["baseline", "fold0", "seed0"])
     assert values(told_run.config.update)["fingerprint"] == info.fingerprint
+    rule = {
+        k: v
+        for r in records(log)
+        if r.WhichOneof("record_type") == "config"
+        for k, v in values(r.config.update).items()
+    }
+    assert (rule["ranks"], rule["slices_a_step"], rule["steps_an_epoch"]) == (1, 2, 1)
     csv = pd.read_csv(run / "metrics.csv")
     for name in csv.columns.drop(["epoch", "step"]):
         logged = [entry[name] for entry in history(log) if name in entry]

@@ -136,6 +136,13 @@ def test_empty_slices_are_drawn_with_their_share(store):
     assert [len(drawn) for drawn in positions.values()] == [24, 36, 48]
 
 
+def test_ranks_share_a_batch_alike_or_not_at_all(store):
+    data = module(store, batch_size=6)
+    assert [data.share(ranks) for ranks in (1, 2, 3, 6)] == [6, 3, 2, 1]
+    with pytest.raises(InputError, match="a multiple of 4, as 4 ranks share each batch; got 6; set it to 4 or 8"):
+        data.share(4)
+
+
 def test_worker_processes_change_nothing(store):
     alone, helped = module(store), module(store, num_workers=2)
     for name in ("train_dataloader", "val_dataloader", "test_dataloader"):

@@ -303,10 +303,9 @@ def test_order_is_a_function_of_seed_and_epoch():
 
 
 @given(st.integers(1, 60), st.integers(1, 5), st.integers(1, 3), st.integers(0, 3))
-def test_any_number_of_ranks_sees_the_same_batches(n, batch_size, world_size, epoch):
-    foreground = FOREGROUND * 2
-    foreground = foreground[:n]
-    alone = epoch_of(sampler(batch_size=batch_size * world_size, foreground=foreground), epoch)
+def test_any_number_of_ranks_sees_the_same_batches(n, share, world_size, epoch):
+    foreground, batch_size = (FOREGROUND * 2)[:n], share * world_size
+    alone = epoch_of(sampler(batch_size=batch_size, foreground=foreground), epoch)
     ranks = [
         epoch_of(sampler(rank, world_size, batch_size, foreground=foreground), epoch) for rank in range(world_size)
     ]
@@ -315,6 +314,7 @@ def test_any_number_of_ranks_sees_the_same_batches(n, batch_size, world_size, ep
         return
     assert all(len(rank) == len(alone) for rank in ranks)
     assert all(batch for rank in ranks for batch in rank)  # a rank without samples would hang the others
+    assert len(alone) == 1 or {len(batch) for rank in ranks for batch in rank} == {share}
     for i, whole in enumerate(alone):
         assert sorted(draw for rank in ranks for draw in rank[i]) == sorted(whole)
 

@@ -1,0 +1,95 @@
+"""`LostRanks`: a training on many ranks ends, and says why, when one of them is gone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
+
+#: How often a rank looks whether what started it is still there.
+LOOK_EVERY_S = 1.0
+#: How long a rank that has lost the others waits to be ended by what started it, which knows better what happened.
+GRACE_S = 5.0
+
+
+class LostRanks(pl.Callback):
+    """Ends this process with one line on stderr and status 1 once a rank is lost; the last checkpoint stays.
+
+    The ranks left would wait in the next collective operation: with gloo until it fails at once, with NCCL up to
+    `ranks.TIMEOUT`. So the first rank waits for those that Lightning let it start, and ends all when one ends wrongly;
+    the others (and those of torchrun and srun) look whether what started them is still there. torchrun and `srun
+    --kill-on-bad-exit` end those that they have started.
+    """
+
+    def __init__(self) -> None:
+        self._at_work, self._watches = threading.Event(), False
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Watch from now on, where there is more than one rank."""
+        if trainer.world_size == 1:
+            return
+        self._at_work.set()
+        if not self._watches:
+            self._watches = True
+            launcher = trainer.strategy.launcher
+            processes = launcher.procs if isinstance(launcher, _SubprocessScriptLauncher) else []
+            for rank, process in enumerate(processes, 1):
+                _in_background(self._wait_for, process, f"rank {rank} of {trainer.world_size}", processes)
+            if not processes:
+                _in_background(self._look_after, os.getppid(), trainer)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Training or test is over: ranks may end one by one."""
+        self._at_work.clear()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Tell an error of this rank, which is raised, from the loss of another, which ends here."""
+        if trainer.world_size == 1 or not _of_the_group(exception):
+            self._at_work.clear()
+            return
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Lightning would broadcast it to ranks that are gone
+        time.sleep(GRACE_S)
+        said = str(exception).strip().splitlines()[0]
+        _end(f"rank {trainer.global_rank} of {trainer.world_size} has lost another one ({said})")
+
+    def _wait_for(self, process: subprocess.Popen, rank: str, processes: Sequence[subprocess.Popen]) -> None:
+        status = process.wait()
+        if not status:
+            return
+        if status > 0:
+            time.sleep(LOOK_EVERY_S)  # an error of all ranks: the first one says what it is
+        self._at_work.wait()
+        for each in processes:
+            each.kill()
+        how = f"was killed ({signal.Signals(-status).name})" if status < 0 else f"has ended with status {status}"
+        _end(f"{rank} {how}")
+
+    def _look_after(self, parent: int, trainer: pl.Trainer) -> None:
+        while os.getppid() == parent:
+            time.sleep(LOOK_EVERY_S)
+        self._at_work.wait()
+        _end(f"what had started rank {trainer.global_rank} of {trainer.world_size} is gone, as if killed")
+
+
+def _in_background(function: object, *args: object) -> None:
+    threading.Thread(target=function, args=args, daemon=True).start()  # type: ignore[arg-type]
+
+
+def _of_the_group(error: BaseException) -> bool:
+    """Whether the process group has failed: gloo raises a plain RuntimeError that names its source file."""
+    return isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
+def _end(what: str) -> None:
+    """One line, then the end of this process: its main thread may be waiting where no signal reaches it."""
+    line = f"lesionseg: failed: {what}; the same command continues from the last checkpoint"
+    print(line, file=sys.stderr, flush=True)
+    os._exit(1)

@@ -1,0 +1,236 @@
+"""Training on 1, 2 and 3 ranks (gloo, CPU): the same run, whatever started the ranks, and when one of them is killed.
+
+`plain_task.PlainTask` has no batch norm and a loss that is a mean over pixels: but for rounding, all must be equal.
+"""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from lesionseg.cli import main
+from lesionseg.ranks import many_ranks
+from lesionseg.results import read_run
+from lesionseg.runs import RunInfo
+
+ROOT = Path(__file__).parent.parent
+EPOCHS, STEPS = 6, 3
+#: One block freezes and thaws again, another thaws late.
+TRAINS = {"stage1": [{"start": 0, "stop": 0.3334}, {"start": 0.6667, "stop": 1}], "stage2": [0.5, 1],
+          "encoder": "always", "decoder": "always", "head": "always"}  # fmt: skip
+#: What torchrun says to a rank, and SLURM to a batch script that does not call srun.
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "a", "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
+BATCH_SCRIPT = {"SLURM_JOB_NAME": "a", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2",
+                "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}  # fmt: skip
+LESIONSEG = f"{sys.executable} -m lesionseg.cli"
+#: What srun does with `train.sbatch`, as far as a rank can tell, one rank a machine; `.venv` is that of the tests.
+SRUN = f"""#!/bin/bash
+test "$1 $2" = "--kill-on-bad-exit=1 .venv/bin/lesionseg" || exit 3
+for ((rank = 0; rank < SLURM_NTASKS; rank++)); do
+  SLURM_PROCID=$rank SLURM_NODEID=$rank SLURM_STEP_NUM_TASKS=$SLURM_NTASKS {LESIONSEG} "${{@:3}}" & ranks+=($!)
+done
+for rank in "${{ranks[@]}}"; do wait "$rank" || exit; done
+"""
+needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+
+
+@pytest.mark.parametrize(
+    ("devices", "nodes", "many"),
+    [(1, 1, False), (2, 1, True), ("1", 1, False), ("2", 1, True), ([3], 1, False), ([0, 1], 1, True),
+     ("0,1", 1, True), ("3,", 1, False), (1, 2, True), ("auto", 2, True), ("x", 1, False)],
+)  # fmt: skip
+def test_more_than_one_rank_is_known_beforehand(devices, nodes, many):
+    assert many_ranks(devices, nodes) == many
+
+
+@pytest.mark.parametrize(("gpus", "many"), [(0, False), (1, False), (2, True)])
+@pytest.mark.parametrize("devices", ["auto", -1, "-1"])
+def test_all_devices_are_as_many_as_there_are(monkeypatch, devices, gpus, many):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert many_ranks(devices, 1) == many
+
+
+@pytest.mark.parametrize(
+    ("environment", "more", "said"),
+    [
+        ({}, "--trainer.devices 4 --data.batch_size 6", "data.batch_size: expected a multiple of 4, as 4 ranks share "
+         "each batch; got 6; set it to 4 or 8, or change the devices"),
+        ({}, "--trainer.devices 8 --data.batch_size 6", "set it to 8, or"),
+        ({}, "--trainer.num_nodes 2", "trainer.num_nodes: expected ranks that torchrun or srun has started"),
+        (TORCHRUN, "--trainer.devices 1",
+         "trainer.devices, trainer.num_nodes: expected 2 ranks, as many as torchrun or srun has started; got 1 x 1"),
+        (BATCH_SCRIPT, "--trainer.devices 2",
+         "expected 1 ranks, as many as torchrun or srun has started; got 2 x 1"),
+        ({}, "--trainer.devices 2 --trainer.sync_batchnorm true", "trainer.sync_batchnorm: expected GPUs"),
+    ],
+)  # fmt: skip
+def test_ranks_that_would_wait_in_vain_are_refused(pretraining, tmp_path, monkeypatch, capsys, environment, more, said):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert main(pretraining(tmp_path / "run", *more.split())) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lesionseg: wrong input: ")]
+    assert said in line
+    assert not (tmp_path / "run").exists()
+
+
+# ---- the same run ----
+
+
+@pytest.fixture(scope="module")
+def more(tmp_path_factory):
+    """Options of a short pretraining, the same on any number of ranks: six epochs of three steps of six slices."""
+    path = tmp_path_factory.mktemp("schedule") / "again.yaml"
+    path.write_text(yaml.safe_dump({"schedule": {"trains": TRAINS}}))
+    return (
+        f"--config {path} --data.input.size_px 32 --data.folds 3 --data.batch_size 6 --data.keep_empty 0.3 "
+        f"--model.class_path plain_task.PlainTask --trainer.max_epochs {EPOCHS} --trainer.check_val_every_n_epoch 2"
+    )
+
+
+@pytest.fixture(scope="module")
+def command(lits_store, more):
+    """What `make pretrain-lesion` runs with these options."""
+    configs = ("experiments/pretrain/lesion.yaml", "experiments/profiles/phantom.yaml")
+    named = [word for path in configs for word in ("--config", path)]
+    place = ["--data.store", str(lits_store), "--trainer.default_root_dir"]
+    return lambda run: ["fit", *named, *place, str(run), *more.split()]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, command):
+    """The run of one rank that all others must equal."""
+    run = tmp_path_factory.mktemp("alone") / "run"
+    assert main(command(run)) == 0
+    return run
+
+
+@pytest.fixture
+def in_make(tmp_path, lits_store, more):
+    """The words by which `make` trains the same, in a folder of this test."""
+    place = [f"RUN={tmp_path}", f"DATA={lits_store.parent}", "CORES=1"]
+    return ["pretrain-lesion", *place, f"PRETRAIN_OPTIONS={more}"]
+
+
+def environment(**more):
+    """For a process of its own: the package, the task beside this file, and nothing of an outer make or torchrun."""
+    outer = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "GNUMAKEFLAGS"}
+    inherited = {name: value for name, value in os.environ.items() if name not in outer}
+    return {**inherited, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), **more}
+
+
+def started(*words, **more):
+    return subprocess.Popen(words, cwd=ROOT, env=environment(**more), text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE)  # fmt: skip
+
+
+def ended(process):
+    """Exit status and stderr, which is complete when the last of its processes is gone: orphans would be waited for."""
+    _, text = process.communicate(timeout=300)
+    return process.returncode, text
+
+
+def fitted(command, run, devices, **more):
+    return ended(started(*LESIONSEG.split(), *command(run), "--trainer.devices", str(devices), **more))
+
+
+def load(run):
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def assert_same_run(run, alone, ranks):
+    """Split, thaw epochs and phases to the letter; weights and figures to 1e-4, every slice and lesion in them."""
+    for name in ("split.json", "schedule.json"):
+        assert (run / name).read_bytes() == (alone / name).read_bytes()
+    ours, theirs = load(run), load(alone)
+    assert ours["global_step"] == theirs["global_step"] == EPOCHS * STEPS
+    for name, tensor in theirs["state_dict"].items():
+        torch.testing.assert_close(ours["state_dict"][name], tensor, rtol=0, atol=1e-4)
+    logs = [pd.read_csv(folder / "metrics.csv") for folder in (run, alone)]
+    for figure in ("phase", "trains/stage1", "trains/stage2", "lr/stage1"):
+        assert logs[0][figure].dropna().tolist() == logs[1][figure].dropna().tolist()
+    assert_same_tables(read_run(run), read_run(alone), atol=1e-4)
+    assert (RunInfo.read(run).state, RunInfo.read(run).ranks) == ("finished", ranks)
+
+
+def assert_same_tables(one, other, atol):
+    options = {"rtol": 0, "atol": atol}
+    pd.testing.assert_frame_equal(one.slices, other.slices, **options)
+    pd.testing.assert_frame_equal(one.lesions, other.lesions, **options)
+
+
+def said(text):
+    """What is told of a failure: one line, and nothing else that looks like one."""
+    assert "Traceback" not in text
+    return [line for line in text.splitlines() if line.startswith("lesionseg: ")]
+
+
+def listing(store):
+    return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in [store, *store.rglob("*")]}
+
+
+def test_the_run_of_one_rank_freezes_and_thaws(alone):
+    steps = json.loads((alone / "schedule.json").read_text())["steps"]
+    assert [step["rates"]["stage1"] for step in steps] == [1, 0, 0, 1]
+    assert all(a["stop"] == b["start"] for a, b in pairwise(steps))
+    assert RunInfo.read(alone).ranks == 1
+
+
+@needs_make
+def test_three_ranks_one_of_which_is_killed_and_slurm_goes_on(tmp_path, command, in_make, alone, lits_store):
+    """By `train.sbatch`, whose srun is played by a script. All ranks read one store, and leave no trace in it."""
+    run, before = tmp_path / "pretrain" / "lesion", listing(lits_store)
+    status, text = fitted(command, run, 3, KILL="2:5")
+    assert (status, said(text)) == (1, ["lesionseg: failed: rank 2 of 3 was killed (SIGKILL); the same command "
+                                        "continues from the last checkpoint"])  # fmt: skip
+    assert load(run)["global_step"] == STEPS
+    assert RunInfo.read(run).state == "running"
+    (tmp_path / "srun").write_text(SRUN)
+    (tmp_path / "srun").chmod(0o755)
+    slurm = {**BATCH_SCRIPT, "SLURM_JOB_ID": "40404", "SLURM_NODELIST": "127.0.0.1", "SLURM_JOB_NUM_NODES": "3",
+             "SLURM_NNODES": "3", "SLURM_NTASKS": "3", "SLURM_NTASKS_PER_NODE": "1",
+             "PATH": f"{tmp_path}:{os.environ['PATH']}"}  # fmt: skip
+    status, text = ended(started("bash", "experiments/slurm/train.sbatch", *in_make, **slurm))
+    assert (status, said(text)) == (0, []), text
+    assert "6 slices a step = 3 ranks x 2; 3 steps an epoch; learning rate 0.001 for any number of ranks" in text
+    assert_same_run(run, alone, ranks=3)
+    assert listing(lits_store) == before
+    shared = read_run(run)
+    assert main(["test", *command(run)[1:]]) == 0  # the same weights, by one rank
+    assert_same_tables(read_run(run), shared, atol=1e-12)
+
+
+def test_the_first_rank_is_killed_and_another_number_of_ranks_goes_on(tmp_path, command, alone):
+    """It had started the other rank, which must not stay behind."""
+    run = tmp_path / "run"
+    status, text = fitted(command, run, 2, KILL="0:5")
+    assert (status, len(said(text))) == (-9, 1)
+    assert "what had started rank 1 of 2 is gone" in said(text)[0]
+    assert load(run)["global_step"] == STEPS
+    assert main(command(run)) == 0
+    assert_same_run(run, alone, ranks=1)
+
+
+@needs_make
+def test_two_machines_joined_by_torchrun_one_rank_is_killed_and_the_same_commands_go_on(tmp_path, in_make, alone):
+    """Both machines are this one."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meet = f"MEET=127.0.0.1:{free.getsockname()[1]}"
+    torchrun = f"TORCHRUN={sys.executable} -m torch.distributed.run"
+    words, run = ["make", "DEVICES=1", "NODES=2", meet, torchrun, *in_make], tmp_path / "pretrain" / "lesion"
+    ends = [ended(machine) for machine in [started(*words, KILL="1:5") for _ in range(2)]]
+    assert [status for status, _ in ends] == [2, 2]  # of make
+    assert sum("lesionseg: failed: rank 0 of 2 has lost another one (" in text for _, text in ends) == 1
+    assert load(run)["global_step"] == STEPS
+    for status, text in [ended(machine) for machine in [started(*words) for _ in range(2)]]:
+        assert status == 0, text
+    assert_same_run(run, alone, ranks=2)
