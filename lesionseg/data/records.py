@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import ndimage
 
 from lesionseg.inputs import Box, liver_box
@@ -194,15 +195,17 @@ def _highest(labels: np.ndarray) -> _Highest:
 
 
 def _lesion_window(labels: np.ndarray) -> tuple[slice, slice, slice]:
-    """The smallest window with every lesion voxel."""
-    highest = _highest(labels)
-    lesion = is_lesion(highest.along_d)
-    places = [_places(mask) for mask in (is_lesion(highest.of_slice), lesion.any(1), lesion.any(0))]
-    depth, height, width = (slice(found[0], found[-1] + 1) if found else slice(0, 0) for found in places)
-    return depth, height, width
+    """The smallest window with every lesion voxel; without one, the first voxel."""
+    of_slice, along_d = map(is_lesion, _highest(labels))
+    return _extent(of_slice), _extent(along_d.any(1)), _extent(along_d.any(0))
 
 
-def _places(mask: np.ndarray) -> tuple[int, ...]:
+def _extent(mask: ArrayLike) -> slice:
+    places = _places(mask) or (0,)
+    return slice(places[0], places[-1] + 1)
+
+
+def _places(mask: ArrayLike) -> tuple[int, ...]:
     return tuple(np.flatnonzero(mask).tolist())
 
 

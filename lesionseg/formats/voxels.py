@@ -48,9 +48,7 @@ def to_int16(planes: Iterable[np.ndarray], shape: tuple[int, ...], path: Path) -
     )
 
 
-def to_labels(
-    planes: Iterable[np.ndarray], shape: tuple[int, ...], path: Path, allowed: Collection[int]
-) -> np.ndarray:
+def to_labels(planes: Iterable[np.ndarray], shape: tuple[int, ...], path: Path, allowed: Collection[int]) -> np.ndarray:
     """Label values → uint8 (D, H, W), as they are.
 
     Args:
