@@ -210,10 +210,10 @@ def measure(root: Path, folder: Path, repeats: int) -> tuple[list[Row], dict[str
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--lits", type=Path, help="folder of real cases, in the place of phantoms")
-    parser.add_argument("--volumes", type=int, default=4)
-    parser.add_argument("--slices", type=int, default=120)
+    parser.add_argument("--volumes", type=int, default=2)
+    parser.add_argument("--slices", type=int, default=100)
     parser.add_argument("--side", type=int, default=512, metavar="PX")
-    parser.add_argument("--repeats", type=int, default=12)
+    parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--output", type=Path, default=Path("runs/benchmark/random_slice.json"))
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
 import re
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -173,9 +175,12 @@ def _read_slices(
 ) -> np.ndarray:
     """Slices of an array that `array_damage` has seen: its header is not parsed again, its values end the file."""
     first, stop, _ = part.indices(shape[0])
-    plane = shape[1] * shape[2]
-    offset = file.stat().st_size - (shape[0] - first) * plane * np.dtype(dtype).itemsize
-    return np.fromfile(file, dtype, (stop - first) * plane, offset=offset).reshape(stop - first, *shape[1:])
+    out = np.empty((stop - first, *shape[1:]), dtype)
+    with open(file, "rb", buffering=0) as stream:
+        stream.seek(-(shape[0] - first) * math.prod(shape[1:]) * out.itemsize, os.SEEK_END)
+        if stream.readinto(out.data.cast("B")) != out.nbytes:
+            raise EOFError(f"{file} has been cut since the store was opened")
+    return out
 
 
 def _manifest_bytes(path: Path) -> bytes:

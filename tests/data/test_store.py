@@ -40,6 +40,24 @@ def test_store_gives_back_what_was_put_in(path):
     assert again == store
 
 
+def test_slices_read_are_those_of_the_map(path):
+    store = Store.open(path)
+    for record in store.records:
+        for part in (slice(0, 2), slice(1, 4), slice(2, 3), slice(3, 5)):
+            hu, labels = store.hu_slices(record.case_id, part), store.label_slices(record.case_id, part)
+            assert (hu.dtype, labels.dtype) == (np.int16, np.uint8)
+            np.testing.assert_array_equal(hu, store.hu(record.case_id)[part])
+            np.testing.assert_array_equal(labels, store.labels(record.case_id)[part])
+
+
+def test_an_array_cut_after_opening_is_not_read(path):
+    store = Store.open(path)
+    file = path / "cases" / store.records[0].case_id / "hu.npy"
+    file.write_bytes(file.read_bytes()[:300])
+    with pytest.raises((OSError, EOFError)):
+        store.hu_slices(store.records[0].case_id, slice(0, 2))
+
+
 def test_unknown_thickness_stays_unknown(tmp_path):
     case = made(0, shape=(1, 32, 32))
     case.spacing_mm = (math.nan, 0.7, 0.7)
