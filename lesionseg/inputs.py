@@ -48,7 +48,11 @@ class InputSpec:
 
     def normalize(self, hu: np.ndarray) -> np.ndarray:
         """Window and scale HU of any shape; float32, same shape."""
-        return (np.clip(hu, self.low_hu, self.high_hu).astype(np.float32) - self.mean_hu) / self.scale_hu
+        image = np.array(hu, dtype=np.float32)
+        np.clip(image, self.low_hu, self.high_hu, out=image)  # before: of integers, it would make doubles
+        image -= self.mean_hu
+        image /= self.scale_hu
+        return image
 
     def box(self, liver_box: Box | None, height: int, width: int) -> Box:
         """The square this input is cut from, in a slice of (height, width); without a liver box, the whole slice."""
@@ -75,8 +79,13 @@ class InputSpec:
 
 
 def neighbours(volume: np.ndarray, index: int) -> np.ndarray:
-    """Slice `index` of a volume (D, H, W) with the ones before and after, (3, H, W); edge slices are repeated."""
+    """Slice `index` of a volume (D, H, W) with the ones before and after, (3, H, W); edge slices are repeated.
+
+    A view of the volume, but at its edges.
+    """
     last = len(volume) - 1
+    if 0 < index < last:
+        return volume[index - 1 : index + 2]
     return np.stack([volume[max(index - 1, 0)], volume[index], volume[min(index + 1, last)]])
 
 

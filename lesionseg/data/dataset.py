@@ -108,10 +108,13 @@ class SliceDataset(Dataset[Sample]):
         seeds = np.random.SeedSequence([self.seed, draw.epoch if draw else 0, position]).generate_state(4)
         first = max(index - 1, 0)
         near, middle = slice(first, index + 2), index - first
-        hu, labels = self.store.hu(case_id)[near], self.store.labels(case_id)[near]
+        hu = self.store.hu_slices(case_id, near)
         if draw is not None and seeds[2] < self.implant_probability * 2**32:
-            hu, labels = self._implanted(hu, labels, middle, case_id, int(seeds[3]))
-        reference, place = self.target.apply(labels[middle]), Place(position, int(self.slices.case[position]), index)
+            hu, around = self._implanted(hu, self.store.label_slices(case_id, near), middle, case_id, int(seeds[3]))
+            labels = around[middle]
+        else:
+            labels = self.store.label_slices(case_id, slice(index, index + 1))[0]
+        reference, place = self.target.apply(labels), Place(position, int(self.slices.case[position]), index)
         box = self.spec.box(self.store.record(case_id).liver_box, *reference.shape)
         alone = draw is not None and seeds[0] < self.same_neighbours * 2**32
         slices = np.stack([hu[middle]] * 3) if alone else neighbours(hu, middle)
@@ -151,7 +154,7 @@ class TrainingSampler(Sampler[list[Draw]]):
 
     def __init__(
         self,
-        foreground: Sequence[bool],
+        foreground: Sequence[bool] | np.ndarray,
         *,
         keep_empty: float,
         batch_size: int,

@@ -9,16 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from lesionseg.data.groups import check_excluded, read_groups
 from lesionseg.errors import InputError
 from lesionseg.formats.nifti import read_nifti, read_nifti_labels
 from lesionseg.labels import BACKGROUND, LIVER, UNTYPED_LESION
 from lesionseg.scan import Case, CaseSource
 
-#: What the values 0, 1, 2 of a LiTS mask become; LiTS names no lesion types.
-_LABELS = np.array([BACKGROUND, LIVER, UNTYPED_LESION], dtype=np.uint8)
+#: The value of lesions in a LiTS mask, whatever their type.
+_LESION = 2
 
 
 class _Layout(NamedTuple):
@@ -158,5 +156,7 @@ def _source(name: str, volume: Path, mask: Path, patient_id: str, strict: bool) 
 
 def _read_case(volume: Path, mask: Path, patient_id: str, strict: bool) -> Case:
     scan, warnings = read_nifti(volume, strict=strict)
-    labels = _LABELS[read_nifti_labels(mask, scan, allowed=(0, 1, 2))]
+    labels = read_nifti_labels(mask, scan, allowed=(BACKGROUND, LIVER, _LESION))
+    for plane in labels:  # a table of all values would cost several times the memory
+        plane[plane == _LESION] = UNTYPED_LESION
     return Case(scan, labels, patient_id, warnings=warnings)

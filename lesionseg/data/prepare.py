@@ -18,7 +18,15 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from lesionseg.data.parallel import each
-from lesionseg.data.pseudonyms import Job, key_table, key_table_path, with_checksums, with_pseudonyms, without_names
+from lesionseg.data.pseudonyms import (
+    Job,
+    key_table,
+    key_table_path,
+    source_checksums,
+    source_sha256,
+    with_pseudonyms,
+    without_names,
+)
 from lesionseg.data.records import CaseRecord, describe
 from lesionseg.data.store import (
     CASE_ID,
@@ -68,7 +76,7 @@ def prepare(
     _refuse_other_folder(store_path, kind)
     with _locked(store_path):
         _remove_temporaries(store_path)
-        records = _bring_up_to_date(store_path, with_checksums(jobs), kind, workers)
+        records = _bring_up_to_date(store_path, jobs, kind, workers)
         _replace_text(key_table_path(store_path), key_table(jobs), mode=0o600)
         _replace_text(store_path / MANIFEST, manifest_text(kind, records))
     _announce(records)
@@ -99,6 +107,7 @@ def _bring_up_to_date(
 
 def _prepare_case(job: Job, store_path: Path, kind: StoreKind) -> tuple[Path, CaseRecord]:
     """Read a case and write it, whole, into a temporary folder of the store; the caller puts it in its place."""
+    checksum = source_sha256(job.source)  # here, so that the files come from the disk once and are then in its cache
     case = to_canonical(job.source.read())
     notes = tuple(without_names(text, job.source, case.scan.scan_id) for text in case.warnings)
     if not case.labels.any():
@@ -112,7 +121,7 @@ def _prepare_case(job: Job, store_path: Path, kind: StoreKind) -> tuple[Path, Ca
                 code="liver-empty",
             )
         notes += ("no liver in the reference",)
-    names = {"case_id": job.case_id, "patient_id": job.patient_id, "source_sha256": job.source_sha256}
+    names = {"case_id": job.case_id, "patient_id": job.patient_id, "source_sha256": checksum}
     record = describe(case, warnings=notes, **names)
     folder = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=store_path))
     np.save(folder / HU, case.scan.hu)
@@ -212,17 +221,17 @@ def _remove_temporaries(store_path: Path) -> None:
 
 def _finished(store_path: Path, jobs: list[Job]) -> dict[str, CaseRecord]:
     """Records of the cases that are there, whole, and made from the same source."""
-    records = {}
+    whole = {}
     for job in jobs:
         folder = case_folder(store_path, job.case_id)
         try:
             record = CaseRecord.from_json(json.loads((folder / RECORD).read_bytes()))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue  # not there, or not whole: made again
-        same = record.case_id == job.case_id and record.source_sha256 == job.source_sha256
-        if same and array_damage(folder, record) is None:
-            records[job.case_id] = record
-    return records
+        if record.case_id == job.case_id and array_damage(folder, record) is None:
+            whole[job.case_id] = record
+    checksums = source_checksums([job for job in jobs if job.case_id in whole])
+    return {case_id: record for case_id, record in whole.items() if record.source_sha256 == checksums[case_id]}
 
 
 def _gone(store_path: Path, jobs: list[Job]) -> list[Path]:

@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from lesionseg.data.parallel import worker_count
@@ -22,12 +22,11 @@ _CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Job:
-    """A source, the pseudonyms it gets, and the checksum of all that decides its result."""
+    """A source and the pseudonyms it gets."""
 
     source: CaseSource
     case_id: str
     patient_id: str
-    source_sha256: str = ""
 
 
 def pseudonyms(source: CaseSource, salt: bytes) -> tuple[str, str]:
@@ -52,15 +51,15 @@ def with_pseudonyms(sources: Sequence[CaseSource], salt: bytes) -> list[Job]:
     return jobs
 
 
-def with_checksums(jobs: list[Job]) -> list[Job]:
-    """Read every source file once; hashing leaves the interpreter lock, so threads are enough.
+def source_checksums(jobs: Sequence[Job]) -> dict[str, str]:
+    """`source_sha256` of each job by its case id; hashing leaves the interpreter lock, so threads are enough.
 
     Raises:
         InputError: a file cannot be read.
     """
     with ThreadPoolExecutor(worker_count(None, len(jobs))) as pool:
         checksums = pool.map(source_sha256, [job.source for job in jobs])
-        return [replace(job, source_sha256=checksum) for job, checksum in zip(jobs, checksums, strict=True)]
+        return {job.case_id: checksum for job, checksum in zip(jobs, checksums, strict=True)}
 
 
 def source_sha256(source: CaseSource) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import ndimage
 
 from lesionseg.inputs import Box, liver_box
@@ -115,19 +116,19 @@ def describe(
 ) -> CaseRecord:
     """Measure a case that is already canonical; `warnings` are those fit for the store (no source names)."""
     scan, labels = case.scan, case.labels
-    counts = np.bincount(labels.reshape(-1), minlength=2)
     depth, height, width = scan.hu.shape
+    highest, lesions = _highest(labels), lesions_of(labels, scan.spacing_mm)
     return CaseRecord(
         case_id=case_id,
         patient_id=patient_id,
         shape=(depth, height, width),
         spacing_mm=scan.spacing_mm,
         affine=None if scan.affine is None else tuple(tuple(float(x) for x in row) for row in scan.affine),
-        liver_box=liver_box(is_liver(labels)),
-        liver_slices=_slices(is_liver(labels)),
-        lesion_slices=_slices(is_lesion(labels)),
-        lesion_types=tuple(name for i, name in NAMES.items() if i > LIVER and i < len(counts) and counts[i]),
-        lesions=lesions_of(labels, scan.spacing_mm),
+        liver_box=liver_box(is_liver(highest.along_d[None])),
+        liver_slices=_places(is_liver(highest.of_slice)),
+        lesion_slices=_places(is_lesion(highest.of_slice)),
+        lesion_types=tuple(dict.fromkeys(lesion.type for lesion in lesions)),
+        lesions=lesions,
         liver_predicted=case.liver_predicted,
         generated=scan.generated,
         warnings=warnings,
@@ -143,14 +144,15 @@ def lesions_of(labels: np.ndarray, spacing_mm: tuple[float, float, float] | None
 
     Ordered by type, then by first voxel.
     """
-    found = []
-    for label, window in enumerate(ndimage.find_objects(labels), start=1):
+    found: list[LesionRecord] = []
+    around = _lesion_window(labels)
+    for label, window in enumerate(ndimage.find_objects(labels[around]), start=1):
         if label == LIVER or window is None:
             continue
         # Only the box of the type is searched: the component map takes four bytes a voxel.
-        components, _ = ndimage.label(labels[window] == label, FULL_CONNECTIVITY)
+        components, _ = ndimage.label(labels[around][window] == label, FULL_CONNECTIVITY)
         for i, box in enumerate(ndimage.find_objects(components), start=1):
-            first = window[0].start + box[0].start
+            first = around[0].start + window[0].start + box[0].start
             found.append(_measure(components[box] == i, NAMES[label], first, spacing_mm))
     return tuple(found)
 
@@ -176,8 +178,35 @@ def _measure(
     return LesionRecord(type_name, voxels, (first, first + len(lesion) - 1), volume, area, diameter)
 
 
-def _slices(mask: np.ndarray) -> tuple[int, ...]:
-    return tuple(int(i) for i in np.flatnonzero(mask.any((1, 2))))
+class _Highest(NamedTuple):
+    """Highest label of each slice, (D,), and along D, (H, W): what holds liver or lesion, by one look at the volume."""
+
+    of_slice: np.ndarray
+    along_d: np.ndarray
+
+
+def _highest(labels: np.ndarray) -> _Highest:
+    along_d = np.zeros(labels.shape[1:], labels.dtype)
+    of_slice = np.zeros(len(labels), labels.dtype)
+    for i, plane in enumerate(labels):
+        of_slice[i] = plane.max()
+        np.maximum(along_d, plane, out=along_d)
+    return _Highest(of_slice, along_d)
+
+
+def _lesion_window(labels: np.ndarray) -> tuple[slice, slice, slice]:
+    """The smallest window with every lesion voxel; without one, the first voxel."""
+    of_slice, along_d = map(is_lesion, _highest(labels))
+    return _extent(of_slice), _extent(along_d.any(1)), _extent(along_d.any(0))
+
+
+def _extent(mask: ArrayLike) -> slice:
+    places = _places(mask) or (0,)
+    return slice(places[0], places[-1] + 1)
+
+
+def _places(mask: ArrayLike) -> tuple[int, ...]:
+    return tuple(np.flatnonzero(mask).tolist())
 
 
 def without_nan(value: Any) -> Any:

@@ -14,8 +14,9 @@ from lesionseg.errors import InputError
 from lesionseg.formats import read_scan
 from lesionseg.formats.dicom import is_dicom, source_headers
 from lesionseg.formats.dicom_seg_read import read_dicom_seg, segment_labels
-from lesionseg.formats.nifti import check_same_grid, checked_labels, read_nifti, read_nifti_labels, stem
+from lesionseg.formats.nifti import check_same_grid, read_nifti, read_nifti_labels, stem
 from lesionseg.formats.png import read_png_image, read_png_labels
+from lesionseg.formats.voxels import to_labels
 from lesionseg.labels import BACKGROUND, LESION_IDS, LIVER, NAMES, UNTYPED_LESION, is_lesion
 from lesionseg.scan import Case, Scan, canonical_axes
 
@@ -122,7 +123,7 @@ def _read_mask(path: Path, scan: Scan) -> np.ndarray:
         raise InputError(path, expected="a DICOM-SEG, PNG or NIfTI", got=path.suffix, remedy=remedy, code="format")
     values = read_png_labels(path)
     check_same_grid(path, values.shape, scan.affine, scan)  # a PNG tells its shape alone
-    return checked_labels(values, path, range(256))
+    return to_labels(values, values.shape, path, range(256))
 
 
 def _read_seg(path: Path, row: Row, scan: Scan) -> np.ndarray:
@@ -162,7 +163,7 @@ def _liver(path: Path, row: Row, scan: Scan) -> np.ndarray:
 def _label_map(row: Row, scan: Scan, values: Mapping[str, int]) -> np.ndarray:
     if is_seg(row.mask):
         return _coded(row, scan)
-    found = checked_labels(_read_mask(row.mask, scan), row.mask, (0, *values.values()))
+    found = to_labels(_read_mask(row.mask, scan), scan.hu.shape, row.mask, (0, *values.values()))
     table = np.full(256, BACKGROUND, dtype=np.uint8)
     for name, value in values.items():
         table[value] = LIVER if name == "liver" else LESION_IDS[name]

@@ -16,7 +16,7 @@ import math
 import os
 import re
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any, Literal
@@ -36,7 +36,7 @@ STORE_FORMAT = 1
 MANIFEST, CASES = "manifest.json", "cases"
 HU, LABELS, RECORD = "hu.npy", "labels.npy", "record.json"
 CASE_ID = re.compile(r"p[0-9a-f]{10}-[0-9a-f]{6}")
-_DTYPES = {HU: np.dtype(np.int16), LABELS: np.dtype(np.uint8)}
+_DTYPES: dict[str, np.dtype] = {HU: np.dtype(np.int16), LABELS: np.dtype(np.uint8)}
 _REMEDY = "run `lesionseg prepare` again"
 
 
@@ -118,6 +118,17 @@ class Store:
             raise array
         return array
 
+    def hu_slices(self, case_id: str, part: slice) -> np.ndarray:
+        """HU of neighbouring slices, `slice(first, stop)`, read into memory: for a few, faster than through a map."""
+        return self._slices(case_id, HU, part)
+
+    def label_slices(self, case_id: str, part: slice) -> np.ndarray:
+        """Label ids of neighbouring slices, `slice(first, stop)`, read into memory."""
+        return self._slices(case_id, LABELS, part)
+
+    def _slices(self, case_id: str, name: str, part: slice) -> np.ndarray:
+        return _read_slices(case_folder(self.path, case_id) / name, self.record(case_id).shape, _DTYPES[name], part)
+
     def scan(self, case_id: str) -> Scan:
         """A case as a scan, its voxels read into memory; the case id stands for the name."""
         record = self.record(case_id)
@@ -152,7 +163,7 @@ def array_damage(folder: Path, record: CaseRecord, *, verify: bool = False) -> I
 def size_damage(folder: Path, record: CaseRecord) -> InputError | None:
     """What the sizes of the files in the folder of a case tell: an array that is missing, short or long."""
     for name, dtype in _DTYPES.items():
-        expected = _header_bytes(record.shape, dtype) + math.prod(record.shape) * dtype.itemsize
+        expected = len(_header(record.shape, dtype)) + math.prod(record.shape) * dtype.itemsize
         try:
             size = os.stat(folder / name).st_size
         except OSError as error:
@@ -162,14 +173,12 @@ def size_damage(folder: Path, record: CaseRecord) -> InputError | None:
     return None
 
 
-@lru_cache
-def _header_bytes(shape: tuple[int, ...], dtype: np.dtype) -> int:
-    """Bytes before the values of an array that `np.save` wrote."""
-    text = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        text, {"shape": shape, "fortran_order": False, "descr": np.lib.format.dtype_to_descr(dtype)}
-    )
-    return text.tell()
+@cache
+def _header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
+    """What `np.save` writes before the values of an array."""
+    text, descr = io.BytesIO(), np.lib.format.dtype_to_descr(dtype)
+    np.lib.format.write_array_header_1_0(text, {"shape": shape, "fortran_order": False, "descr": descr})
+    return text.getvalue()
 
 
 def case_folder(store: Path, case_id: str) -> Path:
@@ -194,6 +203,23 @@ def _mapped_as(file: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.memmap
     if not isinstance(array, np.memmap) or array.shape != shape or array.dtype != dtype:
         return _damaged(file, expected, f"{array.dtype} {array.shape}")
     return array
+
+
+def _read_slices(file: Path, shape: tuple[int, ...], dtype: np.dtype, part: slice) -> np.ndarray:
+    """Slices of the array in a file, whose header is compared and not parsed."""
+    header, (first, stop, _) = _header(shape, dtype), part.indices(shape[0])
+    out = np.empty((stop - first, *shape[1:]), dtype)
+    expected = f"{dtype} array of shape {shape}"
+    try:
+        with open(file, "rb", buffering=0) as stream:
+            if stream.read(len(header)) != header:
+                raise _damaged(file, expected, "another header")
+            stream.seek(first * math.prod(shape[1:]) * out.itemsize, os.SEEK_CUR)
+            if stream.readinto(out.data.cast("B")) != out.nbytes:
+                raise _damaged(file, expected, "a shorter one")
+    except OSError as error:
+        raise _damaged(file, expected, f"no file that can be read ({error.strerror})") from error
+    return out
 
 
 def _damaged(file: Path, expected: str, got: str) -> InputError:

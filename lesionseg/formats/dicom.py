@@ -24,7 +24,8 @@ from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRL
 from lesionseg.errors import InputError
 from lesionseg.formats.dicom_checks import ENHANCED, Slice, check_enhanced, check_series, choose_series, positions_mm
 from lesionseg.formats.dicom_decode import decompress
-from lesionseg.formats.nifti import check_affine, stem, to_int16
+from lesionseg.formats.nifti import check_affine, stem
+from lesionseg.formats.voxels import to_int16
 from lesionseg.scan import Scan, spacing_of
 
 #: The `Manufacturer` in files that `lesionseg phantom` writes.

@@ -5,9 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from monai.transforms import Affine
 from scipy import ndimage
 
-from lesionseg.data.augment import Augmentation
+from lesionseg.data.augment import Augmentation, Move
 
 SIZE, SEEDS = 48, range(50)
 MOVES = Augmentation(flip=False, grey_level=0, salt_pepper=0)
@@ -73,6 +74,42 @@ def test_image_and_target_move_together(flip):
         offset = matrix[:, 2] + (SIZE - 1) / 2 * (1 - matrix[:, :2].sum(1))
         theirs = ndimage.affine_transform(target.numpy(), matrix[:, :2], offset, order=0)
         assert (theirs == labels.numpy())[inner & sharp].mean() > 0.999
+
+
+def matrices(move: Move) -> tuple[np.ndarray, np.ndarray]:
+    """Matrix and offset, moved pixel → pixel of the image, as scipy takes them: mirror, zoom, shift, turn in turn."""
+    middle, (sin, cos) = (SIZE - 1) / 2, (np.sin(move.angle), np.cos(move.angle))
+    turn = np.array([[cos, -sin], [sin, cos]])
+    matrix = turn @ np.diag(move.zoom) @ np.diag([1, -1 if move.mirrored else 1])
+    return matrix, turn @ np.multiply(move.shift, SIZE) + middle - matrix @ (middle, middle)
+
+
+@pytest.mark.parametrize(
+    "move",
+    [
+        Move(0.26, (1.1, 0.9), (0.05, -0.03), mirrored=False),
+        Move(-0.26, (0.93, 1.04), (-0.05, 0.02), mirrored=True),
+        Move(0.0, (1.0, 1.0), (0.0, 0.25), mirrored=False),
+        Move(np.pi / 2, (1.0, 1.0), (0.125, 0.0), mirrored=True),
+    ],
+)
+def test_a_move_is_that_of_monai_and_of_scipy(move):
+    rng = np.random.default_rng(0)
+    image = torch.from_numpy(ndimage.gaussian_filter(rng.normal(size=(3, SIZE, SIZE)), (0, 1, 1)).astype(np.float32))
+    target = torch.from_numpy(np.kron(rng.integers(0, 5, (SIZE // 4, SIZE // 4)), np.ones((4, 4), np.int64)))
+    moved, labels = move(image, target)
+
+    shift = [share * SIZE for share in move.shift]
+    monai = Affine(move.angle, translate_params=shift, scale_params=move.zoom, padding_mode="border", image_only=True)
+    theirs = [monai(image, mode="bilinear").as_tensor(), monai(target[None].float(), mode="nearest").as_tensor()[0]]
+    theirs = [tensor.flip(-1) if move.mirrored else tensor for tensor in theirs]
+    torch.testing.assert_close(moved, theirs[0], rtol=0, atol=1e-4)
+    assert (labels == theirs[1]).float().mean() > 0.999  # halfway between two pixels, rounding chooses
+
+    scipys = [ndimage.affine_transform(plane, *matrices(move), order=1, mode="nearest") for plane in image.numpy()]
+    np.testing.assert_allclose(moved.numpy(), scipys, rtol=0, atol=1e-4)
+    scipys_labels = ndimage.affine_transform(target.numpy(), *matrices(move), order=0, mode="nearest")
+    assert (labels.numpy() == scipys_labels).mean() > 0.999
 
 
 def test_moves_stay_in_their_ranges_and_reach_for_their_ends():

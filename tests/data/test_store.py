@@ -1,8 +1,8 @@
 import json
 import math
 import pickle
-import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +24,10 @@ def path(pristine, tmp_path):
     return shutil.copytree(pristine, tmp_path / "store")
 
 
+def truncate(file):
+    file.write_bytes(file.read_bytes()[:-7])
+
+
 def test_store_gives_back_what_was_put_in(path):
     store = Store.open(path, verify=True)
     assert store.kind == "slices"
@@ -39,6 +43,27 @@ def test_store_gives_back_what_was_put_in(path):
         assert store.record(record.case_id) is record
     again = pickle.loads(pickle.dumps(store))  # goes to the workers of a DataLoader
     assert again == store
+
+
+def test_slices_read_are_those_of_the_map(path):
+    store = Store.open(path)
+    for record in store.records:
+        for part in (slice(0, 2), slice(1, 4), slice(2, 3), slice(3, 5)):
+            hu, labels = store.hu_slices(record.case_id, part), store.label_slices(record.case_id, part)
+            assert (hu.dtype, labels.dtype) == (np.int16, np.uint8)
+            np.testing.assert_array_equal(hu, store.hu(record.case_id)[part])
+            np.testing.assert_array_equal(labels, store.labels(record.case_id)[part])
+
+
+@pytest.mark.parametrize("damage", [truncate, Path.unlink], ids=["cut", "gone"])
+def test_an_array_that_changed_after_opening_is_not_read(path, damage):
+    store = Store.open(path)
+    case_id = store.records[-1].case_id
+    damage(path / "cases" / case_id / "hu.npy")
+    depth = store.record(case_id).shape[0]
+    for read in (store.hu, lambda case_id: store.hu_slices(case_id, slice(depth - 1, depth))):
+        with pytest.raises(InputError, match="hu.npy"):
+            read(case_id)
 
 
 def test_unknown_thickness_stays_unknown(tmp_path):
@@ -60,10 +85,6 @@ def edit(path, change):
 
 def first_case(path):
     return min((path / "cases").iterdir())
-
-
-def truncate(file):
-    file.write_bytes(file.read_bytes()[:-7])
 
 
 FAULTS = {
@@ -95,9 +116,9 @@ FAULTS = {
 }
 #: Faults in files of the right size, which show when they are read.
 HIDDEN = {
-    "other type": (lambda file: np.save(file, np.zeros((4, 32, 32), np.float16)), "float16"),
-    "other shape": (lambda file: np.save(file, np.zeros((2, 64, 32), np.int16)), "(2, 64, 32)"),
-    "no array": (lambda file: file.write_bytes(bytes(8320)), "no readable array"),
+    "other type": lambda file: np.save(file, np.zeros((4, 32, 32), np.float16)),
+    "other shape": lambda file: np.save(file, np.zeros((2, 64, 32), np.int16)),
+    "no array": lambda file: file.write_bytes(bytes(8320)),
 }
 
 
@@ -113,11 +134,16 @@ def test_a_faulty_store_is_refused(path, fault):
 
 @pytest.mark.parametrize("fault", HIDDEN)
 def test_a_file_of_the_right_size_is_refused_when_it_is_read(path, fault):
-    damage, says = HIDDEN[fault]
-    damage(first_case(path) / "hu.npy")
+    HIDDEN[fault](first_case(path) / "hu.npy")
     store = Store.open(path)
-    for read in (lambda: store.hu(first_case(path).name), lambda: Store.open(path, verify=True)):
-        with pytest.raises(InputError, match=re.escape(says)) as caught:
+    case_id = first_case(path).name
+    reads = (
+        lambda: store.hu(case_id),
+        lambda: store.hu_slices(case_id, slice(0, 1)),
+        lambda: Store.open(path, verify=True),
+    )
+    for read in reads:
+        with pytest.raises(InputError, match="hu.npy: expected int16 array") as caught:
             read()
         assert caught.value.code == "store-array"
     store.labels(first_case(path).name)

@@ -81,12 +81,14 @@ def test_types_and_byte_orders_are_voxel_exact(tmp_path, dtype):
         np.testing.assert_array_equal(read_nifti(tmp_path / name)[0].hu, values.T)
 
 
-def test_scaling_of_the_header_is_applied(tmp_path):
-    path = save(tmp_path / "a.nii", voxels(dtype=np.int16))
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.float32, np.float64])
+def test_scaling_of_the_header_is_applied(tmp_path, dtype):
+    path = save(tmp_path / "a.nii", voxels(dtype=np.int32).astype(dtype))
     raw = bytearray(path.read_bytes())
-    raw[112:120] = np.array([0.5, -1024], "<f4").tobytes()  # scl_slope, scl_inter
+    raw[112:120] = np.array([0.1, -1024], "<f4").tobytes()  # scl_slope, scl_inter
     path.write_bytes(raw)
-    np.testing.assert_array_equal(read_nifti(path)[0].hu, np.rint(voxels().T * 0.5 - 1024))
+    theirs = np.asarray(nib.load(path).dataobj, dtype=np.float32)
+    np.testing.assert_array_equal(read_nifti(path)[0].hu, np.rint(theirs.T))
 
 
 def test_gzip_is_known_by_its_bytes_not_by_the_name(tmp_path):

@@ -1,0 +1,198 @@
+"""Samples per second and core through the augmentation: ours, MONAI's, kornia's on a batch, torchvision's v2.
+
+Usage: augmentation.py [--sizes N N] [--samples N] [--repeats N] [--draws N] [--output JSON]
+
+One thread. Images are (3, S, S) float32 with class indices (S, S). The rivals do the same as far as they can: turn,
+zoom of each axis, shift, mirror and contrast by their own transforms; salt and pepper by kornia's own, by ours in the
+others, which have none. torchvision zooms both axes alike, shifts by whole pixels and cannot repeat the border.
+
+Whether the distributions are the same is told below the table: an image that holds its own coordinates goes through
+`--draws` times, and where three landmarks come from, along both axes, and the factor of contrast are compared with ours
+by Kolmogorov-Smirnov tests: the smallest of the seven p values, times seven.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from rounds import Row, publish, rounds, seconds
+from scipy import stats
+from torch import Tensor
+
+from lesionseg.data.augment import Augmentation
+
+#: Images (N, 3, S, S) and class indices (N, S, S) → the same, changed.
+Way = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+OURS = "lesionseg"
+
+
+def one_by_one(way: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], images: Tensor, targets: Tensor):
+    changed = [way(image, target) for image, target in zip(images, targets, strict=True)]
+    return torch.stack([image for image, _ in changed]), torch.stack([target for _, target in changed])
+
+
+def ours(ranges: Augmentation) -> Way:
+    rng = np.random.default_rng(0)
+    return partial(one_by_one, lambda image, target: ranges(image, target, int(rng.integers(2**32))))
+
+
+def monai(ranges: Augmentation, side: int) -> Way:
+    from monai.transforms import Compose, Lambdad, RandAffined, RandFlipd, RandScaleIntensityd
+    from monai.utils import set_determinism
+
+    set_determinism(0)
+    move = RandAffined(
+        ["image", "target"],
+        prob=1.0,
+        rotate_range=np.deg2rad(ranges.rotation_degrees),
+        scale_range=(ranges.zoom, ranges.zoom),
+        translate_range=(ranges.shift * side, ranges.shift * side),
+        mode=("bilinear", "nearest"),
+        padding_mode="border",
+    )
+    flip = RandFlipd(["image", "target"], prob=0.5, spatial_axis=1)
+    grey = RandScaleIntensityd("image", factors=ranges.grey_level, prob=1.0)
+    change = Compose([move, flip, grey, Lambdad("image", salt_and_pepper(ranges))])
+
+    def way(image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        changed = change({"image": image, "target": target[None]})
+        return changed["image"].as_tensor(), changed["target"].as_tensor()[0].to(target.dtype)
+
+    return partial(one_by_one, way)
+
+
+def kornia(ranges: Augmentation) -> Way:
+    from kornia.augmentation import (
+        AugmentationSequential,
+        RandomAffine,
+        RandomContrast,
+        RandomHorizontalFlip,
+        RandomSaltAndPepperNoise,
+    )
+
+    zoom, grey = (1 - ranges.zoom, 1 + ranges.zoom), (1 - ranges.grey_level, 1 + ranges.grey_level)
+    change = AugmentationSequential(
+        RandomAffine(ranges.rotation_degrees, (ranges.shift,) * 2, zoom * 2, p=1.0, padding_mode="border"),
+        RandomHorizontalFlip(p=0.5),
+        RandomContrast(grey, p=1.0, clip_output=False),
+        *([RandomSaltAndPepperNoise((0.0, ranges.salt_pepper), (0.5, 0.5), p=1.0)] if ranges.salt_pepper else []),
+        data_keys=["input", "mask"],
+    )
+
+    def way(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        images, moved = change(images, targets[:, None].float())
+        return images, moved[:, 0].to(targets.dtype)
+
+    return way
+
+
+def torchvision(ranges: Augmentation) -> Way:
+    from torchvision import tv_tensors
+    from torchvision.transforms import InterpolationMode, v2
+
+    zoom, low, high = (1 - ranges.zoom, 1 + ranges.zoom), 1 - ranges.grey_level, 1 + ranges.grey_level
+    grey = v2.Lambda(lambda image: image * float(torch.empty(1).uniform_(low, high)), tv_tensors.Image)
+    noise = v2.Lambda(salt_and_pepper(ranges), tv_tensors.Image)
+    move = v2.RandomAffine(ranges.rotation_degrees, (ranges.shift,) * 2, zoom, interpolation=InterpolationMode.BILINEAR)
+    change = v2.Compose([move, v2.RandomHorizontalFlip(), grey, noise])
+
+    def way(image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        image, target = change(tv_tensors.Image(image), tv_tensors.Mask(target))
+        return image.as_subclass(Tensor), target.as_subclass(Tensor)
+
+    return partial(one_by_one, way)
+
+
+def salt_and_pepper(ranges: Augmentation) -> Callable[[Tensor], Tensor]:
+    """Our noise, for those that have none."""
+    rng = np.random.default_rng(0)
+
+    def noise(image: Tensor) -> Tensor:
+        image = image.clone()
+        ranges.salt_and_pepper(image, rng)
+        return image
+
+    return noise
+
+
+def ways_of(ranges: Augmentation, side: int) -> dict[str, Way]:
+    """Ours and each rival that is installed."""
+    makers = {
+        OURS: partial(ours, ranges),
+        "MONAI dict transforms": partial(monai, ranges, side),
+        "kornia on the batch": partial(kornia, ranges),
+        "torchvision v2": partial(torchvision, ranges),
+    }
+    ways = {}
+    for name, make in makers.items():
+        try:
+            ways[name] = make()
+        except ImportError as error:
+            print(f"left out: {name} ({error})")
+    return ways
+
+
+def samples_per_second(way: Way, images: Tensor, targets: Tensor) -> float:
+    return len(images) / seconds(lambda: way(images, targets))()
+
+
+def shown(way: Way, side: int, draws: int) -> np.ndarray:
+    """(draws, 7): where three landmarks come from, rows and columns as shares of the side, and the contrast."""
+    rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    image = torch.stack([rows / side, columns / side, torch.ones(side, side)])
+    middle = slice(side // 4, -(side // 4))  # what lies here comes from within, whatever the draw
+    places = torch.stack([rows, columns, torch.ones_like(rows)], -1)[middle, middle].reshape(-1, 3) / side
+    landmarks = torch.tensor([(0.5, 0.5), (0.25, 0.5), (0.25, 0.25)])
+    found = []
+    for _ in range(draws):
+        moved = way(image[None].clone(), torch.zeros(1, side, side, dtype=torch.int64))[0][0, :, middle, middle]
+        factor = moved[2].median()
+        affine = torch.linalg.lstsq(places, (moved[:2] / factor).reshape(2, -1).T).solution
+        seen = torch.cat([landmarks, torch.full((3, 1), 1 / side)], 1) @ affine
+        found.append([*seen.flatten().tolist(), float(factor)])
+    return np.array(found)
+
+
+def likeness(ranges: Augmentation, side: int, draws: int) -> dict[str, float]:
+    """For each rival, the smallest p value that its draws and ours are of one distribution, times their number."""
+    still = replace(ranges, salt_pepper=0.0)
+    found = {name: shown(way, side, draws) for name, way in ways_of(still, side).items()}
+    mine = found.pop(OURS)
+    return {
+        name: min(1.0, min(stats.ks_2samp(a, b).pvalue for a, b in zip(mine.T, theirs.T, strict=True)) * mine.shape[1])
+        for name, theirs in found.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--sizes", type=int, nargs="+", default=[96, 320], metavar="PX")
+    parser.add_argument("--samples", type=int, default=32, help="in a batch, which is one round")
+    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--draws", type=int, default=1000, help="for the comparison of the distributions")
+    parser.add_argument("--output", type=Path, default=Path("runs/benchmark/augmentation.json"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    ranges, rows = Augmentation(), []
+    for side in options.sizes:
+        images, targets = torch.rand(options.samples, 3, side, side), torch.randint(0, 5, (options.samples, side, side))
+        ways = {name: partial(samples_per_second, way, images, targets) for name, way in ways_of(ranges, side).items()}
+        rates = rounds(ways, options.repeats)
+        mine = rates.pop(OURS)
+        figure = f"augmentation at {side} px, one core"
+        rows += [Row(figure, "samples/s", mine, name, "rival", theirs, least=1) for name, theirs in rates.items()]
+    p_values = likeness(ranges, min(options.sizes), options.draws)
+    publish(rows, options.output, threads=1, draws=options.draws, same_distribution_p=p_values)
+    for name, p in p_values.items():
+        print(f"same distribution as ours, {name}: p = {p:.2g} ({options.draws} draws each)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""Values of any numeric type → Hounsfield units and labels, slice by slice: no second volume, whatever the type."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+import numpy as np
+
+from lesionseg.errors import InputError
+
+
+def to_int16(planes: Iterable[np.ndarray], shape: tuple[int, ...], path: Path) -> np.ndarray:
+    """Hounsfield units → rounded int16 (D, H, W).
+
+    Args:
+        planes: D slices (H, W).
+        shape: (D, H, W).
+        path: what the error names.
+
+    Raises:
+        InputError: values that are not finite, do not fit, or are those of a normalised image.
+    """
+    out, broken, low, high, fractions = np.empty(shape, dtype=np.int16), 0, np.inf, -np.inf, False
+    for plane, rounded in zip(planes, out, strict=True):
+        nearest = plane
+        if plane.dtype.kind == "f":
+            nearest = np.rint(plane)
+            broken += plane.size - int(np.count_nonzero(np.isfinite(plane)))
+            fractions = fractions or bool(np.any(nearest != plane))
+        low, high = min(low, plane.min()), max(high, plane.max())
+        with np.errstate(invalid="ignore"):  # what does not fit is refused below
+            rounded[:] = nearest.astype(np.int16, copy=False)
+    if broken:
+        got = f"{broken} voxels that are NaN or infinite"
+    elif low < -32768 or high > 32767:
+        got = f"values from {low:.6g} to {high:.6g}"
+    elif fractions and high - low <= 2:
+        got = f"fractions from {low:.3g} to {high:.3g}, as of a normalised image"
+    else:
+        return out
+    raise InputError(
+        path,
+        expected="Hounsfield units (finite, within int16)",
+        got=got,
+        remedy="export the CT again in Hounsfield units",
+        code="hu",
+    )
+
+
+def to_labels(planes: Iterable[np.ndarray], shape: tuple[int, ...], path: Path, allowed: Collection[int]) -> np.ndarray:
+    """Label values → uint8 (D, H, W), as they are.
+
+    Args:
+        planes: D slices (H, W).
+        shape: (D, H, W).
+        path: what the error names.
+        allowed: the values (0…255) that may occur.
+
+    Raises:
+        InputError: a value that is not whole, does not fit or is not allowed.
+    """
+    out, whole, known, wrong = np.empty(shape, dtype=np.uint8), True, set(allowed), set[int]()
+    for plane, labels in zip(planes, out, strict=True):
+        low, high = plane.min(), plane.max()
+        if not (low >= 0 and high <= 255) or (plane.dtype.kind == "f" and np.any(plane != np.rint(plane))):
+            whole = False  # also where a value is NaN
+            continue
+        labels[:] = plane
+        if not known.issuperset(range(int(low), int(high) + 1)):
+            wrong.update(set(np.unique(labels).tolist()) - known)
+    if whole and not wrong:
+        return out
+    raise InputError(
+        path,
+        expected="label values " + ", ".join(map(str, sorted(known))),
+        got="the value " + ", ".join(map(str, sorted(wrong)[:8]))
+        if whole
+        else "values that are not whole numbers from 0 to 255",
+        remedy="correct the mask or name its values",
+        code="mask-values",
+    )
