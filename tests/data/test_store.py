@@ -62,7 +62,7 @@ def test_an_array_that_changed_after_opening_is_not_read(path, damage):
     damage(path / "cases" / case_id / "hu.npy")
     depth = store.record(case_id).shape[0]
     for read in (store.hu, lambda case_id: store.hu_slices(case_id, slice(depth - 1, depth))):
-        with pytest.raises(InputError, match="hu.npy"):
+        with pytest.raises(InputError, match="no file|bytes|shorter|no readable"):
             read(case_id)
 
 
@@ -143,7 +143,7 @@ def test_a_file_of_the_right_size_is_refused_when_it_is_read(path, fault):
         lambda: Store.open(path, verify=True),
     )
     for read in reads:
-        with pytest.raises(InputError, match="hu.npy: expected int16 array") as caught:
+        with pytest.raises(InputError, match="expected int16 array") as caught:
             read()
         assert caught.value.code == "store-array"
     store.labels(first_case(path).name)
