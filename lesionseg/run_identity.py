@@ -16,7 +16,8 @@ from lesionseg.request import request_sha256
 from lesionseg.runs import RunInfo, finished_run, provenance, sha256_of, weights_sha256
 
 #: Settings that change where or how fast a run goes, not what comes out of it; not part of its fingerprint.
-_NOT_IN_FINGERPRINT = ("config", "cell", "verbose", "data.store", "data.num_workers", "model.init_args.weights")
+_NOT_IN_FINGERPRINT = ("config", "cell", "verbose", "data.store", "data.num_workers", "model.init_args.weights",
+                       "model.init_args.compile", "model.init_args.channels_last")  # fmt: skip
 #: What rows of one comparison differ in; all the rest must be equal between them.
 _DIFFERS_BETWEEN_ROWS = (
     "name", "schedule", "model.class_path",
