@@ -2,8 +2,8 @@
 
 Usage: freeze_states.py [--nets phantom paper] [--rounds N] [--output JSON]
 
-States: blocks frozen from the input on, one more each time, to the whole encoder; and from the deep end. Time is that of
-forward, backward and AdamW.
+States: blocks frozen from the input on, one more each time, to the whole encoder; and from the deep end. Time is that
+of forward, backward and AdamW.
 
 The count of operations has three kinds, as they have different rates on any machine: multiplications of convolutions
 forward, those of their gradients (of input and of weights, as far as autograd needs them), and bytes read and written
@@ -22,6 +22,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -55,14 +56,18 @@ KINDS = {torch.ops.aten.convolution: FORWARD, torch.ops.aten.convolution_backwar
 class Step:
     """A step of a net on one batch, with some of its blocks frozen."""
 
-    def __init__(self, encoder: str, channels: tuple[int, ...], side: int, slices: int) -> None:
+    def __init__(
+        self, encoder: str, channels: tuple[int, ...], side: int, slices: int,
+        *, channels_last: bool = True, device: str = "cpu",
+    ) -> None:  # fmt: skip
         torch.manual_seed(0)
         spec = InputSpec(side, "liver")
-        self.task = LesionTask(encoder, spec, "typed", decoder_channels=channels, channels_last=True)
-        self.net, self.blocks = self.task.net, blocks(self.task.net)
-        self.optimizer = self.task.configure_optimizers()
-        self.images = torch.randn(slices, 3, side, side)
-        self.targets = torch.randint(0, 5, (slices, 1, side, side))
+        task = LesionTask(encoder, spec, "typed", decoder_channels=channels, channels_last=channels_last).to(device)
+        self.net, self.loss, self.blocks = task.net, task.loss, blocks(task.net)
+        self.optimizer = task.configure_optimizers()
+        self.images = torch.randn(slices, 3, side, side, device=device)
+        self.targets = torch.randint(0, 5, (slices, 1, side, side), device=device)
+        self.context: AbstractContextManager[object] = nullcontext()
 
     def freeze(self, frozen: Iterable[str]) -> None:
         """Set which blocks learn, as `StagedFreezing` does."""
@@ -73,7 +78,8 @@ class Step:
                 parameter.requires_grad_(name not in frozen)
 
     def forward(self) -> Tensor:
-        return self.task.loss(self.net(self.images), self.targets)
+        with self.context:
+            return self.loss(self.net(self.images), self.targets)
 
     def __call__(self) -> None:
         self.forward().backward()
@@ -83,8 +89,8 @@ class Step:
     def states(self) -> dict[str, tuple[str, ...]]:
         """What is frozen, by name: nothing, the encoder from the input on, and from its deep end."""
         encoder = [name for name in self.blocks if name not in OUTSIDE_ENCODER]
-        prefixes = list(accumulate(((name,) for name in encoder)))
-        suffixes = list(accumulate(((name,) for name in reversed(encoder[1:]))))
+        prefixes = list(accumulate((name,) for name in encoder))
+        suffixes = list(accumulate((name,) for name in reversed(encoder[1:])))
         return {"nothing": ()} | {" + ".join(names): names for names in (*prefixes, *suffixes)}
 
 
@@ -138,11 +144,6 @@ def kept_bytes(step: Step) -> int:
 
 def peak_bytes(step: Step) -> int:
     """The most that the allocator has given out in a step, beyond what was held before it."""
-    if torch.cuda.is_available() and step.images.is_cuda:
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        step()
-        return torch.cuda.max_memory_allocated() - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         step()
     changes = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]

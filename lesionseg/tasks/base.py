@@ -93,8 +93,7 @@ class SegmentationTask(pl.LightningModule):
         )
         self.loss = self.configure_loss(loss)
         self.validation_metric, self.test_metric = self.configure_metric(), self.configure_metric()
-        self._losses: dict[str, Tensor] = {}
-        self._steps = 0
+        self._losses, self._steps = dict[str, Tensor](), 0
         if channels_last:
             self.net.to(memory_format=torch.channels_last)
         if compile:
@@ -165,13 +164,14 @@ class SegmentationTask(pl.LightningModule):
         self._note({"loss": loss, **({f"loss_{name}": part for name, part in parts.items()} if len(parts) > 1 else {})})
         return loss
 
-    def on_train_epoch_start(self) -> None:
-        """Begin the means of the losses anew."""
+    def on_train_start(self) -> None:
+        """Begin the means of the losses."""
         self._losses, self._steps = {}, 0
 
     def on_train_epoch_end(self) -> None:
         """Log the losses of the epoch: means over its batches, which are all of one size, and over the processes."""
         self.log_dict({f"train/{name}": total / self._steps for name, total in self._losses.items()}, sync_dist=True)
+        self._losses, self._steps = {}, 0
 
     def _note(self, losses: dict[str, Tensor]) -> None:
         """Add up the losses of a step: what `self.log` would do, at a fraction of its cost."""
