@@ -156,14 +156,12 @@ def beside(store: Path, epochs: int, *options: str, profile: str = "phantom", co
 def rows(pair: Beside, what: str, most: float | None = None) -> list[Row]:
     """A step against one of the bare loop, and the time that waits for data against all of it."""
     ours, bare = pair.epochs, pair.bare.epochs
-    print(f"{what}: the same weights as the bare loop's in the end: {pair.same}; of {ours.steps} steps an epoch, the run "
-          f"waits for data {ours.waits():.1%} of the time, the bare loop {bare.waits():.1%}")  # fmt: skip
-    waiting = (ours.waiting[1:], ours.seconds[1:])
+    print(f"{what}, {ours.steps} steps an epoch: weights as the bare loop's in the end: {pair.same}; waiting for data: "
+          f"{ours.waits():.1%} of the time, the bare loop {bare.waits():.1%}")  # fmt: skip
+    step, waiting = f"step, {what}", f"waiting for data in an epoch, {what}"
     return [
-        Row(f"step, {what}", "ms", ours.milliseconds(), "bare PyTorch loop", "rival", bare.milliseconds(), most=most),
-        Row(
-            f"waiting for data in an epoch, {what}", "s", waiting[0], "all of the epoch", "limit", waiting[1], most=0.02
-        ),
+        Row(step, "ms", ours.milliseconds(), "bare PyTorch loop", "rival", bare.milliseconds(), most=most),
+        Row(waiting, "s", ours.waiting[1:], "all of the epoch", "limit", ours.seconds[1:], most=0.02),
     ]
 
 
