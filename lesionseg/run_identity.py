@@ -17,7 +17,8 @@ from lesionseg.runs import RunInfo, finished_run, provenance, sha256_of, weights
 
 #: Settings that change where or how fast a run goes; not part of its fingerprint. Nor are `trainer.devices` and
 #: `trainer.num_nodes`: a run that four GPUs have finished is done for a machine without one.
-_NOT_IN_FINGERPRINT = ("config", "cell", "verbose", "data.store", "data.num_workers", "model.init_args.weights")
+_NOT_IN_FINGERPRINT = ("config", "cell", "verbose", "data.store", "data.num_workers", "model.init_args.weights",
+                       "model.init_args.compile", "model.init_args.channels_last")  # fmt: skip
 #: What rows of one comparison differ in; all the rest must be equal between them.
 _DIFFERS_BETWEEN_ROWS = (
     "name", "schedule", "model.class_path",

@@ -50,6 +50,9 @@ def test_the_config_left_in_the_folder_describes_the_run(run, plain):
         ("trainer.num_nodes", 2),
         ("trainer.enable_progress_bar", False),
         ("trainer.log_every_n_steps", 1),
+        ("trainer.deterministic", True),
+        ("model.init_args.compile", True),
+        ("model.init_args.channels_last", True),
     ],
 )
 def test_where_and_how_fast_does_not_count(plain, key, value):

@@ -60,6 +60,14 @@ class Batch(NamedTuple):
     boxes: list[Box]
     places: list[Place]
 
+    def to(self, device: torch.device) -> Batch:
+        """Its tensors on a device. Lightning calls this, and would else look at every number of boxes and places."""
+        return self._replace(
+            images=self.images.to(device, non_blocking=True),
+            targets=self.targets.to(device, non_blocking=True),
+            references=[reference.to(device, non_blocking=True) for reference in self.references],
+        )
+
 
 class Predicted(TypedDict):
     """What a task says of a batch.

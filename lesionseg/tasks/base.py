@@ -43,6 +43,7 @@ class SegmentationTask(pl.LightningModule):
         use_encoder_weights: take `encoder_weights`, which the profile names. The row `from_scratch` says no.
         l2_sp: strength of the pull towards the weights taken over, see `tasks.l2_sp`; 0: none.
         compile: run the net through `torch.compile`.
+        channels_last: lay the weights out with the channels innermost, which all that is computed then follows.
     """
 
     #: Figure on the inner validation by which the best checkpoint is kept; larger is better.
@@ -64,6 +65,7 @@ class SegmentationTask(pl.LightningModule):
         use_encoder_weights: bool = True,
         l2_sp: float = 0.0,
         compile: bool = False,
+        channels_last: bool = False,
     ) -> None:
         super().__init__()
         refuse_negative(lr=lr, weight_decay=weight_decay, l2_sp=l2_sp)
@@ -91,6 +93,9 @@ class SegmentationTask(pl.LightningModule):
         )
         self.loss = self.configure_loss(loss)
         self.validation_metric, self.test_metric = self.configure_metric(), self.configure_metric()
+        self._losses, self._steps = dict[str, Tensor](), 0
+        if channels_last:
+            self.net.to(memory_format=torch.channels_last)
         if compile:
             self.net.compile()
 
@@ -156,10 +161,22 @@ class SegmentationTask(pl.LightningModule):
         if self.pull is not None:
             parts["l2_sp"] = self.pull()
         loss = torch.stack(list(parts.values())).sum()
-        logged = {"loss": loss, **({f"loss_{name}": part for name, part in parts.items()} if len(parts) > 1 else {})}
-        for name, value in logged.items():
-            self.log(f"train/{name}", value, on_step=False, on_epoch=True, batch_size=len(batch.images), sync_dist=True)
+        self._note({"loss": loss, **({f"loss_{name}": part for name, part in parts.items()} if len(parts) > 1 else {})})
         return loss
+
+    def on_train_start(self) -> None:
+        """Begin the means of the losses."""
+        self._losses, self._steps = {}, 0
+
+    def on_train_epoch_end(self) -> None:
+        """Log the losses of the epoch: means over its batches, which are all of one size, and over the processes."""
+        self.log_dict({f"train/{name}": total / self._steps for name, total in self._losses.items()}, sync_dist=True)
+        self._losses, self._steps = {}, 0
+
+    def _note(self, losses: dict[str, Tensor]) -> None:
+        """Add up the losses of a step: what `self.log` would do, at a fraction of its cost."""
+        self._losses = {name: self._losses.get(name, 0) + value.detach() for name, value in losses.items()}
+        self._steps += 1
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Named parts of the loss of a batch, the same ones for every batch."""
@@ -198,7 +215,9 @@ class SegmentationTask(pl.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW over all parameters from the start, one group a block (see `docs/freezing.md`)."""
         groups = parameter_groups(self.net, self.lr, self.weight_decay)
-        return torch.optim.AdamW(groups if self.pull is None else self.pull.without_decay(groups))
+        groups = groups if self.pull is None else self.pull.without_decay(groups)
+        # On a CPU in one pass over each tensor; on a GPU torch's own choice, which can clip gradients under 16-mixed.
+        return torch.optim.AdamW(groups, fused=True if self.device.type == "cpu" else None)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Plain data that says how to build the net again and how to feed it."""

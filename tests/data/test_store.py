@@ -62,7 +62,7 @@ def test_an_array_that_changed_after_opening_is_not_read(path, damage):
     damage(path / "cases" / case_id / "hu.npy")
     depth = store.record(case_id).shape[0]
     for read in (store.hu, lambda case_id: store.hu_slices(case_id, slice(depth - 1, depth))):
-        with pytest.raises(InputError, match="no file|bytes|shorter|no readable"):
+        with pytest.raises(InputError, match=r"no file|bytes|shorter|no readable"):
             read(case_id)
 
 

@@ -229,3 +229,28 @@ def test_weights_go_over_with_and_without_deep_supervision(deep):
     assert set(report.unused) == (heads if deep == (True, False) else set())
     assert not report.misfit
     assert report.encoder_elements == 1
+
+
+def test_channels_last_gives_the_same_loss_and_gradients_to_float_error(tiny_batch):
+    batch, found = tiny_batch((2, 3), (4,)), []
+    for channels_last in (False, True):
+        torch.manual_seed(0)
+        task = lesion_task(channels_last=channels_last)
+        seen = []
+        task.net.segmentation_head[0].register_forward_hook(lambda _, inputs, __, seen=seen: seen.append(inputs[0]))
+        loss = task.training_step(batch, 0)
+        loss.backward()
+        found.append((seen[0], loss, [p.grad for p in task.net.parameters()]))
+    (plain, *one), (last, *other) = found
+    assert plain.is_contiguous()
+    assert last.is_contiguous(memory_format=torch.channels_last)
+    assert not last.is_contiguous()
+    torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_a_batch_moves_with_all_its_tensors_and_stays_what_it_is(tiny_batch):
+    batch = tiny_batch((2,), (3, 4))
+    moved = batch.to(torch.device("meta"))
+    assert isinstance(moved, Batch)
+    assert all(t.device.type == "meta" for t in (moved.images, moved.targets, *moved.references))
+    assert (moved.boxes, moved.places) == (batch.boxes, batch.places)

@@ -1,0 +1,102 @@
+"""Precision, channels-last, torch.compile and deterministic mode: the speed of a step, and the figures of the paper.
+
+Usage: settings.py [--nets phantom paper] [--compiled phantom] [--rounds N] [--epochs N] [--slices N] [--output JSON]
+
+torch.compile is left out unless `--compiled` names a net: on two CPU cores its C++ alone takes minutes.
+
+Speed: forward, backward and AdamW on one batch, all settings in turn, each against plain fp32 (as torch gives it).
+Figures: one fine-tuning of the phantom for each setting by `lesionseg fit`, all alike but for that setting, seed and
+data included; what its tables say is printed and kept beside the speed. Only the setting differs, but rounding does so
+in every step, and training is chaotic: the spread between settings is to be read against that between seeds, so the
+plain setting is trained with a second seed too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+
+import torch
+from fine_tuning import command, fit, phantom_store
+from freeze_states import NETS, Step
+from rounds import Row, publish, rounds, seconds
+
+from lesionseg.results import read_run
+from lesionseg.statistics import FIGURES, estimates, patient_sums
+
+#: What `fit` is told, by setting.
+SETTINGS = {
+    "fp32": [],
+    "bf16-mixed": ["--trainer.precision", "bf16-mixed"],
+    "channels-last": ["--model.init_args.channels_last", "true"],
+    "channels-last, bf16-mixed": ["--model.init_args.channels_last", "true", "--trainer.precision", "bf16-mixed"],
+    "compile": ["--model.init_args.compile", "true"],
+    "deterministic": ["--trainer.deterministic", "true"],
+}
+
+
+def timed(step: Step, setting: str) -> float:
+    """Seconds of a step under a setting."""
+    half = "bf16-mixed" in setting
+    torch.use_deterministic_algorithms(setting == "deterministic")
+    step.context = torch.autocast("cpu", torch.bfloat16, cache_enabled=False) if half else nullcontext()
+    took = seconds(step)()
+    torch.use_deterministic_algorithms(False)
+    return took
+
+
+def speed(name: str, repeats: int, compiled: bool) -> list[Row]:
+    """A row for each setting but the plain one."""
+    ways: dict[str, Callable[[], float]] = {}
+    for setting in SETTINGS:
+        if setting != "compile" or compiled:
+            step = Step(*NETS[name], channels_last="channels-last" in setting)
+            if setting == "compile":
+                step.net.compile()
+            ways[setting] = partial(timed, step, setting)
+    found = rounds(ways, repeats)
+    return [
+        Row(f"step, {name} net, {setting}", "s", found[setting], "fp32", "rival", found["fp32"], ratio="other / ours")
+        for setting in ways
+        if setting != "fp32"
+    ]
+
+
+def figures(store: Path, run: Path, epochs: int, *options: str) -> dict[str, float]:
+    """The figures of the paper that a fine-tuning leaves on its test part."""
+    fit(command(store, run, "--trainer.max_epochs", str(epochs), *options))
+    result = read_run(run)
+    tables = [table.assign(seed=0) for table in (result.slices, result.lesions)]
+    patients = sorted(result.slices.patient_id.unique())
+    return dict(zip(FIGURES, map(float, estimates(patient_sums(*tables, patients, [0]))), strict=True))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--nets", nargs="+", choices=NETS, default=list(NETS))
+    parser.add_argument("--compiled", nargs="*", choices=NETS, default=[], help="nets to compile as well: minutes each")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--slices", type=int, default=120)
+    parser.add_argument("--output", type=Path, default=Path("runs/benchmark/settings.json"))
+    options = parser.parse_args()
+    rows = [row for name in options.nets for row in speed(name, options.rounds, name in options.compiled)]
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        store = phantom_store(Path(folder), options.slices)
+        trained = SETTINGS | {"fp32, another seed": ["--seed_everything", "1"]}
+        for setting, words in trained.items():
+            if setting != "compile" or "phantom" in options.compiled:
+                found[setting] = figures(store, Path(folder) / setting, options.epochs, *words)
+    publish(rows, options.output, figures=found)
+    print("\n| fine-tuning of the phantom |", " | ".join(FIGURES), "|\n|---|" + "---|" * len(FIGURES))
+    for setting, values in found.items():
+        print(f"| {setting} |", " | ".join(f"{value:.3f}" for value in values.values()), "|")
+
+
+if __name__ == "__main__":
+    main()
