@@ -52,7 +52,7 @@ def test_the_config_left_in_the_folder_describes_the_run(run, plain):
         ("trainer.log_every_n_steps", 1),
         ("trainer.deterministic", True),
         ("model.init_args.compile", True),
-        ("model.init_args.channels_last", True),
+        ("model.init_args.channels_last", False),
     ],
 )
 def test_where_and_how_fast_does_not_count(plain, key, value):

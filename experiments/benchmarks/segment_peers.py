@@ -87,8 +87,8 @@ def monai(hu: np.ndarray, net: nn.Module) -> Callable[[], object]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", type=Path, default=Path("runs/phantom/model"))
-    parser.add_argument("--slices", type=int, default=60)
-    parser.add_argument("--peer-slices", type=int, default=3)
+    parser.add_argument("--slices", type=int, default=45)
+    parser.add_argument("--peer-slices", type=int, default=2)
     parser.add_argument("--thickness", type=float, default=2.0, metavar="MM")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=Path("runs/benchmark/segment_peers.json"))

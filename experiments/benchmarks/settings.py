@@ -68,7 +68,8 @@ def speed(name: str, repeats: int, compiled: bool) -> list[Row]:
 
 def figures(store: Path, run: Path, epochs: int, *options: str) -> dict[str, float]:
     """The figures of the paper that a fine-tuning leaves on its test part."""
-    fit(command(store, run, "--trainer.max_epochs", str(epochs), *options))
+    plain = ["--trainer.max_epochs", str(epochs), "--model.init_args.channels_last", "false"]
+    fit(command(store, run, *plain, *options))
     result = read_run(run)
     tables = [table.assign(seed=0) for table in (result.slices, result.lesions)]
     patients = sorted(result.slices.patient_id.unique())
