@@ -20,6 +20,7 @@ import SimpleITK as sitk  # noqa: N813
 from formats.test_dicom import NAME, PATIENT, save, stack, uid
 from matplotlib.figure import Figure
 
+from lesionseg import cascade_folder as built_in
 from lesionseg import segment as module
 from lesionseg.cascade import Cascade
 from lesionseg.cli import main
@@ -77,7 +78,7 @@ def built_once():
         return built[key] if key in built else built.setdefault(key, Cascade(held, **options))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "Cascade", cascade)
+        patch.setattr(built_in, "Cascade", cascade)
         yield
 
 
@@ -533,7 +534,7 @@ class TestLiverMask:
 
 
 def test_faults_of_every_kind_stop_no_other_study(cohort, tmp_path, capsys, model):
-    cascade = module.Cascade(Model.load(model))
+    cascade = Cascade(Model.load(model))
     faults = {
         "gap": None,
         "patient_ct": RuntimeError("CUDA error:\n launch failed"),
@@ -589,7 +590,7 @@ def test_one_segment_at_a_time(run, tmp_path):
 
 
 def test_memory_holds_one_study_at_a_time(tmp_path, model):
-    cascade, alive = module.Cascade(Model.load(model)), []
+    cascade, alive = Cascade(Model.load(model)), []
     for n in range(3):
         nifti(tmp_path / "in" / f"{n}.nii", n)
     gc.collect()

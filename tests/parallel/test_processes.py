@@ -2,9 +2,9 @@ import os
 
 import pytest
 
-from lesionseg.data import parallel
-from lesionseg.data.parallel import each, worker_count
+from lesionseg import parallel
 from lesionseg.errors import InputError
+from lesionseg.parallel import each, worker_count
 
 
 def double(number: int) -> int:
