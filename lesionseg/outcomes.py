@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from lesionseg.errors import InputError
+from lesionseg.errors import InputError, printable
 from lesionseg.runs import write_text
+from lesionseg.studies import LABEL_MAP
 
 SUMMARY = "summary.csv"
 #: How a study may end.
@@ -34,6 +35,7 @@ class Outcome:
         reason: of what was not segmented, one line; names no file, as the path of one may name a patient.
         told: the same for the terminal, with the file; empty: as `reason`.
         warnings: what a reader should know of its segmentation, one sentence each.
+        made: the temporary folder that holds its results until they are put in place; None: nothing was made.
     """
 
     study: str
@@ -43,6 +45,7 @@ class Outcome:
     reason: str = ""
     told: str = ""
     warnings: tuple[str, ...] = ()
+    made: Path | None = None
 
     @property
     def row(self) -> Row:
@@ -56,6 +59,21 @@ class Outcome:
         """What the terminal is told of a study that was not segmented now."""
         told = self.told or self.reason
         return f"  {self.ending}{': ' * bool(told)}{told}"
+
+
+def unsegmented(study: str, error: Exception) -> Outcome:
+    """What an error makes of one study of several."""
+    if isinstance(error, InputError):
+        if error.code == LABEL_MAP:
+            return Outcome(study, "passed over", reason=error.got)
+        return Outcome(study, "refused", reason=error.brief, told=str(error))
+    kind = type(error).__name__
+    if isinstance(error, OSError | RuntimeError):
+        told = printable(" ".join(f"{kind}: {error}".split()))
+        reason = f"{kind}: {error.strerror or 'unknown'}" if isinstance(error, OSError) else told
+        return Outcome(study, "failed", reason=reason, told=told)
+    # A fault of the package; its text may quote a header, and so the patient.
+    return Outcome(study, "failed", reason=f"{kind}; segment it alone with --debug to see where")
 
 
 def read_summary(path: Path) -> dict[str, Row]:

@@ -25,12 +25,12 @@ from lesionseg.cascade_folder import CascadeFolder, process_count
 from lesionseg.deliver import FORMATS, deliver, formats_of, read_liver_mask
 from lesionseg.errors import InputError, printable
 from lesionseg.model import Model
-from lesionseg.outcomes import SUMMARY, Outcome, read_summary, summary_table, write_summary
+from lesionseg.outcomes import SUMMARY, Outcome, read_summary, summary_table, unsegmented, write_summary
 from lesionseg.parallel import KILLED, Cluster, each
 from lesionseg.scan import Scan, canonical_axes
 from lesionseg.segmentation import RESEARCH_USE_ONLY, Segmentation
-from lesionseg.studies import LABEL_MAP, Found, Study, find_studies
-from lesionseg.study_folder import file_sha256, finished, locked, made, refuse_replacing
+from lesionseg.studies import Found, Study, find_studies
+from lesionseg.study_folder import file_sha256, finished, locked, made, put_in_place, refuse_replacing
 
 #: Scan, and the liver where it is given → segmentation.
 Segmenter = Callable[[Scan, np.ndarray | None], Segmentation]
@@ -143,6 +143,7 @@ def segment_studies(
     """
     number = len(found.studies)
     work = _Work(output, segmenter, wish, number, at_once=workers == 1 and dask is None)
+    by_name = {study.name: study for study in found.studies}
     outcomes: list[Outcome] = []
     for text in found.passed_over:
         _say(f"passed over: {text}")
@@ -152,9 +153,9 @@ def segment_studies(
         engine = each(work, numbered, workers=workers, dask=dask, title=None, killed=work.killed)
         with closing(engine) as results:
             for outcome, lines in results:
-                outcomes.append(outcome)
                 for line in lines:
                     _say(line)
+                outcomes.append(outcome := _in_place(outcome, by_name[outcome.study], output, number))
                 for text in outcome.warnings:
                     print(f"lesionseg: {outcome.study}: {text}", file=sys.stderr, flush=True)
                 if number > 1:
@@ -207,17 +208,8 @@ def _attempt(study: Study, output: Path, segmenter: Segmenter, wish: Wish, say: 
     """One study of several: whatever is wrong with it becomes the reason."""
     try:
         return _one(study, output, segmenter, wish, say)
-    except InputError as error:
-        if error.code == LABEL_MAP:
-            return Outcome(study.name, "passed over", reason=error.got)
-        return Outcome(study.name, "refused", reason=error.brief, told=str(error))
-    except (OSError, RuntimeError) as error:
-        kind, told = type(error).__name__, printable(" ".join(f"{type(error).__name__}: {error}".split()))
-        reason = f"{kind}: {error.strerror or 'unknown'}" if isinstance(error, OSError) else told
-        return Outcome(study.name, "failed", reason=reason, told=told)
-    except Exception as error:  # a fault of the package; its text may quote a header, and so the patient
-        hint = "segment it alone with --debug to see where"
-        return Outcome(study.name, "failed", reason=f"{type(error).__name__}; {hint}")
+    except Exception as error:
+        return unsegmented(study.name, error)
 
 
 def _one(study: Study, output: Path, segmenter: Segmenter, wish: Wish, say: Callable[[str], object]) -> Outcome:
@@ -238,13 +230,26 @@ def _one(study: Study, output: Path, segmenter: Segmenter, wish: Wish, say: Call
     found = replace(found, warnings=(*remarks, *found.warnings), seconds=seconds)
     facts = {"slices": scan.hu.shape[found.slice_axis], "lesions": len(found.findings),
              "liver_ml": None if found.liver_ml is None else round(found.liver_ml)}  # fmt: skip
-    with made(folder, made_of, study.place, facts) as temporary:
+    with made(output, made_of, study.place, facts) as temporary:
         found = deliver(found, study, temporary, wish.formats)
     write = time.perf_counter() - done
     say(f"  {_findings_line(found)}")
     say(f"  {_seconds_line({**seconds, 'write': write})}")
     took = {"read": read - start, "segment": done - read, "write": write}
-    return Outcome(study.name, "segmented", facts, took, warnings=found.warnings)
+    return Outcome(study.name, "segmented", facts, took, warnings=found.warnings, made=temporary)
+
+
+def _in_place(outcome: Outcome, study: Study, output: Path, number: int) -> Outcome:
+    """Put in place what was made. Here and not in the workers, so that a study has one result however often it is begun."""
+    try:
+        if outcome.made is not None:
+            put_in_place(outcome.made, output / study.name, study.place)
+    except Exception as error:
+        if number == 1:
+            raise
+        outcome = unsegmented(study.name, error)
+        _say(outcome.line)
+    return outcome
 
 
 def _segmented(segmenter: Segmenter, scan: Scan, liver: np.ndarray | None) -> Segmentation:

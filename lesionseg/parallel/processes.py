@@ -30,15 +30,17 @@ def in_processes(
 ) -> Generator[Result, None, None]:
     """Results of all items; see `each`.
 
-    Which item a worker was killed over does not show, so all that were begun are done again, each with a process and
+    Which item a worker was killed over does not show, so all that were begun are done again, one by one, each with
     the memory of the machine to itself; what is killed then has no result.
     """
     waiting = deque(items)
     while waiting:
-        suspects = yield from _until_killed(function, waiting, workers)
-        for item in suspects:
-            if (yield from _until_killed(function, deque([item]), 1)):
-                yield without_result(item, killed)
+        suspects = deque((yield from _until_killed(function, waiting, workers)))
+        while suspects:
+            begun = yield from _until_killed(function, suspects, 1)
+            if begun:  # in their order, by one worker
+                suspects.extendleft(reversed(begun[1:]))
+                yield without_result(begun[0], killed)
 
 
 def _until_killed(
