@@ -7,6 +7,7 @@ OUT/summary.csv of inputs with several studies, one row a study
 from __future__ import annotations
 
 import gc
+import os
 import sys
 import time
 from collections import Counter
@@ -142,7 +143,7 @@ def segment_studies(
     Says what it does on stdout, and warnings on stderr. Where studies run side by side, all of one study together.
     """
     number = len(found.studies)
-    work = _Work(output, segmenter, wish, number, at_once=workers == 1 and dask is None)
+    work = _Work(output, segmenter, wish, number, None if dask else os.getpid())
     by_name = {study.name: study for study in found.studies}
     outcomes: list[Outcome] = []
     for text in found.passed_over:
@@ -174,24 +175,29 @@ def _say(text: str) -> None:
 
 @dataclass(frozen=True)
 class _Work:
-    """What a process does with a study: its outcome, and the lines about it that have not been said at once."""
+    """What a process does with a study: its outcome, and the lines about it that are still to be said.
+
+    Attributes:
+        number: of studies.
+        speaker: the process that says them at once, as it works on nothing else meanwhile.
+    """
 
     output: Path
     segmenter: Segmenter
     wish: Wish
     number: int
-    at_once: bool
+    speaker: int | None
 
     def __call__(self, numbered: tuple[int, Study]) -> tuple[Outcome, list[str]]:
         i, study = numbered
         lines: list[str] = []
-        say = _say if self.at_once else lines.append
+        say = _say if os.getpid() == self.speaker else lines.append
         say(self._heading(i, study))
         attempt = _attempt if self.number > 1 else _one
         outcome = attempt(study, self.output, self.segmenter, self.wish, say)
         if outcome.ending != "segmented":
             say(outcome.line)
-        if self.number > 1:
+        if self.number > 1 and outcome.ending != "done already":
             gc.collect()  # figures hold themselves; left alone, 30 studies would pile up before Python looks
         return outcome, lines
 
@@ -240,7 +246,7 @@ def _one(study: Study, output: Path, segmenter: Segmenter, wish: Wish, say: Call
 
 
 def _in_place(outcome: Outcome, study: Study, output: Path, number: int) -> Outcome:
-    """Put in place what was made. Here and not in the workers, so that a study has one result however often it is begun."""
+    """Put in place what was made: here and not in the workers, so that a study begun twice still has one result."""
     try:
         if outcome.made is not None:
             put_in_place(outcome.made, output / study.name, study.place)

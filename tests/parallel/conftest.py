@@ -8,16 +8,16 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import pytest
-from dask_cluster import running, scheduling, wait_for_workers
+from dask_cluster import documented, running, scheduling, wait_for_workers
 from dask_jobs import interrupted_tasks
 from distributed import Client
 
 
 @pytest.fixture(scope="session")
 def working(tmp_path_factory) -> Callable:
-    """`with working(ADDRESS, …):` workers of a scheduler."""
+    """`with working("worker", ADDRESS, …):` workers of a scheduler."""
     folder = str(tmp_path_factory.mktemp("dask"))
-    return lambda address, *options: running("worker", address, "--local-directory", folder, *options)
+    return lambda *words: running(*words, "--local-directory", folder, "--death-timeout", "60")
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def scheduler() -> Iterator[str]:
 def two_workers(working) -> Iterator[str]:
     with ExitStack() as stack:
         address = stack.enter_context(scheduling())
-        stack.enter_context(working(address, "--nworkers", "2", "--nthreads", "1"))
+        stack.enter_context(working(*documented("worker", address)))
         yield address
 
 

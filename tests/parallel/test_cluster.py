@@ -75,7 +75,7 @@ def test_a_cluster_without_workers_or_with_threads_is_refused(scheduler, working
         pytest.raises(ChildProcessError, match="the last worker of"),
     ):
         cluster._see_workers(client, scheduler)  # as it looks while nothing is done
-    with working(scheduler, "--nthreads", "2", "--no-nanny"):
+    with working("worker", scheduler, "--nthreads", "2", "--no-nanny"):
         wait_for_workers(scheduler, 1)
         with pytest.raises(InputError, match=r"expected one thread.* got 2; .*--nthreads 1"):
             list(on(scheduler, tmp_path, double, [1]))
@@ -83,7 +83,7 @@ def test_a_cluster_without_workers_or_with_threads_is_refused(scheduler, working
 
 def test_a_scheduler_that_is_killed(working, tmp_path, monkeypatch):
     monkeypatch.setattr(window, "LOOK_S", 0.5)
-    with scheduling() as address, working(address, "--nthreads", "1", "--no-nanny"):
+    with scheduling() as address, working("worker", address, "--nthreads", "1", "--no-nanny"):
         wait_for_workers(address, 1)
         results = on(address, tmp_path, double_slowly, range(100))
         next(results)
