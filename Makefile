@@ -100,7 +100,8 @@ setup: .venv/.ready ## make .venv with everything (once)
 
 .PHONY: lock
 lock: setup ## resolve the newest versions again
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --all-extras --upgrade \
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
+	  --extra dev --extra dashboard --extra dask \
 	  --no-emit-index-url --no-header --no-annotate pyproject.toml -o requirements.lock
 
 # ---- data ----

@@ -6,7 +6,8 @@ import contextlib
 import ctypes
 import math
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from lesionseg.calibration import vote
 from lesionseg.errors import InputError
 from lesionseg.findings import measure_findings
 from lesionseg.inference import Lesions, Pass, clean_liver, lesion_ids, predict_lesions, predict_liver
-from lesionseg.inputs import Box, liver_box
+from lesionseg.inputs import Box, InputSpec, liver_box
 from lesionseg.labels import LESION_IDS, LIVER, UNTYPED_LESION
 from lesionseg.model import Model, Net, Thresholds
 from lesionseg.runs import liver_run, weights_sha256
@@ -184,37 +185,37 @@ class Cascade:
 
 @dataclass
 class LiverPredictor:
-    """Finds the liver of a scan with the liver net of a run. Picklable: each process loads the net when it needs it.
+    """Finds the liver of a scan with the liver net of a run. Picklable: each process loads the net once.
 
     Raises:
         InputError: the run is not a finished one of a liver net, or is of generated CT while the scan is not.
     """
 
     run: Path
-    _loaded: tuple[nn.Module, Net] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.generated = liver_run(self.run).generated
 
-    @property
+    @cached_property
     def identity(self) -> str:
         """Hash of the weights."""
         return weights_sha256(self.run)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_loaded": None}
 
     def __call__(self, scan: Scan) -> np.ndarray:
         """Boolean liver mask (D, H, W) on the grid of the scan."""
         if self.generated and not scan.generated:
             raise InputError(self.run, expected="a liver net trained on real CT", got="one trained on the phantom",
                              remedy="make pretrain LITS=/path/to/LiTS")  # fmt: skip
-        if self._loaded is None:
-            held = Net.from_run(self.run)
-            self._loaded = held.build(), held
-        net, held = self._loaded
-        liver = predict_liver(net, held.spec, canonical(scan.hu, scan.affine), Thresholds().liver)
+        net, spec = _liver_net(self.run, self.identity)
+        liver = predict_liver(net, spec, canonical(scan.hu, scan.affine), Thresholds().liver)
         return np.ascontiguousarray(from_canonical(clean_liver(liver), scan.affine))
+
+
+@lru_cache(maxsize=1)
+def _liver_net(run: Path, identity: str) -> tuple[nn.Module, InputSpec]:
+    """That of a run whose weights have the hash `identity`."""
+    net = Net.from_run(run)
+    return net.build(), net.spec
 
 
 def least_voxels(thresholds: Thresholds, scan: Scan) -> float:

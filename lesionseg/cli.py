@@ -7,10 +7,15 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lesionseg import __version__
 from lesionseg.errors import InputError, printable
 from lesionseg.labels import LESION_TYPES
+
+if TYPE_CHECKING:
+    from lesionseg.data.store import StoreKind
+    from lesionseg.scan import CaseSource
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 #: Verbs of LightningCLI; their options are those of Trainer, task and data module.
@@ -54,8 +59,16 @@ def _run(args: list[str]) -> int:
         from lesionseg.training import run
 
         return run([args[0], "--help"] if args[1:] == ["--help", "all"] else args)
-    options = _parser().parse_args(args)
+    options = _with_absolute_paths(_parser().parse_args(args))
     return options.verb(options) or DONE
+
+
+def _with_absolute_paths(options: argparse.Namespace) -> argparse.Namespace:
+    """With `--dask`: its workers have working directories of their own."""
+    if vars(options).get("dask") is not None:
+        for name, value in vars(options).items():
+            setattr(options, name, value.absolute() if isinstance(value, Path) else value)
+    return options
 
 
 def _phantom(options: argparse.Namespace) -> None:
@@ -66,15 +79,13 @@ def _phantom(options: argparse.Namespace) -> None:
 
 def _prepare_lits(options: argparse.Namespace) -> None:
     from lesionseg.data import lits
-    from lesionseg.data.prepare import prepare
 
     sources = lits.cases(options.root, groups=options.groups, exclude=options.exclude, strict=options.strict)
-    prepare(sources, options.output, kind="lits", salt=_salt(options.salt_file), workers=options.workers)
+    _prepare(sources, "lits", options)
 
 
 def _prepare_slices(options: argparse.Namespace) -> None:
     from lesionseg.data import slices
-    from lesionseg.data.prepare import prepare
 
     predict = None
     if options.liver is not None:
@@ -84,7 +95,14 @@ def _prepare_slices(options: argparse.Namespace) -> None:
     sources = slices.cases(
         options.table, labels=options.labels, groups=options.groups, exclude=options.exclude, predict_liver=predict
     )
-    prepare(sources, options.output, kind="slices", salt=_salt(options.salt_file), workers=options.workers)
+    _prepare(sources, "slices", options)
+
+
+def _prepare(sources: Sequence[CaseSource], kind: StoreKind, options: argparse.Namespace) -> None:
+    from lesionseg.data.prepare import prepare
+
+    salt = _salt(options.salt_file)
+    prepare(sources, options.output, kind=kind, salt=salt, workers=options.workers, dask=options.dask)
 
 
 def _implant(options: argparse.Namespace) -> None:
@@ -143,6 +161,8 @@ def _segment(options: argparse.Namespace) -> int:
         tta=options.tta,
         device=options.device,
         batch_size=options.batch_size,
+        workers=options.workers,
+        dask=options.dask,
     )
     endings = {outcome.ending for outcome in outcomes}
     if "failed" in endings:
@@ -162,6 +182,8 @@ def _evaluate(options: argparse.Namespace) -> None:
         tta=options.tta,
         exclude_trained=options.exclude_trained,
         submission=options.submission,
+        workers=options.workers,
+        dask=options.dask,
     )
 
 
@@ -189,6 +211,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("-o", "--output", type=Path, required=True, metavar="STORE", help="the store to make")
     verb.add_argument("--salt-file", type=Path, metavar="FILE", help="secret bytes mixed into the pseudonyms")
     _add_case_options(verb)
+    _add_engine(verb, "one a core")
     verb = kinds.add_parser("slices", help="single slices with named lesions, listed in a table")
     verb.set_defaults(verb=_prepare_slices)
     verb.add_argument(
@@ -200,6 +223,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--salt-file", type=Path, metavar="FILE", help="secret bytes mixed into the pseudonyms")
     _add_labels(verb)
     _add_case_options(verb)
+    _add_engine(verb, "one a core")
 
     _add_implant(verbs.add_parser("implant", help="make a store of real liver slices with implanted, named lesions"))
 
@@ -210,6 +234,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--folds", type=int, default=3, help="folds that the patients must suffice for (%(default)s)")
     _add_labels(verb)
     _add_case_options(verb)
+    verb.add_argument("--workers", type=int, metavar="N", help="processes (one a core)")
 
     verb = verbs.add_parser("compare", help="compare freeze schedules: table, intervals, figure")
     verb.set_defaults(verb=_compare)
@@ -281,6 +306,7 @@ def _add_model(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--tta", action="store_true", help="average with the mirror image of every slice")
     verb.add_argument("--device", default="auto", help="auto, cpu or cuda (%(default)s)")
     verb.add_argument("--batch-size", type=int, metavar="N", help="slices at once (1 on a CPU, 8 on a GPU)")
+    _add_engine(verb, "one on a GPU, else one a core with 3 GB of memory each")
 
 
 def _add_labels(verb: argparse.ArgumentParser) -> None:
@@ -296,7 +322,12 @@ def _add_labels(verb: argparse.ArgumentParser) -> None:
 def _add_case_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--groups", type=Path, metavar="CSV", help="table case,patient: scans of one patient")
     verb.add_argument("--exclude", nargs="+", action="extend", default=[], metavar="CASE", help="cases to leave out")
-    verb.add_argument("--workers", type=int, metavar="N", help="processes (one a core)")
+
+
+def _add_engine(verb: argparse.ArgumentParser, usual: str) -> None:
+    engine = verb.add_mutually_exclusive_group()
+    engine.add_argument("--workers", type=int, metavar="N", help=f"processes side by side ({usual})")
+    engine.add_argument("--dask", metavar="ADDRESS", help="work on the Dask cluster of this scheduler, tcp://HOST:PORT")
 
 
 def _labels(text: str) -> dict[str, int]:

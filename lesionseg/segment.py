@@ -6,42 +6,35 @@ OUT/summary.csv of inputs with several studies, one row a study
 
 from __future__ import annotations
 
-import csv
 import gc
-import io
+import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
 from lesionseg import __version__
-from lesionseg.cascade import Cascade
+from lesionseg.cascade_folder import CascadeFolder, process_count
 from lesionseg.deliver import FORMATS, deliver, formats_of, read_liver_mask
 from lesionseg.errors import InputError, printable
 from lesionseg.model import Model
-from lesionseg.runs import write_text
+from lesionseg.outcomes import SUMMARY, Outcome, read_summary, summary_table, unsegmented, write_summary
+from lesionseg.parallel import KILLED, Cluster, each
 from lesionseg.scan import Scan, canonical_axes
 from lesionseg.segmentation import RESEARCH_USE_ONLY, Segmentation
-from lesionseg.studies import LABEL_MAP, Found, Study, find_studies
-from lesionseg.study_folder import file_sha256, finished, locked, made, refuse_replacing
+from lesionseg.studies import Found, Study, find_studies
+from lesionseg.study_folder import file_sha256, finished, locked, made, put_in_place, refuse_replacing
 
-SUMMARY = "summary.csv"
-#: How a study may end.
-Ending = Literal["segmented", "done already", "passed over", "refused", "failed"]
 #: Scan, and the liver where it is given → segmentation.
 Segmenter = Callable[[Scan, np.ndarray | None], Segmentation]
-
-#: Of `summary.csv`, by `_COLUMNS`.
-Row = dict[str, Any]
-
-_SECONDS = ("read_s", "segment_s", "write_s")
-_COLUMNS = ("study", "ending", "slices", "lesions", "liver_ml", *_SECONDS, "reason")
 
 
 @dataclass(frozen=True)
@@ -69,34 +62,6 @@ class Wish:
         }
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a study.
-
-    Attributes:
-        study: its name.
-        ending: see `Ending`.
-        facts: slices, lesions, liver_ml; empty where there is no segmentation.
-        seconds: read, segment, write; empty where it was not segmented now.
-        reason: of what was not segmented, one line; names no file, as the path of one may name a patient.
-        told: the same for the terminal, with the file; empty: as `reason`.
-    """
-
-    study: str
-    ending: Ending
-    facts: dict[str, Any] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    reason: str = ""
-    told: str = ""
-
-    @property
-    def row(self) -> Row:
-        """Its line of the summary, with the columns `_COLUMNS`."""
-        seconds = {f"{name}_s": f"{value:.3f}" for name, value in self.seconds.items()}
-        held = {"study": self.study, "ending": self.ending, **self.facts, **seconds, "reason": self.reason}
-        return {name: "" if held.get(name) is None else held[name] for name in _COLUMNS}
-
-
 def segment(
     path: Path,
     output: Path,
@@ -109,6 +74,8 @@ def segment(
     tta: bool = False,
     device: str = "auto",
     batch_size: int | None = None,
+    workers: int | None = None,
+    dask: str | None = None,
 ) -> list[Outcome]:
     """Segment every study of an input. One that is done, of the same files and by the same model, is left as it is.
 
@@ -123,13 +90,16 @@ def segment(
         tta: see `Cascade`.
         device: see `Cascade`.
         batch_size: see `Cascade`.
+        workers: processes that segment a study each, see `process_count`.
+        dask: address of a Dask scheduler whose workers take their place; they see all folders under the same paths.
 
     Returns:
         what became of each study.
 
     Raises:
         InputError: no study, or a single one and that is refused; several and a liver mask; an output in the input, in
-            use, or no folder; a model or device that is not there.
+            use, or no folder; a model or device that is not there; a cluster that is not fit, see `Cluster`.
+        ChildProcessError: no worker of the cluster is left.
     """
     if wrong := sorted(set(formats or ()) - set(FORMATS)):
         expected, remedy = f"some of {','.join(FORMATS)}", "name them with commas between them"
@@ -144,58 +114,111 @@ def segment(
             liver_mask, expected="a NIfTI file or a DICOM-SEG", got="no such file", remedy="check the path"
         )
     held = Model.load(model)
-    cascade = Cascade(held, device=device, batch_size=batch_size, tta=tta)
+    at = CascadeFolder(model, held.identity, device, batch_size, tta)
     identity = {"model": held.identity, "tta": tta, "probabilities": probabilities}
     wish = Wish(None if formats is None else tuple(formats), liver_mask, identity)
-    return segment_studies(
-        found, output, lambda scan, liver: cascade.segment(scan, liver=liver, probabilities=probabilities), wish
-    )
+    segmenter = partial(_segment_scan, at, probabilities=probabilities)
+    if dask is None:
+        workers = process_count(workers, len(found.studies), at.build(held))
+        return segment_studies(found, output, segmenter, wish, workers=workers)
+    cluster = Cluster(dask, output, partial(at.ready, found.studies[0].files[0]))
+    return segment_studies(found, output, segmenter, wish, dask=cluster)
 
 
-def segment_studies(found: Found, output: Path, segmenter: Segmenter, wish: Wish) -> list[Outcome]:
-    """`segment`, with any function that segments. Says what it does on stdout, and warnings on stderr."""
+def _segment_scan(at: CascadeFolder, scan: Scan, liver: np.ndarray | None, *, probabilities: bool) -> Segmentation:
+    return at.cascade.segment(scan, liver=liver, probabilities=probabilities)
+
+
+def segment_studies(
+    found: Found,
+    output: Path,
+    segmenter: Segmenter,
+    wish: Wish,
+    *,
+    workers: int = 1,
+    dask: Cluster | None = None,
+) -> list[Outcome]:
+    """`segment`, with any function that segments; it is picklable where more than this process works.
+
+    Says what it does on stdout, and warnings on stderr. Where studies run side by side, all of one study together.
+    """
     number = len(found.studies)
-    attempt = _attempt if number > 1 else _one
+    work = _Work(output, segmenter, wish, number, None if dask else os.getpid())
+    by_name = {study.name: study for study in found.studies}
     outcomes: list[Outcome] = []
     for text in found.passed_over:
-        print(printable(f"passed over: {text}"), flush=True)
+        _say(f"passed over: {text}")
     with locked(output):
-        earlier = _read_summary(output / SUMMARY) if number > 1 else {}
-        for i, study in enumerate(found.studies, 1):
-            print(f"[{i}/{number}] {study.name}", flush=True)
-            outcomes.append(attempt(study, output, segmenter, wish))
-            if outcomes[-1].ending != "segmented":
-                told = outcomes[-1].told or outcomes[-1].reason
-                print(f"  {outcomes[-1].ending}{': ' * bool(told)}{told}", flush=True)
-            if number > 1:
-                _write_summary(output / SUMMARY, earlier, outcomes)
-                gc.collect()  # figures hold themselves; left alone, 30 studies would pile up before Python looks
+        earlier = read_summary(output / SUMMARY) if number > 1 else {}
+        numbered = list(enumerate(found.studies, 1))
+        engine = each(work, numbered, workers=workers, dask=dask, title=None, killed=work.killed)
+        with closing(engine) as results:
+            for outcome, lines in results:
+                for line in lines:
+                    _say(line)
+                outcomes.append(outcome := _in_place(outcome, by_name[outcome.study], output, number))
+                for text in outcome.warnings:
+                    print(f"lesionseg: {outcome.study}: {text}", file=sys.stderr, flush=True)
+                if number > 1:
+                    write_summary(output / SUMMARY, earlier, outcomes)
     if number > 1:
-        print(f"\n{_table(outcomes)}\n")
+        print(f"\n{summary_table(outcomes)}\n")
     count = Counter(outcome.ending for outcome in outcomes)
     endings = ", ".join(f"{n} {ending}" for ending, n in count.items())
-    print(f"{endings}; in {printable(str(output))}. {RESEARCH_USE_ONLY}", flush=True)
+    _say(f"{endings}; in {output}. {RESEARCH_USE_ONLY}")
     return outcomes
 
 
-def _attempt(study: Study, output: Path, segmenter: Segmenter, wish: Wish) -> Outcome:
+def _say(text: str) -> None:
+    print(printable(text), flush=True)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a process does with a study: its outcome, and the lines about it that are still to be said.
+
+    Attributes:
+        number: of studies.
+        speaker: the process that says them at once, as it works on nothing else meanwhile.
+    """
+
+    output: Path
+    segmenter: Segmenter
+    wish: Wish
+    number: int
+    speaker: int | None
+
+    def __call__(self, numbered: tuple[int, Study]) -> tuple[Outcome, list[str]]:
+        i, study = numbered
+        lines: list[str] = []
+        say = _say if os.getpid() == self.speaker else lines.append
+        say(self._heading(i, study))
+        attempt = _attempt if self.number > 1 else _one
+        outcome = attempt(study, self.output, self.segmenter, self.wish, say)
+        if outcome.ending != "segmented":
+            say(outcome.line)
+        if self.number > 1 and outcome.ending != "done already":
+            gc.collect()  # figures hold themselves; left alone, 30 studies would pile up before Python looks
+        return outcome, lines
+
+    def killed(self, numbered: tuple[int, Study]) -> tuple[Outcome, list[str]]:
+        """The same for a study over which every process was killed."""
+        outcome = Outcome(numbered[1].name, "failed", reason=KILLED)
+        return outcome, [self._heading(*numbered), outcome.line]
+
+    def _heading(self, i: int, study: Study) -> str:
+        return f"[{i}/{self.number}] {study.name}"
+
+
+def _attempt(study: Study, output: Path, segmenter: Segmenter, wish: Wish, say: Callable[[str], object]) -> Outcome:
     """One study of several: whatever is wrong with it becomes the reason."""
     try:
-        return _one(study, output, segmenter, wish)
-    except InputError as error:
-        if error.code == LABEL_MAP:
-            return Outcome(study.name, "passed over", reason=error.got)
-        return Outcome(study.name, "refused", reason=error.brief, told=str(error))
-    except (OSError, RuntimeError) as error:
-        kind, told = type(error).__name__, printable(" ".join(f"{type(error).__name__}: {error}".split()))
-        reason = f"{kind}: {error.strerror or 'unknown'}" if isinstance(error, OSError) else told
-        return Outcome(study.name, "failed", reason=reason, told=told)
-    except Exception as error:  # a fault of the package; its text may quote a header, and so the patient
-        hint = "segment it alone with --debug to see where"
-        return Outcome(study.name, "failed", reason=f"{type(error).__name__}; {hint}")
+        return _one(study, output, segmenter, wish, say)
+    except Exception as error:
+        return unsegmented(study.name, error)
 
 
-def _one(study: Study, output: Path, segmenter: Segmenter, wish: Wish) -> Outcome:
+def _one(study: Study, output: Path, segmenter: Segmenter, wish: Wish, say: Callable[[str], object]) -> Outcome:
     folder, made_of = output / study.name, wish.made_of(study)
     facts = finished(folder, made_of, study.place)
     if facts is not None:
@@ -206,20 +229,33 @@ def _one(study: Study, output: Path, segmenter: Segmenter, wish: Wish) -> Outcom
     scan = replace(scan, scan_id=study.name)
     liver = None if wish.liver_mask is None else read_liver_mask(wish.liver_mask, scan, study)
     read = time.perf_counter()
-    print(f"  {_scan_line(scan)}", flush=True)
+    say(f"  {_scan_line(scan)}")
     found = _segmented(segmenter, scan, liver)
     done = time.perf_counter()
     seconds = {"read": read - start, **found.seconds}
     found = replace(found, warnings=(*remarks, *found.warnings), seconds=seconds)
     facts = {"slices": scan.hu.shape[found.slice_axis], "lesions": len(found.findings),
              "liver_ml": None if found.liver_ml is None else round(found.liver_ml)}  # fmt: skip
-    with made(folder, made_of, study.place, facts) as temporary:
+    with made(output, made_of, study.place, facts) as temporary:
         found = deliver(found, study, temporary, wish.formats)
     write = time.perf_counter() - done
-    for text in found.warnings:
-        print(f"lesionseg: {study.name}: {text}", file=sys.stderr, flush=True)
-    print(f"  {_findings_line(found)}\n  {_seconds_line({**seconds, 'write': write})}", flush=True)
-    return Outcome(study.name, "segmented", facts, {"read": read - start, "segment": done - read, "write": write})
+    say(f"  {_findings_line(found)}")
+    say(f"  {_seconds_line({**seconds, 'write': write})}")
+    took = {"read": read - start, "segment": done - read, "write": write}
+    return Outcome(study.name, "segmented", facts, took, warnings=found.warnings, made=temporary)
+
+
+def _in_place(outcome: Outcome, study: Study, output: Path, number: int) -> Outcome:
+    """Put in place what was made: here and not in the workers, so that a study begun twice still has one result."""
+    try:
+        if outcome.made is not None:
+            put_in_place(outcome.made, output / study.name, study.place)
+    except Exception as error:
+        if number == 1:
+            raise
+        outcome = unsegmented(study.name, error)
+        _say(outcome.line)
+    return outcome
 
 
 def _segmented(segmenter: Segmenter, scan: Scan, liver: np.ndarray | None) -> Segmentation:
@@ -255,44 +291,3 @@ def _findings_line(found: Segmentation) -> str:
 
 def _seconds_line(seconds: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items())
-
-
-def _read_summary(path: Path) -> dict[str, Row]:
-    """Rows of earlier calls by study; `InputError` for any other file, as one with columns of the user's."""
-    if not path.exists():
-        return {}
-    try:
-        header, *rows = csv.reader(io.StringIO(path.read_text(encoding="utf-8"), newline=""))
-    except (OSError, ValueError, csv.Error):
-        header, rows = [], []
-    if header != list(_COLUMNS) or any(len(row) != len(_COLUMNS) for row in rows):
-        raise InputError(path, expected=f"none, or one with the columns {', '.join(_COLUMNS)} alone",
-                         got="another file", remedy="move it away, or name another output folder",
-                         code="output")  # fmt: skip
-    return {row[0]: dict(zip(_COLUMNS, row, strict=True)) for row in rows}
-
-
-def _write_summary(path: Path, earlier: Mapping[str, Row], outcomes: Sequence[Outcome]) -> None:
-    """Rows of earlier calls stay but for studies of this call; one that is done already took its time earlier."""
-    rows = dict(earlier)
-    for outcome in outcomes:
-        before = earlier.get(outcome.study, {}) if outcome.ending == "done already" else {}
-        took = {name: value for name, value in before.items() if name in _SECONDS}
-        rows[outcome.study] = {**outcome.row, **took}
-    text = io.StringIO()
-    writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows[name] for name in sorted(rows))
-    write_text(path, text.getvalue())
-
-
-def _table(outcomes: Sequence[Outcome]) -> str:
-    """The rows of `summary.csv` for the eye: aligned, without the reasons, which have been told."""
-    names = _COLUMNS[:-1]
-    rows = [names, *(tuple(str(outcome.row[name]) for name in names) for outcome in outcomes)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(names))]
-    aligned = (
-        [cell.ljust(n) if i < 2 else cell.rjust(n) for i, (cell, n) in enumerate(zip(row, widths, strict=True))]
-        for row in rows
-    )
-    return "\n".join("  ".join(cells).rstrip() for cells in aligned)

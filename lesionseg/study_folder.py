@@ -71,27 +71,34 @@ def finished(folder: Path, made_of: dict[str, Any], place: str) -> dict[str, Any
 
 
 @contextmanager
-def made(folder: Path, made_of: dict[str, Any], place: str, facts: dict[str, Any]) -> Iterator[Path]:
-    """A folder to write into, which takes its place when the block ends without an error, and else leaves no trace.
+def made(output: Path, made_of: dict[str, Any], place: str, facts: dict[str, Any]) -> Iterator[Path]:
+    """A temporary folder to write into, whole when the block ends without an error, and else gone.
+
+    `put_in_place` gives it its name; what nobody gives a name is removed with the lock of the output.
 
     Args:
-        folder: the place; replaced where `refuse_replacing` lets it.
+        output: where it lies.
         made_of: see `Record`.
         place: see `Record`.
         facts: see `Record`.
     """
-    temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=folder.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=output))
     try:
         yield temporary
         files = {path.name: file_sha256(path) for path in sorted(temporary.iterdir())}
         Record(made_of, place, facts, files).write(temporary)
         temporary.chmod(0o755)  # mkdtemp lets nobody else in
-        refuse_replacing(folder, place)
-        if folder.exists():  # a folder with files cannot be replaced in one step
-            folder.rename(Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=folder.parent), folder.name))
-        temporary.rename(folder)
-    finally:
+    except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def put_in_place(temporary: Path, folder: Path, place: str) -> None:
+    """Give a folder that `made` has made its name; what lies there is replaced where `refuse_replacing` lets it."""
+    refuse_replacing(folder, place)
+    if folder.exists():  # a folder with files cannot be replaced in one step
+        folder.rename(Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=folder.parent), folder.name))
+    temporary.rename(folder)
 
 
 def refuse_replacing(folder: Path, place: str) -> None:

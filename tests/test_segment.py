@@ -3,6 +3,7 @@
 import csv
 import gc
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -20,6 +21,8 @@ import SimpleITK as sitk  # noqa: N813
 from formats.test_dicom import NAME, PATIENT, save, stack, uid
 from matplotlib.figure import Figure
 
+from lesionseg import cascade_folder as built_in
+from lesionseg import parallel
 from lesionseg import segment as module
 from lesionseg.cascade import Cascade
 from lesionseg.cli import main
@@ -29,6 +32,7 @@ from lesionseg.formats.dicom_seg_read import read_dicom_seg
 from lesionseg.labels import LIVER
 from lesionseg.model import Model
 from lesionseg.segment import Wish, segment_studies
+from lesionseg.segmentation import Segmentation
 from lesionseg.studies import RECORD, find_studies
 
 NIFTI_FILES = {"segmentation.nii.gz", "segmentation.ctbl", "lesions.csv", "lesions.json", "report.html", RECORD}
@@ -69,7 +73,7 @@ def model(make_model, tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def built_once():
-    """The nets of a model are built once, not for every command."""
+    """The nets of a model are built once, not for every command, and in no further process."""
     built = {}
 
     def cascade(held, **options):
@@ -77,7 +81,8 @@ def built_once():
         return built[key] if key in built else built.setdefault(key, Cascade(held, **options))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "Cascade", cascade)
+        patch.setattr(built_in, "Cascade", cascade)
+        patch.setattr(parallel, "SECONDS_ALONE", math.inf)  # all in this process, however long it takes
         yield
 
 
@@ -533,7 +538,7 @@ class TestLiverMask:
 
 
 def test_faults_of_every_kind_stop_no_other_study(cohort, tmp_path, capsys, model):
-    cascade = module.Cascade(Model.load(model))
+    cascade = Cascade(Model.load(model))
     faults = {
         "gap": None,
         "patient_ct": RuntimeError("CUDA error:\n launch failed"),
@@ -555,6 +560,33 @@ def test_faults_of_every_kind_stop_no_other_study(cohort, tmp_path, capsys, mode
     assert "equal distances" in reasons["gap"][1]
     assert NAME not in "".join(capsys.readouterr())
     assert files(tmp_path / "out") == {"summary.csv", ".lesionseg.lock"}
+
+
+def segmented_or_killed(scan, liver):
+    if scan.scan_id == "volume-1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    labels = (scan.hu > 50).astype(np.uint8)
+    return Segmentation(
+        scan, labels, np.zeros_like(labels, np.uint16), [], 12.0, 0, model={}, settings={}, warnings=("Look.",)
+    )
+
+
+def test_studies_side_by_side(cohort, tmp_path, capsys, monkeypatch):
+    """In two processes, one of which is killed over a study: the lines of each study together, all others segmented."""
+    monkeypatch.setattr(parallel, "SECONDS_ALONE", 0.0)
+    found, wish = find_studies(cohort), Wish(("nifti", "csv"))
+    outcomes = segment_studies(found, tmp_path / "out", segmented_or_killed, wish, workers=2)
+    out, err = capsys.readouterr()
+    told = {part.splitlines()[0].split()[1]: part.splitlines()[1:] for part in out.split("\n\n")[0].split("[") if part}
+    endings = {outcome.study: outcome.ending for outcome in outcomes}
+    assert endings.pop("volume-1") == "failed"
+    assert "killed, most likely for memory" in told["volume-1"][0]
+    assert endings == {"gap": "refused", "patient_ct": "segmented", "segmentation-0": "passed over",
+                       "volume-0": "segmented"}  # fmt: skip
+    assert [len(told[name]) for name in ("patient_ct", "volume-0", "gap")] == [3, 3, 1]
+    assert sorted(err.splitlines()) == [f"lesionseg: {name}: Look." for name in ("patient_ct", "volume-0")]
+    assert files(tmp_path / "out") == {"patient_ct", "volume-0", "summary.csv", ".lesionseg.lock"}
+    assert {name: row["ending"] for name, row in summary(tmp_path / "out").items()} == {**endings, "volume-1": "failed"}
 
 
 def test_a_full_disk_is_a_failure(cohort, tmp_path, run, monkeypatch):
@@ -589,7 +621,7 @@ def test_one_segment_at_a_time(run, tmp_path):
 
 
 def test_memory_holds_one_study_at_a_time(tmp_path, model):
-    cascade, alive = module.Cascade(Model.load(model)), []
+    cascade, alive = Cascade(Model.load(model)), []
     for n in range(3):
         nifti(tmp_path / "in" / f"{n}.nii", n)
     gc.collect()

@@ -12,7 +12,6 @@ import numpy as np
 from rich.console import Console
 
 from lesionseg.data import lits, slices
-from lesionseg.data.parallel import each
 from lesionseg.data.plausible import CODES, Problem, case_problems, cohort_problems, unreadable
 from lesionseg.data.pseudonyms import pseudonyms
 from lesionseg.data.records import CaseRecord, describe
@@ -20,6 +19,7 @@ from lesionseg.data.store import CASES, MANIFEST, Store, StoreKind, array_damage
 from lesionseg.errors import InputError, printable
 from lesionseg.figures import Panel, contact_sheet
 from lesionseg.labels import BACKGROUND, LIVER, is_lesion, is_liver
+from lesionseg.parallel import each
 from lesionseg.scan import CaseSource, Scan, to_canonical
 from lesionseg.writing import whole
 

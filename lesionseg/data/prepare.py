@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock, Timeout
 
-from lesionseg.data.parallel import each
 from lesionseg.data.pseudonyms import (
     Job,
     key_table,
@@ -42,6 +41,8 @@ from lesionseg.data.store import (
     manifest_text,
 )
 from lesionseg.errors import InputError
+from lesionseg.parallel import Cluster, each
+from lesionseg.parallel.cluster import visible
 from lesionseg.scan import CaseSource, to_canonical
 
 _LOCK, _TEMPORARY = ".lock", ".tmp-"
@@ -54,6 +55,7 @@ def prepare(
     kind: StoreKind,
     salt: bytes = b"",
     workers: int | None = None,
+    dask: str | None = None,
 ) -> Store:
     """Bring a store up to date with its sources: new and changed cases are read, vanished ones removed.
 
@@ -65,18 +67,20 @@ def prepare(
         kind: recorded in the manifest.
         salt: mixed into the pseudonyms. Without a secret salt, who guesses an id can confirm it.
         workers: processes; default: one per CPU, 8 at most. Each holds up to two volumes. 1: no further process.
+        dask: address of a Dask scheduler whose workers take their place; they see sources and store under these paths.
 
     Raises:
         InputError: from reading a case, or: no source, one twice, one scan under two patients, generated cases among
-            real ones, another prepare at work, a folder that is no store. Cases already finished stay for the next
-            call; the store has no manifest until all are.
+            real ones, another prepare at work, a folder that is no store, a cluster that is not fit (see `Cluster`).
+            Cases already finished stay for the next call; the store has no manifest until all are.
+        ChildProcessError: see `each`.
     """
     store_path = Path(store_path)
     jobs = with_pseudonyms(sources, salt)
     _refuse_other_folder(store_path, kind)
     with _locked(store_path):
         _remove_temporaries(store_path)
-        records = _bring_up_to_date(store_path, jobs, kind, workers)
+        records = _bring_up_to_date(store_path, jobs, kind, workers, dask)
         _replace_text(key_table_path(store_path), key_table(jobs), mode=0o600)
         _replace_text(store_path / MANIFEST, manifest_text(kind, records))
     _announce(records)
@@ -84,7 +88,7 @@ def prepare(
 
 
 def _bring_up_to_date(
-    store_path: Path, jobs: list[Job], kind: StoreKind, workers: int | None
+    store_path: Path, jobs: list[Job], kind: StoreKind, workers: int | None, dask: str | None
 ) -> tuple[CaseRecord, ...]:
     """Case folders as the sources say; the manifest goes before the first change and is not yet written again."""
     records = _finished(store_path, jobs)
@@ -94,9 +98,10 @@ def _bring_up_to_date(
         (store_path / MANIFEST).unlink(missing_ok=True)
     for folder in gone:
         shutil.rmtree(folder)
+    cluster = Cluster(dask, store_path, partial(visible, *todo[0].source.files)) if dask and todo else None
     try:
         prepare_one = partial(_prepare_case, store_path=store_path, kind=kind)
-        with closing(each(prepare_one, todo, workers=workers, title="prepare")) as results:
+        with closing(each(prepare_one, todo, workers=workers, dask=cluster, title="prepare")) as results:
             for folder, record in results:
                 _put_in_place(folder, case_folder(store_path, record.case_id))
                 records[record.case_id] = record

@@ -12,9 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from lesionseg.data.parallel import worker_count
 from lesionseg.data.store import STORE_FORMAT
 from lesionseg.errors import InputError
+from lesionseg.parallel import worker_count
 from lesionseg.scan import CaseSource
 
 _CHUNK_BYTES = 1 << 20

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,10 @@ import numpy as np
 import pandas as pd
 
 from lesionseg import __version__
-from lesionseg.cascade import Cascade
+from lesionseg.cascade_folder import CascadeFolder, process_count
 from lesionseg.compare_table import few_patients
-from lesionseg.data.parallel import each
 from lesionseg.data.records import CaseRecord, without_nan
-from lesionseg.data.store import Store
+from lesionseg.data.store import MANIFEST, Store
 from lesionseg.errors import InputError, printable
 from lesionseg.evaluation.figures import (
     CASCADE,
@@ -44,10 +44,12 @@ from lesionseg.formats.nifti_write import write_nifti_labels
 from lesionseg.inputs import Box, liver_box
 from lesionseg.labels import LESION_TYPES, TARGETS, is_liver
 from lesionseg.model import Model
+from lesionseg.parallel import Cluster, each
 from lesionseg.runs import provenance, write_text
 from lesionseg.scan import Scan
 from lesionseg.segmentation import RESEARCH_USE_ONLY, UNDETERMINED
 from lesionseg.statistics import confusion
+from lesionseg.writing import remove_parts
 
 #: Changes with what is kept of a case; folders of another format are not continued.
 EVALUATION_FORMAT = 1
@@ -66,6 +68,8 @@ def evaluate(
     tta: bool = False,
     exclude_trained: bool = False,
     submission: bool = False,
+    workers: int | None = None,
+    dask: str | None = None,
 ) -> dict[str, Any]:
     """Score the whole cascade of a model on a store and write the tables; an interrupted evaluation continues.
 
@@ -78,21 +82,29 @@ def evaluate(
         tta: see `Cascade`.
         exclude_trained: leave out the patients that the model has seen, in place of refusing the store.
         submission: write the label map of each case as the LiTS challenge takes it.
+        workers: processes that score a case each, see `process_count`.
+        dask: address of a Dask scheduler whose workers take their place; they see all folders under the same paths.
 
     Returns:
         what `evaluation.json` holds.
 
     Raises:
         InputError: no store, no model, a model of generated CT for real CT, patients that the model has seen, or a
-            folder of something else.
+            folder of something else; a cluster that is not fit, see `Cluster`.
+        ChildProcessError: see `each`; what has been scored stays for the next call.
     """
     opened, loaded = Store.open(store), Model.load(model)
     records, seen = _unseen(opened, loaded, exclude_trained)
-    cascade = Cascade(loaded, device=device, batch_size=batch_size, tta=tta)
+    at = CascadeFolder(model, loaded.identity, device, batch_size, tta)
+    count = process_count(workers, len(records), at.build(loaded)) if dask is None else 1
     _begin(output, {"store": opened.manifest_sha256, "model": loaded.identity, "tta": tta})
-    work = _Work(cascade, opened, output, _types(loaded, records), submission)
-    for _ in each(work, [record for record in records if not work.done(record)], workers=1, title="evaluate"):
+    work = _Work(at, replace(opened, records=()), output, _types(loaded, records), submission)
+    todo = [record for record in records if not work.done(record)]
+    cluster = None if dask is None else Cluster(dask, output, partial(at.ready, store / MANIFEST))
+    for _ in each(work, todo, workers=count, dask=cluster, title="evaluate"):
         pass
+    for folder in (output / CASES, output / SUBMISSION):
+        remove_parts(folder)
     scores = [score for record in records if (score := kept(work.score(record))) is not None]
     facts = _facts(opened, loaded, records, scores, tta=tta, seen=seen)
     return _write_tables(output, scores, work.types, opened.content, facts, loaded)
@@ -100,9 +112,9 @@ def evaluate(
 
 @dataclass(frozen=True)
 class _Work:
-    """Scores one case and keeps the score."""
+    """Scores one case and keeps the score, in any process; so small that it goes along with every case."""
 
-    cascade: Cascade
+    at: CascadeFolder
     store: Store
     output: Path
     types: tuple[str, ...]
@@ -112,8 +124,9 @@ class _Work:
         return kept(self.score(record)) is not None and (not self.submission or self._submitted(record).exists())
 
     def __call__(self, record: CaseRecord) -> None:
-        scan, reference = self.store.scan(record.case_id), np.array(self.store.labels(record.case_id))
-        found = self.cascade.segment(scan)
+        store = replace(self.store, records=(record,))
+        scan, reference = store.scan(record.case_id), np.array(store.labels(record.case_id))
+        found = self.at.cascade.segment(scan)
         score = score_case(
             found,
             reference,
@@ -147,7 +160,7 @@ class _Work:
         """Class indices of the lesion nets; without a liver none look, so all is background."""
         if box is None:
             return np.zeros(scan.hu.shape, dtype=np.uint8)
-        return self.cascade.find_lesions(scan.hu, np.array(slices, dtype=np.intp), box).classes
+        return self.at.cascade.find_lesions(scan.hu, np.array(slices, dtype=np.intp), box).classes
 
     def score(self, record: CaseRecord) -> Path:
         return self.output / CASES / f"{record.case_id}.json"

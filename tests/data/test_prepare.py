@@ -15,7 +15,7 @@ import pytest
 from filelock import FileLock
 from made_cases import AFFINE, cohort, made, refused, source
 
-from lesionseg.data import parallel
+from lesionseg import parallel
 from lesionseg.data.prepare import prepare
 from lesionseg.data.store import Store
 from lesionseg.errors import InputError
@@ -102,7 +102,7 @@ def test_arrays_are_stored_canonical(tmp_path):
 SCRIPT = """
 import sys
 from pathlib import Path
-from lesionseg.data import parallel
+from lesionseg import parallel
 from lesionseg.data.prepare import prepare
 from made_cases import cohort
 if __name__ == "__main__":

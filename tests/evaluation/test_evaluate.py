@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
+from lesionseg import parallel
 from lesionseg.cascade import Cascade
 from lesionseg.cli import INTERRUPTED, WRONG_INPUT, main
 from lesionseg.data.store import Store
@@ -27,6 +28,12 @@ from lesionseg.runs import RunInfo
 from lesionseg.scan import Scan
 
 EVERY_FILE = {"request.json", "cases", "cases.csv", "lesions.csv", "evaluation.json", "evaluation.md"}
+
+
+@pytest.fixture(autouse=True)
+def one_process(monkeypatch):
+    """However long it takes: some tests change what the cascade does."""
+    monkeypatch.setattr(parallel, "SECONDS_ALONE", math.inf)
 
 
 @pytest.fixture(scope="module")

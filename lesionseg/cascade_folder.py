@@ -1,0 +1,71 @@
+"""The cascade of a model folder in whichever process needs it: built once a process, and how many processes to use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from lesionseg.cascade import Cascade
+from lesionseg.errors import InputError
+from lesionseg.model import Model
+from lesionseg.parallel import worker_count
+from lesionseg.parallel.cluster import visible
+
+#: What a process holds at most with nets of the paper's size and a scan of 600 slices, see docs/segment.md.
+PROCESS_BYTES = 3e9
+
+
+@dataclass(frozen=True)
+class CascadeFolder:
+    """How a process gets the cascade. Picklable; `Cascade` says what the fields are.
+
+    Attributes:
+        folder: of the model.
+        identity: `Model.identity`.
+        device: see `Cascade`, as are `batch_size` and `tta`.
+    """
+
+    folder: Path
+    identity: str
+    device: str = "auto"
+    batch_size: int | None = None
+    tta: bool = False
+
+    def build(self, model: Model) -> Cascade:
+        """The cascade of this process, of the model in the folder; it takes the place of an earlier one."""
+        if self not in _BUILT:
+            _BUILT.clear()
+            _BUILT[self] = Cascade(model, device=self.device, batch_size=self.batch_size, tta=self.tta)
+        return _BUILT[self]
+
+    @property
+    def cascade(self) -> Cascade:
+        """That of this process. `InputError`: see `Model.load` and `Cascade`; or the folder holds another model."""
+        if self in _BUILT:
+            return _BUILT[self]
+        model = Model.load(self.folder)
+        if model.identity != self.identity:
+            raise InputError(self.folder, expected=f"the model {self.identity[:12]}", got=model.identity[:12],
+                             remedy="leave the folder as it is while it is in use", code="model")  # fmt: skip
+        return self.build(model)
+
+    def ready(self, *paths: Path) -> None:
+        """Raise `InputError` where this process does not see the paths, or cannot build the cascade."""
+        visible(*paths)
+        _ = self.cascade
+
+
+#: One a process.
+_BUILT: dict[CascadeFolder, Cascade] = {}
+
+
+def process_count(wanted: int | None, items: int, cascade: Cascade) -> int:
+    """Local processes that run a cascade each: `wanted`, by default one on a GPU, else one a core that has memory.
+
+    Raises:
+        InputError: `wanted` below 1.
+    """
+    room = int(psutil.virtual_memory().available // PROCESS_BYTES)
+    return worker_count(wanted, items, most=1 if cascade.how.device.type != "cpu" else max(1, room))

@@ -1,0 +1,113 @@
+"""The engine on a real scheduler with real workers: results, kills, and what is refused."""
+
+import os
+import signal
+import socket
+import sys
+import time
+from functools import partial
+
+import pytest
+from dask.system import CPU_COUNT
+from dask_cluster import scheduling, wait_for_workers
+from dask_jobs import double, double_slowly, held_tasks, kill_over_three, mark, ready, refuse, threads
+from distributed import Client
+
+from lesionseg.errors import InputError
+from lesionseg.parallel import Cluster, cluster, each, window
+from lesionseg.parallel.cluster import visible
+
+
+def on(address, folder, function, items, check=ready, **options):
+    return each(function, items, workers=None, dask=Cluster(address, folder, check), title=None, **options)
+
+
+def test_results_of_two_workers_that_share_the_cpus(address, tmp_path):
+    assert sorted(on(address, tmp_path, double, range(20))) == list(range(0, 40, 2))
+    assert set(on(address, tmp_path, threads, range(4))) == {max(1, CPU_COUNT // 2)}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_asked_of_a_cluster_without_items(tmp_path):
+    assert list(on("tcp://127.0.0.1:1", tmp_path, double, [])) == []
+
+
+def test_more_items_than_are_on_their_way_come_once(address, tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "_AHEAD", 3)
+    items = [tmp_path / str(n) for n in range(12)]
+    assert sorted(on(address, tmp_path, mark, items)) == sorted(path.name for path in items)
+    assert {path.read_text() for path in items} == {"done\n"}
+
+
+def test_an_error_comes_through_and_ends_what_is_left(address, tmp_path):
+    with pytest.raises(InputError, match="a cat") as caught:
+        list(on(address, tmp_path, refuse, range(50)))
+    assert caught.value.remedy == "try again"
+    results = on(address, tmp_path, double_slowly, range(50))
+    next(results)
+    results.close()  # as on Ctrl-C
+    with Client(address, set_as_default=False) as client:
+        end = time.monotonic() + 30
+        while client.run_on_scheduler(held_tasks):
+            assert time.monotonic() < end, "tasks are left"
+            time.sleep(0.05)
+
+
+def test_workers_that_are_not_fit_are_refused_before_work(address, tmp_path, monkeypatch):
+    with pytest.raises(InputError, match=r"Dask worker tcp://.*: expected a path that every worker sees"):
+        list(on(address, tmp_path, double, [1], check=partial(visible, tmp_path, tmp_path / "none")))
+    with pytest.raises(InputError, match="the output folder, under the same path"):
+        cluster._look(tmp_path / "of the client alone", cluster.__version__, ready)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules[__name__], "ready", lambda: __import__("nonesuch"))
+        with pytest.raises(InputError, match=r"expected lesionseg .* No module named 'nonesuch'"):
+            list(on(address, tmp_path, double, [1], check=sys.modules[__name__].ready))
+    monkeypatch.setattr(cluster, "__version__", "99.0")
+    with pytest.raises(InputError, match=r"expected version 99\.0 on every worker; got"):
+        list(on(address, tmp_path, double, [1]))
+
+
+def test_a_cluster_without_workers_or_with_threads_is_refused(scheduler, working, tmp_path):
+    with pytest.raises(InputError, match=f"at least one worker; got none; .*dask worker {scheduler} --nthreads 1"):
+        list(on(scheduler, tmp_path, double, [1]))
+    with (
+        Client(scheduler, set_as_default=False) as client,
+        pytest.raises(ChildProcessError, match="the last worker of"),
+    ):
+        cluster._see_workers(client, scheduler)  # as it looks while nothing is done
+    with working("worker", scheduler, "--nthreads", "2", "--no-nanny"):
+        wait_for_workers(scheduler, 1)
+        with pytest.raises(InputError, match=r"expected one thread.* got 2; .*--nthreads 1"):
+            list(on(scheduler, tmp_path, double, [1]))
+
+
+def test_a_scheduler_that_is_killed(working, tmp_path, monkeypatch):
+    monkeypatch.setattr(window, "LOOK_S", 0.5)
+    with scheduling() as address, working("worker", address, "--nthreads", "1", "--no-nanny"):
+        wait_for_workers(address, 1)
+        results = on(address, tmp_path, double_slowly, range(100))
+        next(results)
+        with Client(address, set_as_default=False) as client:
+            pid = client.run_on_scheduler(os.getpid)
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(ChildProcessError, match=r"the Dask scheduler is gone; .* the same command continues"):
+            list(results)
+
+
+def test_an_address_where_nobody_listens(tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "CONNECT_S", 1.0)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        for address in (f"tcp://127.0.0.1:{free.getsockname()[1]}", "tcp://nowhere", "abacus://x:1"):
+            with pytest.raises(InputError, match=f"{address}: expected a Dask scheduler; got none in 1 s"):
+                list(on(address, tmp_path, double, [1]))
+
+
+def test_without_dask_it_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(InputError, match=r"pip install 'lesionseg\[dask\]'"):
+        list(on("tcp://127.0.0.1:1", tmp_path, double, [1]))
+
+
+def test_an_item_that_kills_every_worker_is_told(address, tmp_path):
+    assert list(on(address, tmp_path, kill_over_three, [3], killed=lambda item: -item)) == [-3]
