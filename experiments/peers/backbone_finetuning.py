@@ -2,8 +2,8 @@
 
 Usage: backbone_finetuning.py CELL FOLDER
 
-Its documented defaults: the thawed encoder starts at a tenth of the learning rate and doubles every epoch up to it; batch
-norm trains while frozen. It thaws in the middle of the thaws of our row `hierarchical_unfreezing`.
+Its documented defaults: the thawed encoder starts at a tenth of the learning rate and doubles every epoch up to it;
+batch norm trains while frozen. It thaws in the middle of the thaws of our row `hierarchical_unfreezing`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A cell of the grid, as its run folder describes it, trained by someone else and tested by us.
 
-A neighbour gets what the cell had: the same store, fold, batches, net, pretrained weights and first random numbers. What
-it leaves is a row of the same comparison: `run.json` names the cell whose place it takes, `slices.csv` and `lesions.csv`
-come from the same test, `peer.json` says what was trained.
+A neighbour gets what the cell had: the same store, fold, batches, net, pretrained weights and first random numbers.
+What it leaves is a row of the same comparison: `run.json` describes the cell whose place it takes, `slices.csv` and
+`lesions.csv` come from the same test, `peer.json` says what was trained.
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
 Usage: fts.py CELL FOLDER
 
-Each phase adds the next stage, at the epochs of our row `hierarchical_unfreezing`. Its implicit schedule, two parameters a
-phase, would not come to an end in such a budget. Its other defaults hold: before every phase the best weights so far are
-taken back, by the figure of the inner validation, which it looks at after every epoch.
+Each phase adds the next stage, at the epochs of our row `hierarchical_unfreezing`, all at the learning rate of the task
+(its default for what thaws is 1e-5). Its implicit schedule, two parameters a phase, would not come to an end in such a
+budget. Its other defaults hold: before every phase it takes back the best weights so far, by the figure of the inner
+validation, which it looks at after every epoch.
 """
 
 from __future__ import annotations

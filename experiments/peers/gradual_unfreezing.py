@@ -2,9 +2,10 @@
 
 Usage: gradual_unfreezing.py CELL FOLDER
 
-Decoder and head first, then stage by stage, at the epochs of our row `hierarchical_unfreezing`. Each phase is a one-cycle
-of its own (`fit_one_cycle`: from 1/25 of the rate up in a quarter of the phase, down to 1/100000; momentum 0.95 to 0.85
-and back), and each stage has the rate of the next deeper one divided by 2.6. Batch norm trains while frozen (`train_bn`).
+Decoder and head first, then stage by stage, at the epochs of our row `hierarchical_unfreezing`. Each phase is a
+one-cycle of its own (`fit_one_cycle`: from 1/25 of the rate up in a quarter of the phase, down to 1/100000; momentum
+0.95 to 0.85 and back), and each stage has the rate of the next deeper one divided by 2.6. Batch norm trains while
+frozen (`train_bn`).
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Usage: nnunet.py CELL FOLDER DATASETS [--pretrained CHECKPOINT]   a row: from scratch, or its own fine-tuning path
        nnunet.py PRETRAINING FOLDER DATASETS --pretrain           what that starts from: FOLDER/checkpoint_final.pth
 
-As many epochs as ours, each over as many slices as one of ours (steps x batch, the batch as it plans it), and a fifth as
-many validation steps as training steps, as it does by default. Its network, loss, optimizer, rates, augmentation and
+As many epochs as ours, each over as many slices as one of ours (steps x batch, the batch as it plans it), and a fifth
+as many validation steps as training steps, as it does by default. Its network, loss, optimizer, rates, augmentation and
 mirrored prediction are its own. It trains on the same slices in the same liver boxes, and its predictions are scored on
 whole slices like ours.
 """

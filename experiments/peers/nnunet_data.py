@@ -1,11 +1,11 @@
 """The slices of the cells and of their pretraining as two datasets of nnU-Net v2, planned and preprocessed by it.
 
-Usage: nnunet_data.py DATASETS PRETRAINING CELL [CELL ...]
-    PRETRAINING: run folder of the pretraining; CELL: one run folder a fold, in order
+Usage: nnunet_data.py PRETRAINING DATASETS CELL [CELL ...]
+    PRETRAINING: run folder of the pretraining; DATASETS: takes raw/ and preprocessed/; CELL: one run folder a fold
 
-Every slice is a case: the liver box that our nets get, at its own resolution, HU as they are, one channel. The splits are
-ours; nnU-Net's validation cases are those of our inner validation (the training cases where there is none). It plans for
-the cells, and the pretraining follows that plan, as its documentation of fine-tuning says.
+Every slice is a case: the liver box that our nets get, at its own resolution, HU as they are, one channel. The splits
+are ours; nnU-Net's validation cases are those of our inner validation (the training cases where there is none). It
+plans for the cells, and the pretraining follows that plan, as its documentation of fine-tuning says.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from cell import Cell
@@ -28,20 +27,18 @@ from lesionseg.inputs import Box, crop, paste
 
 #: Number and name of the datasets of the cells and of the pretraining.
 CELLS, PRETRAINING = "Dataset001_Cells", "Dataset002_Pretraining"
-#: nnU-Net's plan for both; the default name would be taken for a plan of the pretraining's own.
+#: nnU-Net's plan for both.
 PLANS = "nnUNetPlans"
-#: Between slices, as nnU-Net states it for 2-D files: larger than any spacing in plane, so that it slices along that axis.
+#: Between slices, as nnU-Net says of 2-D files: larger than any spacing in plane, so that it slices along that axis.
 BETWEEN_SLICES_MM = 999.0
 FILE_ENDING = ".nii.gz"
 
 
 def environment(datasets: Path, results: Path) -> None:
     """Tell nnU-Net, before it is imported, where its folders are, and to start no other processes while it trains."""
-    os.environ["nnUNet_raw"] = str(datasets / "raw")
-    os.environ["nnUNet_preprocessed"] = str(datasets / "preprocessed")
-    os.environ["nnUNet_results"] = str(results)
-    os.environ["nnUNet_n_proc_DA"] = "0"
-    os.environ["nnUNet_def_n_proc"] = "1"
+    folders = {"raw": datasets / "raw", "preprocessed": datasets / "preprocessed", "results": results}
+    os.environ.update({f"nnUNet_{name}": str(folder) for name, folder in folders.items()})
+    os.environ.update(nnUNet_n_proc_DA="0", nnUNet_def_n_proc="1")
 
 
 def identifier(ref: SliceRef) -> str:
@@ -104,8 +101,8 @@ def _names(part: SliceDataset) -> list[str]:
     return [identifier(ref) for ref in part.slices]
 
 
-def plan() -> dict[str, Any]:
-    """Plan for the cells, preprocess both datasets by that plan; returns its 2-D configuration."""
+def plan() -> None:
+    """Plan for the cells, and preprocess both datasets by that plan."""
     from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments, preprocess
     from nnunetv2.experiment_planning.plans_for_pretraining.move_plans_between_datasets import (
         move_plans_between_datasets,
@@ -115,23 +112,19 @@ def plan() -> dict[str, Any]:
     plan_experiments([1])
     move_plans_between_datasets(1, 2, PLANS)
     preprocess([1, 2], PLANS, configurations=["2d"], num_processes=[1], show_progress_bar=False)
-    plans = json.loads((Path(os.environ["nnUNet_preprocessed"]) / CELLS / f"{PLANS}.json").read_text())
-    return plans["configurations"]["2d"]
 
 
-def main(datasets: Path, pretraining: Path, cells: Sequence[Path]) -> None:
+def main(pretraining: Path, datasets: Path, cells: Sequence[Path]) -> None:
     environment(datasets, datasets / "unused")
-    os.environ["nnUNet_n_proc_DA"] = "1"  # its planner sets that many threads, and 0 are refused
+    os.environ.update(nnUNet_n_proc_DA="1")  # its planner sets that many threads, and 0 are refused
     for name, runs in ((CELLS, cells), (PRETRAINING, [pretraining])):
+        raw, preprocessed = datasets / "raw" / name, datasets / "preprocessed" / name
         folds = [Cell.read(run).data() for run in runs]
-        convert(folds[0], datasets / "raw" / name)
-        (datasets / "preprocessed" / name).mkdir(parents=True, exist_ok=True)
-        (datasets / "preprocessed" / name / "splits_final.json").write_text(json.dumps(splits(folds), indent=1))
-        shutil.copy(
-            datasets / "raw" / name / "dataset.json", datasets / "preprocessed" / name
-        )  # it does so where it plans
-    configuration = plan()
-    print(f"patch {configuration['patch_size']}, batch {configuration['batch_size']}")
+        convert(folds[0], raw)
+        preprocessed.mkdir(parents=True, exist_ok=True)
+        (preprocessed / "splits_final.json").write_text(json.dumps(splits(folds), indent=1))
+        shutil.copy(raw / "dataset.json", preprocessed)  # it does so itself only where it plans
+    plan()
 
 
 if __name__ == "__main__":

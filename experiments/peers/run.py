@@ -5,8 +5,8 @@ Usage: run.py OUT --pretraining RUN --schedules NAME ... [--neighbours NAME ...]
     OUT: takes rows/ROW/foldK-seedS, logs/, nnunet/ and table.md
     OPTION: what `lesionseg fit` is told of every cell: profile, store, epochs
 
-A training is a process of its own, from its start to the tables of its test, with its share of the cores. What is done is
-not done again; what was interrupted begins anew, so that every time is that of a whole training.
+A training is a process of its own, from its start to the tables of its test, with its share of the cores. What is done
+is not done again; what was interrupted begins anew, so that every time is that of a whole training.
 """
 
 from __future__ import annotations
@@ -81,42 +81,34 @@ class Plan:
 
     def ours(self) -> list[Job]:
         """Cells of our rows."""
-        jobs = []
-        for schedule in self.schedules:
-            configs = ("finetune/lesion", f"schedules/{schedule}")
-            named = [word for name in configs for word in ("--config", HERE.parent / f"{name}.yaml")]
-            for fold, seed, folder in self.cells(schedule):
-                words = [*named, *self.fit_options, "--data.folds", self.folds, "--data.fold", fold, "--seed_everything",
-                         seed, "--model.init_args.weights", self.pretraining]  # fmt: skip
-                fit = [sys.executable, "-m", "lesionseg.cli", "fit", *words, "--trainer.default_root_dir", folder]
-                jobs.append(Job(folder, fit, words))
-        return jobs
+        return [self._fit(row, *cell) for row in self.schedules for cell in self.cells(row)]
 
     def lightning(self) -> list[Job]:
         """Cells of the neighbours that train our net."""
-        return [
-            _peer(HERE / SCRIPTS[row], [cell, folder], [cell])
-            for row in self.neighbours if row in SCRIPTS
-            for (*_, folder), (*_, cell) in zip(self.cells(row), self.cells(STAND_IN), strict=True)
-        ]  # fmt: skip
+        return [_peer(SCRIPTS[row], *pair) for row in self.neighbours if row in SCRIPTS for pair in self._pairs(row)]
 
     def nnunet_data(self) -> list[Job]:
         """nnU-Net's planning and preprocessing."""
+        if not {NNUNET, NNUNET_FINETUNED} & set(self.neighbours):
+            return []
         folds = [folder for _, seed, folder in self.cells(STAND_IN) if seed == self.seeds[0]]
-        words = [self.pretraining, *folds]
-        return [_peer(HERE / "nnunet_data.py", [self.datasets, *words], words)] if self._nnunet else []
+        return [_peer("nnunet_data.py", self.pretraining, self.datasets, *folds, rests_on=folds)]
 
     def nnunet_from_scratch(self) -> list[Job]:
         """Its pretraining, and its cells that do not need it."""
         jobs = []
         if NNUNET_FINETUNED in self.neighbours:
-            words = [self.pretraining, self.pretrained.parent, self.datasets, "--pretrain"]
-            jobs.append(_peer(HERE / "nnunet.py", words, [self.pretraining]))
-        return jobs + self._nnunet_cells(NNUNET, [])
+            jobs.append(_peer("nnunet.py", self.pretraining, self.pretrained.parent, self.datasets, "--pretrain"))
+        if NNUNET in self.neighbours:
+            jobs += [_peer("nnunet.py", *pair, self.datasets) for pair in self._pairs(NNUNET)]
+        return jobs
 
     def nnunet_finetuned(self) -> list[Job]:
         """Its cells that start from its pretraining."""
-        return self._nnunet_cells(NNUNET_FINETUNED, ["--pretrained", self.pretrained])
+        if NNUNET_FINETUNED not in self.neighbours:
+            return []
+        more = (self.datasets, "--pretrained", self.pretrained)
+        return [_peer("nnunet.py", *pair, *more, rests_on=[self.pretrained]) for pair in self._pairs(NNUNET_FINETUNED)]
 
     @property
     def datasets(self) -> Path:
@@ -126,25 +118,26 @@ class Plan:
     def pretrained(self) -> Path:
         return self.out / "nnunet" / "pretraining" / "checkpoint_final.pth"
 
-    @property
-    def _nnunet(self) -> bool:
-        return bool({NNUNET, NNUNET_FINETUNED} & set(self.neighbours))
+    def _fit(self, row: str, fold: int, seed: int, folder: Path) -> Job:
+        configs = [HERE.parent / "finetune" / "lesion.yaml", HERE.parent / "schedules" / f"{row}.yaml"]
+        words = [
+            *(word for path in configs for word in ("--config", path)), *self.fit_options,
+            "--data.folds", self.folds, "--data.fold", fold, "--seed_everything", seed,
+            "--model.init_args.weights", self.pretraining,
+        ]  # fmt: skip
+        fit = [sys.executable, "-m", "lesionseg.cli", "fit", *words, "--trainer.default_root_dir", folder]
+        return Job(folder, fit, words)
 
-    def _nnunet_cells(self, row: str, more: list[object]) -> list[Job]:
-        if row not in self.neighbours:
-            return []
-        pairs = zip(self.cells(row), self.cells(STAND_IN), strict=True)
-        return [
-            _peer(HERE / "nnunet.py", [cell, folder, self.datasets, *more], [cell, *more])
-            for (*_, folder), (*_, cell) in pairs
-        ]
+    def _pairs(self, row: str) -> list[tuple[Path, Path]]:
+        """Each cell that a neighbour takes the place of, and the folder of its run."""
+        stands_in = [folder for *_, folder in self.cells(STAND_IN)]
+        return list(zip(stands_in, [folder for *_, folder in self.cells(row)], strict=True))
 
 
-def _peer(script: Path, words: Sequence[object], rests_on: Sequence[object]) -> Job:
-    """A script of this folder; the folder that it makes is the one of its words that it does not rest on."""
-    folder = next(word for word in words if isinstance(word, Path) and word not in rests_on)
-    helpers = [HERE / name for name in ("cell.py", "nnunet_data.py")]
-    return Job(folder, [sys.executable, script, *words], [script, *helpers, *rests_on])
+def _peer(script: str, run: Path, folder: Path, *more: object, rests_on: Sequence[object] = ()) -> Job:
+    """A script of this folder that reads a run and makes a folder."""
+    sources = [HERE / name for name in (script, "cell.py", "nnunet_data.py")]
+    return Job(folder, [sys.executable, HERE / script, run, folder, *more], [*sources, run, *rests_on])
 
 
 def measure(job: Job, log: Path, threads: int) -> float:
@@ -201,12 +194,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--against", default=STAND_IN)
-    parser.add_argument("fit_options", nargs="*", metavar="OPTION")
-    given = vars(parser.parse_args())
+    words = sys.argv[1:]
+    end = words.index("--") if "--" in words else len(words)
+    given = vars(parser.parse_args(words[:end]))
     side_by_side, against = given.pop("jobs"), given.pop("against")
     if STAND_IN not in given["schedules"]:
         parser.error(f"--schedules must name {STAND_IN}, whose cells the neighbours take the place of")
-    plan = Plan(**given)
+    plan = Plan(**given, fit_options=words[end + 1 :])
     try:
         for stage in (plan.ours, lambda: plan.nnunet_data() + plan.lightning(), plan.nnunet_from_scratch,
                       plan.nnunet_finetuned):  # fmt: skip

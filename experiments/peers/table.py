@@ -36,8 +36,8 @@ from lesionseg.wording import cell, difference_cell, p_cell, verdict
 COSTS = {"wall_s": "wall, s", "cpu_s": "CPU, s", "peak_mib": "peak memory, MiB"}
 DEFINITIONS = f"""\
 {FIGURE_DEFINITIONS}
-- **wall, CPU, peak memory**: of the whole process of one training, from its start to the tables of its test: imports and
-  test are in it, data preparation and pretraining are not. Median [range] over folds and seeds.
+- **wall, CPU, peak memory**: of the whole process of one training, from its start to the tables of its test: imports
+  and test are in it, data preparation and pretraining are not. Median [range] over folds and seeds.
 - Intervals, tests and words are those of `lesionseg compare`, p after Holm over all other rows."""
 
 
