@@ -3,9 +3,10 @@
 Usage: nnunet_data.py PRETRAINING DATASETS CELL [CELL ...]
     PRETRAINING: run folder of the pretraining; DATASETS: takes raw/ and preprocessed/; CELL: one run folder a fold
 
-Every slice is a case: the liver box that our nets get, at its own resolution, HU as they are, one channel. The splits
-are ours; nnU-Net's validation cases are those of our inner validation (the training cases where there is none). It
-plans for the cells, and the pretraining follows that plan, as its documentation of fine-tuning says.
+Every slice is a case: the liver box that our nets get, HU as they are, one channel; at its own resolution, but with no
+more pixels than our nets get, as two cores could not train on them. The splits are ours; nnU-Net's validation cases are
+those of our inner validation (the training cases where there is none). It plans for the cells, and the pretraining
+follows that plan, as its documentation of fine-tuning says.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from cell import Cell
-from torch import Tensor, from_numpy
+from torch import Tensor
 
 from lesionseg.data.datamodule import LesionDataModule
 from lesionseg.data.dataset import SliceDataset, SliceRef
-from lesionseg.inputs import Box, crop, paste
+from lesionseg.inputs import Box, crop, paste, resize, resize_labels
 
 #: Number and name of the datasets of the cells and of the pretraining.
 CELLS, PRETRAINING = "Dataset001_Cells", "Dataset002_Pretraining"
@@ -53,8 +55,10 @@ def box_of(data: LesionDataModule, ref: SliceRef) -> Box:
 
 
 def back_on_slice(data: LesionDataModule, ref: SliceRef, classes: np.ndarray) -> Tensor:
-    """Class indices of a box (S, S) → those of its slice, uint8 (H, W)."""
-    return paste(from_numpy(classes.astype(np.uint8)), box_of(data, ref), *data.records[ref.case_id].shape[1:])
+    """Class indices (S, S) that nnU-Net predicts for a slice → those of the whole slice, uint8 (H, W)."""
+    box = box_of(data, ref)
+    patch = resize_labels(torch.from_numpy(classes.astype(np.uint8)), box.side)
+    return paste(patch, box, *data.records[ref.case_id].shape[1:])
 
 
 def convert(data: LesionDataModule, folder: Path) -> None:
@@ -76,18 +80,21 @@ def convert(data: LesionDataModule, folder: Path) -> None:
 def _write_case(data: LesionDataModule, ref: SliceRef, folder: Path) -> None:
     assert data.store is not None
     box = box_of(data, ref)
-    hu = crop(np.asarray(data.store.hu(ref.case_id)[ref.slice]), box, fill=int(data.input.low_hu))
+    side = min(box.side, data.input.size_px)
+    hu = crop(data.store.hu(ref.case_id)[ref.slice], box, fill=data.input.low_hu)
     classes = crop(data.target.apply(data.store.labels(ref.case_id)[ref.slice]), box, fill=0)
-    spacing_mm = data.records[ref.case_id].spacing_mm or (1.0, 1.0, 1.0)
-    _write_nifti(folder / "imagesTr" / f"{identifier(ref)}_0000{FILE_ENDING}", hu, spacing_mm)
-    _write_nifti(folder / "labelsTr" / f"{identifier(ref)}{FILE_ENDING}", classes, spacing_mm)
+    spacing_mm = [mm * box.side / side for mm in data.records[ref.case_id].spacing_mm or (1.0, 1.0, 1.0)]
+    image = resize(torch.from_numpy(hu.astype(np.float32))[None], side)[0].round()
+    _write_nifti(folder / "imagesTr" / f"{identifier(ref)}_0000{FILE_ENDING}", image, spacing_mm)
+    labels = resize_labels(torch.from_numpy(classes), side)
+    _write_nifti(folder / "labelsTr" / f"{identifier(ref)}{FILE_ENDING}", labels, spacing_mm)
 
 
-def _write_nifti(path: Path, plane: np.ndarray, spacing_mm: Sequence[float]) -> None:
+def _write_nifti(path: Path, plane: Tensor, spacing_mm: Sequence[float]) -> None:
     """A plane (S, S) as a file of one slice."""
     import SimpleITK as sitk  # noqa: N813 (its usual name)
 
-    image = sitk.GetImageFromArray(plane[None])
+    image = sitk.GetImageFromArray(plane[None].numpy())
     image.SetSpacing((spacing_mm[2], spacing_mm[1], BETWEEN_SLICES_MM))
     sitk.WriteImage(image, str(path))
 
