@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-from cell import Cell, draws, places
+from cell import Cell, places
 from pytorch_lightning.callbacks import BackboneFinetuning
 from torch import nn
 
+from lesionseg.callbacks.seeding import SeedEveryStep
 from lesionseg.tasks import LesionTask
 
 ROW = "lightning_backbone_finetuning"
@@ -39,9 +40,9 @@ def train(folder: Path, out: Path) -> None:
     data, task = cell.data(), cell.task(BackboneTask)
     starts = [step.start for step in cell.phases(task).steps]
     thaw = starts[len(starts) // 2]
-    trainer = pl.Trainer(**cell.budget(out), callbacks=[BackboneFinetuning(thaw), draws(cell)])
+    trainer = pl.Trainer(**cell.budget(out), callbacks=[BackboneFinetuning(thaw), SeedEveryStep(cell.info.seed)])
     trainer.fit(task, datamodule=data)
-    cell.leave(out, ROW, task, data, neighbour=f"pytorch-lightning {pl.__version__}", same_start=True, thaw=thaw)
+    cell.leave(out, ROW, task, data, neighbour=f"pytorch-lightning {pl.__version__}", thaw=thaw)
 
 
 if __name__ == "__main__":

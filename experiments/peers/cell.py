@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
-import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +17,6 @@ import pytorch_lightning as pl
 import yaml
 
 from lesionseg.callbacks.results import Results
-from lesionseg.callbacks.seeding import SeedEveryStep
 from lesionseg.data.augment import Augmentation
 from lesionseg.data.datamodule import LesionDataModule
 from lesionseg.inputs import InputSpec
@@ -28,8 +25,6 @@ from lesionseg.runs import CONFIG_FILE, RunInfo, finished_run, provenance, sha25
 from lesionseg.schedules import FreezeSchedule, ResolvedSchedule
 from lesionseg.tasks import LesionTask
 
-#: The row whose cells the neighbours take the place of: the pretrained weights, and no schedule of ours.
-STAND_IN = "no_freezing"
 #: The row whose phases the gradual neighbours follow.
 PHASES = Path(__file__).parents[1] / "schedules" / "hierarchical_unfreezing.yaml"
 PEER_FILE = "peer.json"
@@ -65,8 +60,8 @@ class Cell:
         return kind(**{**settings, "input": InputSpec(**settings["input"])})
 
     def budget(self, folder: Path) -> dict[str, Any]:
-        """Arguments of a `Trainer` for as many steps on the same batches, in a folder."""
-        named = ("accelerator", "devices", "max_epochs", "limit_train_batches", "check_val_every_n_epoch")
+        """Arguments of a `Trainer` for as many steps on the same batches; the neighbour's own logs go to the folder."""
+        named = ("accelerator", "devices", "precision", "max_epochs", "limit_train_batches", "check_val_every_n_epoch")
         return {
             **{name: self.config["trainer"][name] for name in named},
             "default_root_dir": folder,
@@ -81,7 +76,16 @@ class Cell:
         trains = yaml.safe_load(PHASES.read_text())["schedule"]["trains"]
         return FreezeSchedule.parse(trains).resolve(self.info.epochs, list(blocks(task.net)))
 
-    def leave(self, folder: Path, row: str, task: LesionTask, data: LesionDataModule, **facts: Any) -> None:
+    def leave(
+        self,
+        folder: Path,
+        row: str,
+        task: LesionTask,
+        data: LesionDataModule,
+        *,
+        start: str | None = None,
+        **facts: Any,
+    ) -> None:
         """Test a trained task as `lesionseg fit` does, and leave the run of a row.
 
         Args:
@@ -89,21 +93,20 @@ class Cell:
             row: its name in tables.
             task: what predicts.
             data: of the cell.
-            facts: for `peer.json`: what was trained, and what it started from.
+            start: what the net started from; None: the weights of the cell.
+            facts: more for `peer.json`: what was trained.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        trainer = pl.Trainer(
-            accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-            enable_model_summary=False, use_distributed_sampler=False, callbacks=[Results(folder)],
-        )  # fmt: skip
+        quiet = {"logger": False, "enable_checkpointing": False, "callbacks": [Results(folder)]}
+        trainer = pl.Trainer(**self.budget(folder), **quiet)
         trainer.test(task, datamodule=data, verbose=False)
-        write_text(folder / PEER_FILE, json.dumps(facts, indent=1) + "\n")
+        write_text(folder / PEER_FILE, json.dumps({"start": start, **facts}, indent=1) + "\n")
         replace(
             self.info,
             name=row,
             fingerprint=sha256_of({"cell": self.info.fingerprint, "row": row}),
             request_sha256="",
-            weights_sha256=self.info.weights_sha256 if facts["same_start"] else None,
+            weights_sha256=self.info.weights_sha256 if start is None else None,
             **provenance(),  # type: ignore[arg-type]
         ).write(folder)
 
@@ -111,14 +114,7 @@ class Cell:
 def places(usage: str) -> tuple[Path, Path]:
     """The cell and the run folder that the command line of a neighbour names."""
     parser = argparse.ArgumentParser(description=usage.splitlines()[0])
-    parser.add_argument("cell", type=Path, help=f"run folder of the row {STAND_IN}, as `lesionseg fit` left it")
+    parser.add_argument("cell", type=Path, help="run folder of the row no_freezing, as `lesionseg fit` left it")
     parser.add_argument("folder", type=Path, help="run folder to make, ROW/foldK-seedS")
     options = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     return options.cell, options.folder
-
-
-def draws(cell: Cell) -> pl.Callback:
-    """What the net draws in training (dropout) is what ours draws."""
-    return SeedEveryStep(cell.info.seed)

@@ -16,9 +16,10 @@ from typing import Any
 import finetuning_scheduler
 import lightning.pytorch as lightning
 import torch
-from cell import Cell, draws, places
+from cell import Cell, places
 from finetuning_scheduler import FinetuningScheduler, FTSCheckpoint
 
+from lesionseg.callbacks.seeding import SeedEveryStep
 from lesionseg.networks import blocks
 from lesionseg.schedules import ResolvedSchedule
 from lesionseg.tasks import LesionTask
@@ -65,12 +66,12 @@ def train(folder: Path, out: Path) -> None:
     )
     best = FTSCheckpoint(monitor=task.monitor, mode="max") if validates else FTSCheckpoint(monitor="train/loss")
     budget = {**cell.budget(out), "check_val_every_n_epoch": 1}
-    trainer = lightning.Trainer(**budget, callbacks=[scheduler, best, draws(cell)])
+    trainer = lightning.Trainer(**budget, callbacks=[scheduler, best, SeedEveryStep(cell.info.seed)])
     trainer.fit(task, data.train_dataloader(), data.val_dataloader() or None)
     tested = cell.task(LesionTask)
     tested.net.load_state_dict(task.net.state_dict())
     version = finetuning_scheduler.__version__
-    cell.leave(out, ROW, tested, data, neighbour=f"finetuning-scheduler {version}", same_start=True)
+    cell.leave(out, ROW, tested, data, neighbour=f"finetuning-scheduler {version}")
 
 
 if __name__ == "__main__":

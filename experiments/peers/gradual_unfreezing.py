@@ -15,10 +15,11 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from cell import Cell, draws, places
+from cell import Cell, places
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 
+from lesionseg.callbacks.seeding import SeedEveryStep
 from lesionseg.networks import Block, blocks
 from lesionseg.schedules import OUTSIDE_ENCODER, ResolvedSchedule
 from lesionseg.tasks import LesionTask
@@ -76,9 +77,11 @@ def train(folder: Path, out: Path) -> None:
     """Train in the place of the run in `folder`, and leave the run `out`."""
     cell = Cell.read(folder)
     data, task = cell.data(), cell.task(GradualTask)
-    trainer = pl.Trainer(**cell.budget(out), callbacks=[GradualUnfreezing(cell.phases(task)), draws(cell)])
+    trainer = pl.Trainer(
+        **cell.budget(out), callbacks=[GradualUnfreezing(cell.phases(task)), SeedEveryStep(cell.info.seed)]
+    )
     trainer.fit(task, datamodule=data)
-    cell.leave(out, ROW, task, data, neighbour="plain PyTorch, as fastai", same_start=True)
+    cell.leave(out, ROW, task, data, neighbour="plain PyTorch, as fastai")
 
 
 if __name__ == "__main__":

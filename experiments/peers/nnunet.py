@@ -1,4 +1,4 @@
-"""nnU-Net v2, 2-D, its own trainer on a cell of the grid; only the length of the training is ours.
+"""nnU-Net v2, 2-D, its own trainer on a cell of the grid, on the CPU; only the length of the training is ours.
 
 Usage: nnunet.py CELL FOLDER DATASETS [--pretrained CHECKPOINT]   a row: from scratch, or its own fine-tuning path
        nnunet.py PRETRAINING FOLDER DATASETS --pretrain           what that starts from: FOLDER/checkpoint_final.pth
@@ -103,14 +103,13 @@ def train(run: Path, folder: Path, datasets: Path, pretrained: Path | None) -> N
     if pretrained is not None:
         load_pretrained_weights(trainer.network, str(pretrained))
     trainer.run_training()
-    predictions = predict(trainer, data, datasets / "raw" / CELLS / "imagesTr")
     task = cell.task(PredictedTask)
-    task.predictions = predictions
+    task.predictions = predict(trainer, data, datasets / "raw" / CELLS / "imagesTr")
+    row, start = (SCRATCH, "nothing") if pretrained is None else (FINETUNED, "nnU-Net's own pretraining")
     cell.leave(
-        folder, SCRATCH if pretrained is None else FINETUNED, task, data, neighbour=f"nnunetv2 {version('nnunetv2')}",
-        same_start=False, start="nothing" if pretrained is None else "nnU-Net's own pretraining",
-        parameters=sum(p.numel() for p in trainer.network.parameters()), batch=trainer.batch_size,
-        steps=trainer.num_epochs * trainer.num_iterations_per_epoch, patch=trainer.configuration_manager.patch_size,
+        folder, row, task, data, start=start, neighbour=f"nnunetv2 {version('nnunetv2')}",
+        parameters=sum(p.numel() for p in trainer.network.parameters()), patch=trainer.configuration_manager.patch_size,
+        batch=trainer.batch_size, steps=trainer.num_epochs * trainer.num_iterations_per_epoch,
     )  # fmt: skip
 
 

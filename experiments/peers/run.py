@@ -207,6 +207,8 @@ def main() -> None:
             run_all(stage(), plan.out, side_by_side)
     except RuntimeError as error:
         sys.exit(f"peers: {error}")
+    except KeyboardInterrupt:
+        sys.exit("peers: interrupted; the same command continues")
     subprocess.run([sys.executable, HERE / "table.py", plan.out, "--against", against], check=True)
 
 

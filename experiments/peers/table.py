@@ -55,7 +55,7 @@ def neighbours(grid: Grid) -> dict[str, dict[str, Any]]:
 
 def start(grid: Grid, row: str, theirs: dict[str, dict[str, Any]]) -> str:
     """What the weights of a row were before its training."""
-    if row in theirs and "start" in theirs[row]:
+    if row in theirs and theirs[row]["start"] is not None:
         return theirs[row]["start"]
     weights = next(run.info.weights_sha256 for run in grid.runs if run.info.name == row)
     return "nothing" if weights is None else f"pretraining {weights[:8]}"
@@ -63,7 +63,7 @@ def start(grid: Grid, row: str, theirs: dict[str, dict[str, Any]]) -> str:
 
 def facts(row: str, peer: dict[str, Any]) -> str:
     """One line on a neighbour."""
-    told = [f"{name} {value}" for name, value in peer.items() if name not in ("neighbour", "same_start", "start")]
+    told = [f"{name} {value}" for name, value in peer.items() if name not in ("neighbour", "start")]
     return f"{title(row)}: {', '.join([peer['neighbour'], *told])}."
 
 
@@ -111,17 +111,26 @@ def _spread(values: Sequence[float]) -> str:
     return f"{median(values):.0f}{ends}"
 
 
+def write(out: Path, against: str) -> str:
+    """Write `table.md`; returns it.
+
+    Raises:
+        InputError: runs that cannot be compared, see `lesionseg.grid`.
+    """
+    grid = read_grid(out / "rows")
+    theirs = neighbours(grid)
+    order = [*in_paper_order(set(grid.schedules) - set(theirs)), *theirs]
+    text = markdown(out, grid, statistics_of(grid, order, against), order, against)
+    write_text(out / "table.md", text)
+    return text
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
     parser.add_argument("--against", default="no_freezing")
     options = parser.parse_args()
-    grid = read_grid(options.out / "rows")
-    theirs = neighbours(grid)
-    order = [*in_paper_order(set(grid.schedules) - set(theirs)), *theirs]
-    text = markdown(options.out, grid, statistics_of(grid, order, options.against), order, options.against)
-    write_text(options.out / "table.md", text)
-    print(text)
+    print(write(options.out, options.against))
 
 
 if __name__ == "__main__":
