@@ -67,7 +67,7 @@ def train(folder: Path, out: Path) -> None:
     best = FTSCheckpoint(monitor=task.monitor, mode="max") if validates else FTSCheckpoint(monitor="train/loss")
     budget = {**cell.budget(out), "check_val_every_n_epoch": 1}
     trainer = lightning.Trainer(**budget, callbacks=[scheduler, best, SeedEveryStep(cell.info.seed)])
-    trainer.fit(task, data.train_dataloader(), data.val_dataloader() or None)
+    trainer.fit(task, data.train_dataloader(), data.val_dataloader())
     tested = cell.task(LesionTask)
     tested.net.load_state_dict(task.net.state_dict())
     version = finetuning_scheduler.__version__
