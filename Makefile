@@ -99,10 +99,11 @@ setup: .venv/.ready ## make .venv with everything (once)
 	@touch $@
 
 .PHONY: lock
+LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
+  --no-emit-index-url --no-header --no-annotate pyproject.toml
 lock: setup ## resolve the newest versions again
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
-	  --extra dev --extra dashboard --extra dask \
-	  --no-emit-index-url --no-header --no-annotate pyproject.toml -o requirements.lock
+	$(LOCK) --extra dev --extra dashboard --extra dask -o requirements.lock
+	$(LOCK) --extra peers --constraint requirements.lock -o requirements-peers.lock
 
 # ---- data ----
 .PHONY: phantom data-lits data-slices
@@ -215,6 +216,23 @@ endif
 dashboard: setup ## a W&B workspace and report of the comparison: written to a file, and published where you are logged in
 	@$(BIN)/python experiments/dashboard.py $(RUN)/finetune $(RUN)/compare
 
+# ---- against the neighbours: what a user could take in our place (experiments/peers) ----
+# The five rows, and the best of the others: by the inner validation, and by the test (docs/results.md).
+PEER_SCHEDULES := $(SCHEDULES) l2_sp crop_classifier
+# Fewer of them, e.g. NEIGHBOURS='finetuning_scheduler nnunet'
+NEIGHBOURS :=
+PEERS = $(BIN)/python experiments/peers/run.py $(1)/peers --pretraining $(1)/pretrain/lesion --jobs $(JOBS) \
+  $(if $(NEIGHBOURS),--neighbours $(NEIGHBOURS)) $(if $(AGAINST),--against $(AGAINST)) --folds $(FOLDS) --seeds $(SEEDS)
+
+.venv/.peers: .venv/.ready requirements-peers.lock
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements-peers.lock
+	@touch $@
+
+.PHONY: peers peers-real
+peers: .venv/.peers pretrain-lesion data-slices ## ours beside Lightning, finetuning-scheduler, fastai's way and nnU-Net
+	@$(call PEERS,$(RUN)) --schedules $(PEER_SCHEDULES) -- --config $(PROFILE_FILE) --data.store $(DATA)/slices \
+	  $(STEER) $(FIT_OPTIONS)
+
 # ---- a model to share, and its use ----
 INPUT :=
 OUT := $(RUN)/segmented
@@ -250,11 +268,11 @@ BENCHMARKS := prepare random_slice augmentation training_step freeze_states froz
 MEASURED := runs/benchmark
 
 .PHONY: benchmark
-benchmark: setup ## our speed against limits and rivals (`make peers-setup` first, for the rivals), as one table
+benchmark: .venv/.peers ## our speed against limits and rivals, as one table (`make finetune export` first)
 	@for name in $(BENCHMARKS); do echo "== $$name"; \
 	  $(BIN)/python experiments/benchmarks/$$name.py --output $(MEASURED)/$$name.json || exit; done
 	@$(BIN)/python experiments/benchmarks/scaling.py $(MEASURED)
-	@$(BIN)/python experiments/benchmarks/table.py $(MEASURED)
+	@$(BIN)/python experiments/benchmarks/joined_table.py $(MEASURED)
 
 # The whole chain on real CT: every folder of REAL is read, then each fold of its LiTS patients is trained for minutes.
 REAL := ../shared/data
@@ -275,6 +293,19 @@ real-data: setup
 	@mkdir -p $(REAL_RUN)
 	@printf 'case,patient\nvolume-0,A\nvolume-1,A\nvolume-2,B\nvolume-5,C\nvolume-6,D\nvolume-8,D\n' > $(REAL_RUN)/groups.csv
 	@$(LESIONSEG) prepare lits $(REAL)/lits --groups $(REAL_RUN)/groups.csv --output $(REAL_RUN)/data/lits
+
+# Lesion or none on the real CT: one patient pretrains, each of the other three is tested once.
+PEERS_REAL := runs/peers-real
+PEERS_REAL_FIT = --config experiments/profiles/real_cpu.yaml --data.target lesion --trainer.limit_train_batches 10 \
+  --trainer.max_epochs $(or $(EPOCHS),12)
+peers-real: .venv/.peers real-data ## the same for lesion or none on real CT, REAL=folder
+	@for part in 'lits volume-0 volume-1 volume-2 volume-5' 'cells volume-6 volume-8'; do set -- $$part; \
+	  $(LESIONSEG) prepare lits $(REAL)/lits --groups $(REAL_RUN)/groups.csv --exclude "$${@:2}" \
+	    --output $(PEERS_REAL)/data/$$1 || exit; done
+	@$(call FIT,$(PEERS_REAL)/pretrain/lesion) --config experiments/pretrain/lesion.yaml $(PEERS_REAL_FIT) \
+	  --data.store $(PEERS_REAL)/data/lits --data.folds 1
+	@$(call PEERS,$(PEERS_REAL)) --schedules $(SCHEDULES) l2_sp -- $(PEERS_REAL_FIT) \
+	  --data.store $(PEERS_REAL)/data/cells $(FIT_OPTIONS)
 
 $(REAL_FITS): real-data
 	@$(BESIDE) $(call FIT,$@) --config experiments/pretrain/$(notdir $@).yaml \

@@ -297,6 +297,24 @@ def test_segment_takes_the_exported_model():
     assert "lesionseg: wrong input: INPUT: expected a study" in done.stderr
 
 
+def test_peers_get_the_data_the_pretraining_and_the_options_of_the_grid():
+    done = make(
+        "-n", "peers", "NAME=given", "EPOCHS=7", "FOLDS=2", "SEEDS=0 1", "NEIGHBOURS=nnunet", "AGAINST=baseline"
+    )
+    (line,) = [line for line in done.stdout.replace("\\\n", " ").splitlines() if "peers/run.py" in line]
+    own, _, fit_options = line.partition(" -- ")
+    words = shlex.split(own)
+    assert words[2] == "runs/given/peers"
+    assert options(words[3:]).items() >= {
+        "--pretraining": "runs/given/pretrain/lesion", "--folds": "2", "--seeds": "0", "--neighbours": "nnunet",
+        "--against": "baseline", "--schedules": "baseline",
+    }.items()  # fmt: skip
+    assert set(ROWS) < set(words[words.index("--schedules") :])
+    told = options(shlex.split(fit_options))
+    assert told == {"--data.store": "runs/given/data/slices", "--trainer.max_epochs": "7"}
+    assert {"runs/given/pretrain/lesion"} == set(fits("peers", "NAME=given"))
+
+
 def test_help_lists_targets_that_are_there():
     done = make("help")
     assert make().stdout == done.stdout

@@ -156,7 +156,7 @@ def main() -> None:
         folder = Path(name)
         root = options.lits or write_lits(folder / "lits", options.volumes, options.slices, options.side)
         rows = measure(root, folder / "nnunet", options.repeats)
-    publish(rows, options.output)
+    publish(rows, options.output, slices=options.slices)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Ways measured in turn, and how the result is told: a median each, and each ratio with the interval of its median.
 
-A benchmark hands `Row`s to `publish`, which prints them and writes the JSON that `table.py` joins to one table.
+A benchmark hands `Row`s to `publish`, which prints them and writes the JSON that `joined_table.py` joins to one table.
 """
 
 from __future__ import annotations

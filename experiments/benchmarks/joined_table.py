@@ -1,6 +1,6 @@
 """All that `make benchmark` measured, as one table: printed, and left as FOLDER/performance.md.
 
-Usage: table.py FOLDER
+Usage: joined_table.py FOLDER
 """
 
 from __future__ import annotations

@@ -1,0 +1,78 @@
+"""`finetuning-scheduler` on a cell of the grid, with an explicit schedule of the encoder's stages.
+
+Usage: fts.py CELL FOLDER
+
+Each phase adds the next stage, at the epochs of our row `hierarchical_unfreezing`, all at the learning rate of the task
+(its default for what thaws is 1e-5). Its implicit schedule, two parameters a phase, would not come to an end in such a
+budget. Its other defaults hold: before every phase it takes back the best weights so far, by the figure of the inner
+validation, which it looks at after every epoch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import finetuning_scheduler
+import lightning.pytorch as lightning
+import torch
+from cell import Cell, places
+from finetuning_scheduler import FinetuningScheduler, FTSCheckpoint
+
+from lesionseg.callbacks.seeding import SeedEveryStep
+from lesionseg.networks import blocks
+from lesionseg.schedules import ResolvedSchedule
+from lesionseg.tasks import LesionTask
+
+ROW = "finetuning_scheduler"
+
+
+class ScheduledTask(LesionTask, lightning.LightningModule):
+    """Our task for a trainer of the package `lightning`, the twin of `pytorch_lightning` that the scheduler is for.
+
+    The scheduler's own switch between the twins rewrites its installed files.
+    """
+
+    # A trainer takes a hook of the other twin for one that a user has written, and these two exclude each other.
+    configure_model = lightning.LightningModule.configure_model
+    configure_sharded_model = lightning.LightningModule.configure_sharded_model
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        free = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        return torch.optim.AdamW(free, self.lr, weight_decay=self.weight_decay)
+
+
+def explicit(phases: ResolvedSchedule, task: LesionTask) -> dict[int, dict[str, Any]]:
+    """The schedule of the callback: what each phase thaws, until which epoch, at which learning rate."""
+    thawed: set[str] = set()
+    schedule = {}
+    for i, step in enumerate(phases.steps):
+        learning = {name for name, rate in step.rates.items() if rate}
+        params = [
+            f"net.{n}" for name, b in blocks(task.net).items() if name in learning - thawed for n, _ in b.parameters
+        ]
+        schedule[i] = {"params": params, "max_transition_epoch": step.stop, "lr": task.lr}
+        thawed |= learning
+    return schedule
+
+
+def train(folder: Path, out: Path) -> None:
+    """Train in the place of the run in `folder`, and leave the run `out`."""
+    cell = Cell.read(folder)
+    data, task = cell.data(), cell.task(ScheduledTask)
+    validates = data.inner_validation > 0
+    scheduler = FinetuningScheduler(
+        explicit(cell.phases(task), task), epoch_transitions_only=True, restore_best=validates
+    )
+    best = FTSCheckpoint(monitor=task.monitor, mode="max") if validates else FTSCheckpoint(monitor="train/loss")
+    budget = {**cell.budget(out), "check_val_every_n_epoch": 1}
+    trainer = lightning.Trainer(**budget, callbacks=[scheduler, best, SeedEveryStep(cell.info.seed)])
+    trainer.fit(task, data.train_dataloader(), data.val_dataloader())
+    tested = cell.task(LesionTask)
+    tested.net.load_state_dict(task.net.state_dict())
+    version = finetuning_scheduler.__version__
+    cell.leave(out, ROW, tested, data, neighbour=f"finetuning-scheduler {version}")
+
+
+if __name__ == "__main__":
+    train(*places(__doc__))

@@ -1,0 +1,130 @@
+"""nnU-Net v2, 2-D, its own trainer on a cell of the grid, on the CPU; only the length of the training is ours.
+
+Usage: nnunet.py CELL FOLDER DATASETS [--pretrained CHECKPOINT]   a row: from scratch, or its own fine-tuning path
+       nnunet.py PRETRAINING FOLDER DATASETS --pretrain           what that starts from: FOLDER/checkpoint_final.pth
+
+As many epochs as ours, each over as many slices as one of ours (steps x batch, the batch as it plans it), and a fifth
+as many validation steps as training steps, as it does by default. Its network, loss, optimizer, rates, augmentation and
+mirrored prediction are its own. It trains on the same slices in the same liver boxes, and its predictions are scored on
+whole slices like ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from cell import Cell
+from nnunet_data import CELLS, FILE_ENDING, PLANS, PRETRAINING, back_on_slice, environment, identifier
+from torch import Tensor
+
+from lesionseg.data.datamodule import LesionDataModule
+from lesionseg.data.dataset import Batch
+from lesionseg.tasks import LesionTask
+
+SCRATCH, FINETUNED = "nnunet", "nnunet_finetuned"
+CHECKPOINT = "checkpoint_final.pth"
+#: nnU-Net's own share: 250 training steps and 50 of validation an epoch.
+STEPS_PER_VALIDATION_STEP = 5
+
+
+class PredictedTask(LesionTask):
+    """A task whose slices were predicted elsewhere: class indices (H, W), uint8, by position in the test part."""
+
+    predictions: Mapping[int, Tensor]
+
+    def predict_slices(self, batch: Batch) -> list[Tensor]:
+        return [self.predictions[place.position] for place in batch.places]
+
+
+def trainer_of(dataset: str, fold: int, slices: int, epochs: int) -> Any:
+    """nnU-Net's trainer for a fold, set to an epoch of so many slices and to so many epochs."""
+    from nnunetv2.run.run_training import get_trainer_from_args
+
+    trainer = get_trainer_from_args(dataset, "2d", fold, plans_identifier=PLANS, device=torch.device("cpu"))
+    steps = max(round(slices / trainer.configuration_manager.batch_size), 1)
+    trainer.num_epochs, trainer.num_iterations_per_epoch = epochs, steps
+    trainer.num_val_iterations_per_epoch = max(round(steps / STEPS_PER_VALIDATION_STEP), 1)
+    return trainer
+
+
+def slices_per_epoch(cell: Cell, data: LesionDataModule) -> int:
+    """How many slices our nets see in an epoch."""
+    batches, most = len(data.train_dataloader()), cell.config["trainer"]["limit_train_batches"]
+    return data.batch_size * (batches if most is None else min(batches, most))
+
+
+def predict(trainer: Any, data: LesionDataModule, images: Path) -> dict[int, Tensor]:
+    """Class indices of every test slice by its position, with the last weights, as nnU-Net predicts by default."""
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    trainer.set_deep_supervision_enabled(False)
+    trainer.network.eval()
+    predictor = nnUNetPredictor(perform_everything_on_device=False, device=torch.device("cpu"), allow_tqdm=False)
+    predictor.manual_initialization(
+        trainer.network, trainer.plans_manager, trainer.configuration_manager, [trainer.network.state_dict()],
+        trainer.dataset_json, type(trainer).__name__, trainer.inference_allowed_mirroring_axes,
+    )  # fmt: skip
+    reader = trainer.plans_manager.image_reader_writer_class()
+    predictions = {}
+    for position, ref in enumerate(data.test.slices):
+        image, properties = reader.read_images([str(images / f"{identifier(ref)}_0000{FILE_ENDING}")])
+        classes = predictor.predict_single_npy_array(image, properties)
+        predictions[position] = back_on_slice(data, ref, classes[0])
+    return predictions
+
+
+def pretrain(run: Path, folder: Path, datasets: Path) -> None:
+    """Train on the slices that our pretraining saw, and leave the last checkpoint in the folder."""
+    environment(datasets, folder)
+    cell = Cell.read(run)
+    pl.seed_everything(cell.info.seed)
+    trainer = trainer_of(PRETRAINING, 0, slices_per_epoch(cell, cell.data()), cell.info.epochs)
+    trainer.run_training()
+    Path(trainer.output_folder, CHECKPOINT).rename(folder / CHECKPOINT)
+
+
+def train(run: Path, folder: Path, datasets: Path, pretrained: Path | None) -> None:
+    """Train in the place of the run, and leave the run `folder`."""
+    environment(datasets, folder)
+    from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+
+    cell = Cell.read(run)
+    data = cell.data()
+    pl.seed_everything(cell.info.seed)
+    trainer = trainer_of(CELLS, cell.info.fold, slices_per_epoch(cell, data), cell.info.epochs)
+    trainer.disable_checkpointing = True
+    trainer.initialize()
+    if pretrained is not None:
+        load_pretrained_weights(trainer.network, str(pretrained))
+    trainer.run_training()
+    task = cell.task(PredictedTask)
+    task.predictions = predict(trainer, data, datasets / "raw" / CELLS / "imagesTr")
+    row, start = (SCRATCH, "nothing") if pretrained is None else (FINETUNED, "nnU-Net's own pretraining")
+    cell.leave(
+        folder, row, task, data, start=start, neighbour=f"nnunetv2 {version('nnunetv2')}",
+        parameters=sum(p.numel() for p in trainer.network.parameters()), patch=trainer.configuration_manager.patch_size,
+        batch=trainer.batch_size, steps=trainer.num_epochs * trainer.num_iterations_per_epoch,
+    )  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    for name in ("run", "folder", "datasets"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("--pretrained", type=Path)
+    parser.add_argument("--pretrain", action="store_true")
+    options = parser.parse_args()
+    if options.pretrain:
+        pretrain(options.run, options.folder, options.datasets)
+    else:
+        train(options.run, options.folder, options.datasets, options.pretrained)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""Our rows and the neighbours on the same cells, each training measured; then the table of them all.
+
+Usage: run.py OUT --pretraining RUN --schedules NAME ... [--neighbours NAME ...] [--folds N] [--seeds N ...] [--jobs N]
+              [--against ROW] -- OPTION ...
+    OUT: takes rows/ROW/foldK-seedS, logs/, nnunet/ and table.md
+    OPTION: what `lesionseg fit` is told of every cell: profile, store, epochs
+
+A training is a process of its own, from its start to the tables of its test, with its share of the cores. What is done
+is not done again; what was interrupted begins anew, so that every time is that of a whole training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+from lesionseg.request import request_sha256
+
+HERE = Path(__file__).parent
+STAND_IN, COST_FILE = "no_freezing", "cost.json"
+#: Neighbours that train our net, by row: their scripts.
+SCRIPTS = {
+    "lightning_backbone_finetuning": "backbone_finetuning.py",
+    "finetuning_scheduler": "fts.py",
+    "fastai_gradual_unfreezing": "gradual_unfreezing.py",
+}
+NNUNET, NNUNET_FINETUNED = "nnunet", "nnunet_finetuned"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One process to measure.
+
+    Attributes:
+        folder: what it makes.
+        command: its words.
+        rests_on: words, and files and folders by their content: where they are the same, it is done already.
+    """
+
+    folder: Path
+    command: Sequence[object]
+    rests_on: Sequence[object]
+
+    @property
+    def request(self) -> str:
+        return request_sha256([str(word) for word in self.rests_on])
+
+    @property
+    def done(self) -> bool:
+        try:
+            return json.loads((self.folder / COST_FILE).read_text())["request"] == self.request
+        except (OSError, ValueError):
+            return False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the command line asks for."""
+
+    out: Path
+    pretraining: Path
+    schedules: Sequence[str]
+    neighbours: Sequence[str]
+    folds: int
+    seeds: Sequence[int]
+    fit_options: Sequence[str]
+
+    def cells(self, row: str) -> list[tuple[int, int, Path]]:
+        """Fold, seed and run folder of each cell of a row."""
+        rows = self.out / "rows" / row
+        return [(fold, seed, rows / f"fold{fold}-seed{seed}") for seed in self.seeds for fold in range(self.folds)]
+
+    def ours(self) -> list[Job]:
+        """Cells of our rows."""
+        return [self._fit(row, *cell) for row in self.schedules for cell in self.cells(row)]
+
+    def lightning(self) -> list[Job]:
+        """Cells of the neighbours that train our net."""
+        return [_peer(SCRIPTS[row], *pair) for row in self.neighbours if row in SCRIPTS for pair in self._pairs(row)]
+
+    def nnunet_data(self) -> list[Job]:
+        """nnU-Net's planning and preprocessing."""
+        if not {NNUNET, NNUNET_FINETUNED} & set(self.neighbours):
+            return []
+        folds = [folder for _, seed, folder in self.cells(STAND_IN) if seed == self.seeds[0]]
+        return [_peer("nnunet_data.py", self.pretraining, self.datasets, *folds, rests_on=folds)]
+
+    def nnunet_from_scratch(self) -> list[Job]:
+        """Its pretraining, and its cells that do not need it."""
+        jobs = []
+        if NNUNET_FINETUNED in self.neighbours:
+            jobs.append(_peer("nnunet.py", self.pretraining, self.pretrained.parent, self.datasets, "--pretrain"))
+        if NNUNET in self.neighbours:
+            jobs += [_peer("nnunet.py", *pair, self.datasets) for pair in self._pairs(NNUNET)]
+        return jobs
+
+    def nnunet_finetuned(self) -> list[Job]:
+        """Its cells that start from its pretraining."""
+        if NNUNET_FINETUNED not in self.neighbours:
+            return []
+        more = (self.datasets, "--pretrained", self.pretrained)
+        return [_peer("nnunet.py", *pair, *more, rests_on=[self.pretrained]) for pair in self._pairs(NNUNET_FINETUNED)]
+
+    @property
+    def datasets(self) -> Path:
+        return self.out / "nnunet" / "datasets"
+
+    @property
+    def pretrained(self) -> Path:
+        return self.out / "nnunet" / "pretraining" / "checkpoint_final.pth"
+
+    def _fit(self, row: str, fold: int, seed: int, folder: Path) -> Job:
+        configs = [HERE.parent / "finetune" / "lesion.yaml", HERE.parent / "schedules" / f"{row}.yaml"]
+        words = [
+            *(word for path in configs for word in ("--config", path)), *self.fit_options,
+            "--data.folds", self.folds, "--data.fold", fold, "--seed_everything", seed,
+            "--model.init_args.weights", self.pretraining,
+        ]  # fmt: skip
+        fit = [sys.executable, "-m", "lesionseg.cli", "fit", *words, "--trainer.default_root_dir", folder]
+        return Job(folder, fit, words)
+
+    def _pairs(self, row: str) -> list[tuple[Path, Path]]:
+        """Each cell that a neighbour takes the place of, and the folder of its run."""
+        stands_in = [folder for *_, folder in self.cells(STAND_IN)]
+        return list(zip(stands_in, [folder for *_, folder in self.cells(row)], strict=True))
+
+
+def _peer(script: str, run: Path, folder: Path, *more: object, rests_on: Sequence[object] = ()) -> Job:
+    """A script of this folder that reads a run and makes a folder."""
+    sources = [HERE / name for name in (script, "cell.py", "nnunet_data.py")]
+    return Job(folder, [sys.executable, HERE / script, run, folder, *more], [*sources, run, *rests_on])
+
+
+def measure(job: Job, log: Path, threads: int) -> float:
+    """Run a job and leave what it cost in its folder; returns its seconds.
+
+    Raises:
+        RuntimeError: it failed; its log is named.
+    """
+    shutil.rmtree(job.folder, ignore_errors=True)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    began = time.perf_counter()
+    with log.open("w") as file:
+        process = subprocess.Popen([str(w) for w in job.command], stdout=file, stderr=file, env=environment)
+        _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"{job.folder} failed: see {log}")
+    wall_s = time.perf_counter() - began
+    cost = {"request": job.request, "wall_s": wall_s, "cpu_s": used.ru_utime + used.ru_stime,
+            "peak_mib": used.ru_maxrss / 1024, "threads": threads}  # fmt: skip
+    (job.folder / COST_FILE).write_text(json.dumps(cost, indent=1) + "\n")
+    return wall_s
+
+
+def run_all(jobs: Sequence[Job], out: Path, side_by_side: int) -> None:
+    """Run what is not done, so many at a time; the first failure ends it when those that run have ended."""
+    threads = max((os.cpu_count() or 1) // side_by_side, 1)
+    waiting = [job for job in jobs if not job.done]
+
+    def run(job: Job) -> None:
+        name = f"{job.folder.parent.name}-{job.folder.name}"
+        seconds = measure(job, out / "logs" / f"{name}.log", threads)
+        print(f"{name}: {seconds:.0f} s", flush=True)
+
+    with ThreadPoolExecutor(side_by_side) as pool:
+        futures = [pool.submit(run, job) for job in waiting]
+        try:
+            wait(futures, return_when=FIRST_EXCEPTION)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+        for future in futures:
+            if not future.cancelled():
+                future.result()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--pretraining", type=Path, required=True)
+    parser.add_argument("--schedules", nargs="+", required=True)
+    parser.add_argument("--neighbours", nargs="*", default=[*SCRIPTS, NNUNET, NNUNET_FINETUNED])
+    parser.add_argument("--folds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--against", default=STAND_IN)
+    words = sys.argv[1:]
+    end = words.index("--") if "--" in words else len(words)
+    given = vars(parser.parse_args(words[:end]))
+    side_by_side, against = given.pop("jobs"), given.pop("against")
+    if STAND_IN not in given["schedules"]:
+        parser.error(f"--schedules must name {STAND_IN}, whose cells the neighbours take the place of")
+    plan = Plan(**given, fit_options=words[end + 1 :])
+    try:
+        for stage in (plan.ours, lambda: plan.nnunet_data() + plan.lightning(), plan.nnunet_from_scratch,
+                      plan.nnunet_finetuned):  # fmt: skip
+            run_all(stage(), plan.out, side_by_side)
+    except RuntimeError as error:
+        sys.exit(f"peers: {error}")
+    except KeyboardInterrupt:
+        sys.exit("peers: interrupted; the same command continues")
+    subprocess.run([sys.executable, HERE / "table.py", plan.out, "--against", against], check=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""Our rows and the neighbours in one table: figures with intervals, time and memory of a training, differences, tests.
+
+Usage: table.py OUT [--against ROW]
+    OUT: what run.py fills; takes table.md
+
+Statistics and tests are those of `lesionseg compare`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pandas as pd
+from cell import PEER_FILE
+
+from lesionseg.compare import statistics_of
+from lesionseg.compare_table import (
+    FIGURE_DEFINITIONS,
+    HEADINGS,
+    data_kind,
+    in_paper_order,
+    pipe_table,
+    provenance,
+    title,
+)
+from lesionseg.grid import Grid, read_grid
+from lesionseg.runs import write_text
+from lesionseg.statistics import FIGURES, PRIMARY
+from lesionseg.wording import cell, difference_cell, p_cell, verdict
+
+COSTS = {"wall_s": "wall, s", "cpu_s": "CPU, s", "peak_mib": "peak memory, MiB"}
+DEFINITIONS = f"""\
+{FIGURE_DEFINITIONS}
+- **wall, CPU, peak memory**: of the whole process of one training, from its start to the tables of its test: imports
+  and test are in it, data preparation and pretraining are not. Median [range] over folds and seeds.
+- Intervals, tests and words are those of `lesionseg compare`, p after Holm over all other rows."""
+
+
+def cost_cells(grid: Grid, row: str) -> list[str]:
+    """Median [range] of each cost over the runs of a row."""
+    costs = [json.loads((run.folder / "cost.json").read_text()) for run in grid.runs if run.info.name == row]
+    return [_spread([cost[name] for cost in costs]) for name in COSTS]
+
+
+def neighbours(grid: Grid) -> dict[str, dict[str, Any]]:
+    """What `peer.json` says of each row that is not ours."""
+    files = {run.info.name: run.folder / PEER_FILE for run in grid.runs}
+    return {row: json.loads(path.read_text()) for row, path in files.items() if path.exists()}
+
+
+def start(grid: Grid, row: str, theirs: dict[str, dict[str, Any]]) -> str:
+    """What the weights of a row were before its training."""
+    if row in theirs and theirs[row]["start"] is not None:
+        return theirs[row]["start"]
+    weights = next(run.info.weights_sha256 for run in grid.runs if run.info.name == row)
+    return "nothing" if weights is None else f"pretraining {weights[:8]}"
+
+
+def facts(row: str, peer: dict[str, Any]) -> str:
+    """One line on a neighbour."""
+    told = [f"{name} {value}" for name, value in peer.items() if name not in ("neighbour", "start")]
+    return f"{title(row)}: {', '.join([peer['neighbour'], *told])}."
+
+
+def markdown(out: Path, grid: Grid, table: pd.DataFrame, order: Sequence[str], against: str) -> str:
+    """The whole of `table.md`."""
+    theirs = neighbours(grid)
+    rows = {row: [r for _, r in _of(table, row).iterrows()] for row in order}
+    others = [row for row in order if row != against]
+    lines = [*provenance(grid), *(facts(row, peer) for row, peer in theirs.items()), *preparations(out)]
+    heads = ["row", *HEADINGS.values()]
+    return "\n\n".join((
+        f"# Against the neighbours ({data_kind(grid)})",
+        "\n".join(f"- {line}" for line in lines),
+        "## Figures, time and memory\n\nEstimate [95 % interval], n; median [range].",
+        pipe_table(["row", "starts from", *HEADINGS.values(), *COSTS.values()],
+                   [[title(row), start(grid, row, theirs), *map(cell, rows[row]), *cost_cells(grid, row)]
+                    for row in order]),
+        f"## Difference to {title(against)}, on the same patients\n\nDifference [95 % interval]; resolution.",
+        pipe_table(heads, [[title(row), *map(difference_cell, rows[row])] for row in others]),
+        f"## Test of the difference to {title(against)}\n\naccuracy_all (primary):",
+        "\n".join(f"- {title(row)}: {verdict(rows[row][FIGURES.index(PRIMARY)])}." for row in others),
+        "Every figure: p, p after Holm; standardised difference. Bold: a difference is shown.",
+        pipe_table(heads, [[title(row), *map(p_cell, rows[row])] for row in others]),
+        f"## Definitions\n\n{DEFINITIONS}",
+    )) + "\n"  # fmt: skip
+
+
+def preparations(out: Path) -> list[str]:
+    """What nnU-Net needed before its cells, one line each."""
+    names = {"datasets": "planning and preprocessing", "pretraining": "pretraining"}
+    costs = {name: out / "nnunet" / name / "cost.json" for name in names}
+    held = {name: json.loads(path.read_text()) for name, path in costs.items() if path.exists()}
+    return [
+        f"nnU-Net's {names[name]}: {c['wall_s']:.0f} s, {c['cpu_s']:.0f} s of CPU, {c['peak_mib']:.0f} MiB."
+        for name, c in held.items()
+    ]
+
+
+def _of(table: pd.DataFrame, row: str) -> pd.DataFrame:
+    return table[table.schedule == row].set_index("figure").loc[list(FIGURES)]
+
+
+def _spread(values: Sequence[float]) -> str:
+    ends = f" [{min(values):.0f}, {max(values):.0f}]" if len(values) > 1 else ""
+    return f"{median(values):.0f}{ends}"
+
+
+def write(out: Path, against: str) -> str:
+    """Write `table.md`; returns it.
+
+    Raises:
+        InputError: runs that cannot be compared, see `lesionseg.grid`.
+    """
+    grid = read_grid(out / "rows")
+    theirs = neighbours(grid)
+    order = [*in_paper_order(set(grid.schedules) - set(theirs)), *theirs]
+    text = markdown(out, grid, statistics_of(grid, order, against), order, against)
+    write_text(out / "table.md", text)
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--against", default="no_freezing")
+    options = parser.parse_args()
+    print(write(options.out, options.against))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""The neighbours on a tiny cell: what they leave is a row of our comparison; nnU-Net's files, there and back."""
+
+import json
+import sys
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lesionseg.cli import main
+from lesionseg.grid import read_grid
+from lesionseg.results import REFERENCE
+from lesionseg.runs import RunInfo, read_net
+
+PEERS = Path(__file__).parents[2] / "experiments" / "peers"
+sys.path.insert(0, str(PEERS))  # as when one of its scripts is run
+
+import backbone_finetuning  # noqa: E402
+import gradual_unfreezing  # noqa: E402
+import nnunet  # noqa: E402
+import nnunet_data  # noqa: E402
+import run  # noqa: E402
+from cell import Cell  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def cell(once, finetuning, pretrained) -> Path:
+    """A finished run of `no_freezing` from pretrained weights, in the place where a grid has it."""
+
+    def fill(rows: Path) -> None:
+        short = ["--trainer.limit_train_batches", "1", "--data.input.size_px", "64"]
+        weights = ["--model.init_args.weights", str(pretrained)]
+        assert main(finetuning(rows / "no_freezing" / "fold0-seed0", *short, *weights, schedule="no_freezing")) == 0
+
+    return once("peers", fill) / "no_freezing" / "fold0-seed0"
+
+
+@pytest.fixture
+def rows(cell, tmp_path) -> Path:
+    """A grid that holds the cell."""
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "no_freezing").symlink_to(cell.parent)
+    return tmp_path / "rows"
+
+
+def test_what_lightning_peers_leave_is_comparable_with_our_rows(cell, rows):
+    for peer in (backbone_finetuning, gradual_unfreezing):
+        peer.train(cell, rows / peer.ROW / "fold0-seed0")
+    grid = read_grid(rows)
+    assert grid.schedules == ["fastai_gradual_unfreezing", "lightning_backbone_finetuning", "no_freezing"]
+    assert len({run.info.weights_sha256 for run in grid.runs}) == 1
+
+
+def test_finetuning_scheduler_leaves_a_row_too(cell, rows):
+    pytest.importorskip("finetuning_scheduler")
+    import fts
+
+    fts.train(cell, rows / fts.ROW / "fold0-seed0")
+    assert read_grid(rows).schedules == ["finetuning_scheduler", "no_freezing"]
+
+
+def test_a_neighbour_starts_from_the_weights_of_the_cell(cell, pretrained):
+    task = Cell.read(cell).task(nnunet.PredictedTask)
+    task.setup("fit")
+    own, held = task.net.state_dict(), read_net(pretrained)[1]
+    same = [name for name, tensor in held.items() if own[name].shape == tensor.shape]
+    assert len(same) > 0.9 * len(held)
+    assert all(torch.equal(own[name], held[name]) for name in same)
+
+
+def test_gradual_unfreezing_ends_every_phase_near_zero_and_slows_down_towards_the_input(cell):
+    described = Cell.read(cell)
+    task = described.task(gradual_unfreezing.GradualTask)
+    peaks = [group["peak"] for group in task.configure_optimizers().param_groups]
+    assert peaks == pytest.approx([1e-3 / 2.6**i for i in (5, 4, 3, 2, 1, 0, 0)])
+    first = described.phases(task).steps[0].rates
+    assert [name for name, rate in first.items() if rate] == ["decoder", "head"]
+
+
+@pytest.mark.skipif(find_spec("SimpleITK") is None, reason="needs SimpleITK")
+def test_what_nnunet_is_given_and_gives_back_fits_the_slices(cell, rows, tmp_path):
+    """Its own label files as predictions: every figure is perfect, so cut, size, order and place are right."""
+    import SimpleITK as sitk  # noqa: N813
+
+    described = Cell.read(cell)
+    data = described.data()
+    nnunet_data.convert(data, tmp_path / "dataset")
+    listed = json.loads((tmp_path / "dataset" / "dataset.json").read_text())
+    assert listed["numTraining"] == len(list((tmp_path / "dataset" / "imagesTr").iterdir())) == 12
+    labels = {}
+    for position, ref in enumerate(data.test.slices):
+        path = tmp_path / "dataset" / "labelsTr" / f"{nnunet_data.identifier(ref)}.nii.gz"
+        image = sitk.ReadImage(str(path))
+        assert image.GetSpacing()[:2] == pytest.approx(data.records[ref.case_id].spacing_mm[:0:-1])
+        labels[position] = nnunet_data.back_on_slice(data, ref, sitk.GetArrayFromImage(image)[0])
+    task = described.task(nnunet.PredictedTask)
+    task.predictions = labels
+    described.leave(rows / "nnunet" / "fold0-seed0", "nnunet", task, data, start="nothing")
+    run = next(run for run in read_grid(rows).runs if run.info.name == "nnunet")
+    assert (run.lesions.kind == REFERENCE).all()
+    assert (run.lesions.predicted_type == run.lesions.type).all()
+    assert (run.slices[run.slices.figure == "dice1"].value.dropna() == 1).all()
+
+
+@pytest.mark.skipif(find_spec("SimpleITK") is None, reason="needs SimpleITK")
+def test_nnunet_gets_no_more_pixels_than_our_nets_and_the_same_hu(cell, tmp_path):
+    import SimpleITK as sitk  # noqa: N813
+
+    data = Cell.read(cell).data()
+    data.input = replace(data.input, size_px=32)
+    nnunet_data.convert(data, tmp_path)
+    ref = data.train.slices[0]
+    box = nnunet_data.box_of(data, ref)
+    image = sitk.ReadImage(str(tmp_path / "imagesTr" / f"{nnunet_data.identifier(ref)}_0000.nii.gz"))
+    side = min(box.side, 32)
+    assert image.GetSize() == (side, side, 1)
+    mean = data.store.hu(ref.case_id)[ref.slice][box.top : box.top + box.side, box.left : box.left + box.side].mean()
+    assert np.mean(sitk.GetArrayFromImage(image)) == pytest.approx(mean, abs=2)
+    extent_mm = side * image.GetSpacing()[0]
+    assert extent_mm == pytest.approx(box.side * data.records[ref.case_id].spacing_mm[2])
+
+
+def test_nnunet_trains_and_validates_on_our_parts(cell):
+    data = Cell.read(cell).data()
+    (parts,) = nnunet_data.splits([data])
+    held = json.loads((cell / "split.json").read_text())
+    assert {name.rpartition("-s")[0] for name in parts["train"]} == set(held["train"])
+    assert {name.rpartition("-s")[0] for name in parts["val"]} == set(held["validation"])
+    assert nnunet.slices_per_epoch(Cell.read(cell), data) == 2
+
+
+def test_a_measured_job_is_done_once_and_again_when_what_it_rests_on_changed(tmp_path):
+    source, made = tmp_path / "source.yaml", tmp_path / "made"
+    source.write_text("a: 1")
+    script = f"import pathlib; p = pathlib.Path({str(made)!r}); p.mkdir(); (p / 'x').write_text('x' * 10)"
+    job = run.Job(made, [sys.executable, "-c", script], [source])
+    assert not job.done
+    assert run.measure(job, tmp_path / "log", threads=1) > 0
+    assert job.done
+    cost = json.loads((made / "cost.json").read_text())
+    assert cost["peak_mib"] > 1
+    assert 0 < cost["cpu_s"] < 60
+    source.write_text("a: 2")
+    assert not job.done
+
+
+def test_a_job_that_fails_names_its_log(tmp_path):
+    job = run.Job(tmp_path / "made", [sys.executable, "-c", "raise SystemExit('no such thing')"], [])
+    with pytest.raises(RuntimeError, match="log"):
+        run.run_all([job], tmp_path, side_by_side=1)
+    assert "no such thing" in next((tmp_path / "logs").iterdir()).read_text()
+    assert not job.done
+
+
+def test_the_table_joins_figures_and_costs(cell, rows, capsys):
+    import table
+
+    described = Cell.read(cell)
+    for row in ("no_freezing", "nnunet"):
+        folder = rows / row / "fold0-seed0"
+        if row == "nnunet":
+            data, task = described.data(), described.task(nnunet.PredictedTask)
+            task.predictions = {i: torch.zeros(data.records[ref.case_id].shape[1:], dtype=torch.uint8)
+                                for i, ref in enumerate(data.test.slices)}  # fmt: skip
+            described.leave(folder, row, task, data, neighbour="nnunetv2 2", start="nothing")
+            assert RunInfo.read(folder).weights_sha256 is None
+        (folder / "cost.json").write_text(json.dumps({"wall_s": 60.4, "cpu_s": 30.0, "peak_mib": 1000.0}))
+    table.write(rows.parent, "no_freezing")
+    text = (rows.parent / "table.md").read_text()
+    assert text.startswith("# Against the neighbours (phantom, generated CT)")
+    nnunet_row = next(line for line in text.splitlines() if line.startswith("| nnunet | nothing | 0.000"))
+    assert nnunet_row.endswith("| 60 | 30 | 1000 |")
+    assert "- nnunet: nnunetv2 2." in text
