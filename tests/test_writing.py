@@ -2,7 +2,7 @@
 
 import pytest
 
-from lesionseg.writing import whole
+from lesionseg.writing import remove_parts, whole
 
 
 def names(folder):
@@ -42,3 +42,11 @@ def test_an_error_before_the_first_byte_is_told_as_it_is(tmp_path):
 def write_nothing(path):
     with whole(path):
         raise PermissionError
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path):
+    for name in ("table.csv", ".table.csv.123", ".hidden", ".hidden.txt"):
+        (tmp_path / name).touch()
+    remove_parts(tmp_path)
+    assert sorted(names(tmp_path)) == [".hidden", ".hidden.txt", "table.csv"]
+    remove_parts(tmp_path / "none")
