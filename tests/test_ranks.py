@@ -229,7 +229,9 @@ def test_two_machines_joined_by_torchrun_one_rank_is_killed_and_the_same_command
     words, run = ["make", "DEVICES=1", "NODES=2", meet, torchrun, *in_make], tmp_path / "pretrain" / "lesion"
     ends = [ended(machine) for machine in [started(*words, KILL="1:5") for _ in range(2)]]
     assert [status for status, _ in ends] == [2, 2]  # of make
-    assert sum("lesionseg: failed: rank 0 of 2 has lost another one (" in text for _, text in ends) == 1
+    # torchrun tells what became of the rank it had started, and may end the other one before that has told the same.
+    assert any("Signal 9 (SIGKILL) received" in text for _, text in ends)
+    assert sum("lesionseg: failed: rank 0 of 2 has lost another one (" in text for _, text in ends) <= 1
     assert load(run)["global_step"] == STEPS
     for status, text in [ended(machine) for machine in [started(*words) for _ in range(2)]]:
         assert status == 0, text

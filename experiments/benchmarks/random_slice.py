@@ -30,9 +30,10 @@ from rounds import Row, publish, rounds, seconds
 
 from lesionseg.data import lits
 from lesionseg.data.augment import Augmentation
-from lesionseg.data.dataset import Draw, SliceDataset, SliceRef
+from lesionseg.data.dataset import Draw, SliceDataset
 from lesionseg.data.prepare import prepare
 from lesionseg.data.pseudonyms import with_pseudonyms
+from lesionseg.data.slice_table import SliceTable
 from lesionseg.data.store import Store
 from lesionseg.inputs import InputSpec, neighbours
 from lesionseg.labels import TARGETS
@@ -168,7 +169,7 @@ def samples_per_second(dataset: SliceDataset, rng: np.random.Generator, samples:
 
 def training_samples(store: Store) -> SliceDataset:
     """Slices with liver as the lesion net of the paper sees them."""
-    refs = [SliceRef(record.case_id, i, True) for record in store.records for i in record.liver_slices]
+    refs = SliceTable(store.records, range(len(store.records)), all_slices=False)
     spec = InputSpec(size_px=320, region="liver")
     return SliceDataset(store, refs, TARGETS["lesion"], spec, augmentation=Augmentation())
 

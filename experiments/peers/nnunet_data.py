@@ -24,7 +24,8 @@ from cell import Cell
 from torch import Tensor
 
 from lesionseg.data.datamodule import LesionDataModule
-from lesionseg.data.dataset import SliceDataset, SliceRef
+from lesionseg.data.dataset import SliceDataset
+from lesionseg.data.slice_table import SliceRef
 from lesionseg.inputs import Box, crop, paste, resize, resize_labels
 
 #: Number and name of the datasets of the cells and of the pretraining.
