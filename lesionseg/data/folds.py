@@ -109,10 +109,16 @@ def _set_aside(records: list[CaseRecord], share: float, seed: int) -> tuple[list
 
 
 def _parts(records: list[CaseRecord], count: int, seed: int) -> list[list[CaseRecord]]:
-    """Disjoint parts by patient, balanced by stratum; `count` is at most the number of patients."""
-    names = strata(records)
+    """Disjoint parts by patient, none empty, balanced by stratum; `count` is at most the number of patients."""
+    names, alike = strata(records), [NO_LESION] * len(records)
     if max(Counter(names).values()) < count:  # scikit-learn refuses: no stratum could reach every part
-        names = [NO_LESION] * len(records)
+        names = alike
+    parts = _divided(records, names, count, seed)
+    # With few patients a part may get none for the sake of the balance; without strata each goes to the smallest part.
+    return parts if all(parts) else _divided(records, alike, count, seed)
+
+
+def _divided(records: list[CaseRecord], names: list[str], count: int, seed: int) -> list[list[CaseRecord]]:
     splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         # Scarce types are reported by `imbalance`, in words of this package.

@@ -79,6 +79,14 @@ def test_no_patient_in_two_parts_and_every_case_tested_once(records, folds, shar
     assert folds == 1 or sorted(tested) == sorted(r.case_id for r in records)
 
 
+def test_no_part_is_left_without_a_patient():
+    """Balancing the types, scikit-learn gives two of these four patients to one part of four, and none to another."""
+    cysts = {0: [1, 1, 0, 1], 1: [0, 0], 2: [1, 1], 3: [1]}
+    records = [record(p, i, ("cyst",) * has) for p, cases in cysts.items() for i, has in enumerate(cases)]
+    tested = [patients_of(records, split(records, folds=4, fold=fold, inner_validation=0).test) for fold in range(4)]
+    assert sorted(map(len, tested)) == [1, 1, 1, 1]
+
+
 def test_every_type_reaches_every_part_where_it_can():
     records = [record(p, 0, (TYPES[p % 3],)) for p in range(45)]
     for fold in range(3):
