@@ -177,7 +177,7 @@ def rows_of(growth: Growth, found: dict[str, list[float]]) -> list[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("store", type=Path, nargs="?", help=argparse.SUPPRESS)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--times", type=int, nargs="+", default=[1, 4, 16, 64])
     parser.add_argument("--output", type=Path, default=Path("runs/benchmark/startup.json"))
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
