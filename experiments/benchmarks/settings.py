@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--nets", nargs="+", choices=NETS, default=list(NETS))
     parser.add_argument("--compiled", nargs="*", choices=NETS, default=[], help="nets to compile as well: minutes each")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=24)
     parser.add_argument("--slices", type=int, default=120)
     parser.add_argument("--output", type=Path, default=Path("runs/benchmark/settings.json"))
     options = parser.parse_args()
