@@ -214,7 +214,7 @@ def _attempt(study: Study, output: Path, segmenter: Segmenter, wish: Wish, say: 
     """One study of several: whatever is wrong with it becomes the reason."""
     try:
         return _one(study, output, segmenter, wish, say)
-    except Exception as error:
+    except Exception as error:  # one bad study stops no other
         return unsegmented(study.name, error)
 
 
@@ -250,7 +250,7 @@ def _in_place(outcome: Outcome, study: Study, output: Path, number: int) -> Outc
     try:
         if outcome.made is not None:
             put_in_place(outcome.made, output / study.name, study.place)
-    except Exception as error:
+    except Exception as error:  # nor does one whose place cannot be had
         if number == 1:
             raise
         outcome = unsegmented(study.name, error)
