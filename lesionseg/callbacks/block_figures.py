@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lesionseg.callbacks.loggers import log_figures
 from lesionseg.networks import blocks
 
 
@@ -64,7 +65,7 @@ class BlockFigures(pl.Callback):
         rates = {group["name"]: group["lr"] for group in trainer.optimizers[0].param_groups}
         tables = {"lr": rates, "trains": trains, "grad_norm": self._gradients, "drift": self._drift()}
         figures = {f"{kind}/{name}": float(value) for kind, table in tables.items() for name, value in table.items()}
-        pl_module.log_dict({"phase": float(self._phase), **figures}, rank_zero_only=True)
+        log_figures(trainer, {"phase": float(self._phase), **figures})
 
     def _drift(self) -> dict[str, float]:
         moved = {

@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from lesionseg.callbacks.loggers import told_to_wandb, wandb_run
+from lesionseg.callbacks.loggers import log_figures, told_to_wandb, wandb_run
 from lesionseg.callbacks.results import lesion_id, lesion_table
 from lesionseg.data.dataset import Batch
 from lesionseg.inputs import Box, paste, resize
@@ -61,7 +61,7 @@ class LesionLogs(pl.Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         table = lesion_table(metric, data, data.validation)
         counts = confusion_counts(table, metric.lesion_types)
-        pl_module.log_dict({f"val/confusion/{k}": float(n) for k, n in counts.items()}, rank_zero_only=True)
+        log_figures(trainer, {f"val/confusion/{k}": float(n) for k, n in counts.items()})
         if not told_to_wandb(trainer):
             return
         noted = _gathered(self._noted)

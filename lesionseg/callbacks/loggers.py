@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,15 @@ def run_loggers(folder: Path, run: RunInfo, checkpoint: Path | None = None) -> l
     if os.environ["WANDB_MODE"] != "disabled":
         loggers.append(_wandb(folder, run, checkpoint))
     return loggers
+
+
+def log_figures(trainer: pl.Trainer, figures: Mapping[str, float]) -> None:
+    """Log figures that every rank knows, as those of the epoch that ends or of the validation in it.
+
+    `self.log` keeps and reduces each figure by itself, which takes longer than to work most of them out.
+    """
+    for logger in trainer.loggers:
+        logger.log_metrics({**figures, "epoch": trainer.current_epoch}, step=trainer.global_step - 1)
 
 
 def told_to_wandb(trainer: pl.Trainer) -> bool:

@@ -6,8 +6,11 @@ from collections import Counter
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+
+from lesionseg.callbacks.loggers import log_figures
 
 
 class LossParts(pl.Callback):
@@ -35,8 +38,10 @@ class LossParts(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the means over the batches, which are all of one size, and over the processes."""
         if len(self._sums) > 1:
-            means = {f"train/loss_{name}": total / self._calls[name] for name, total in self._sums.items()}
-            pl_module.log_dict(means, sync_dist=True)
+            means = torch.stack([total / self._calls[name] for name, total in self._sums.items()])
+            means = trainer.strategy.reduce(means, reduce_op="mean")
+            names = [f"train/loss_{name}" for name in self._sums]
+            log_figures(trainer, dict(zip(names, means.tolist(), strict=True)))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Listen no longer."""
