@@ -136,15 +136,22 @@ class Store:
         return Scan(np.array(self.hu(case_id)), case_id, record.spacing_mm, affine, record.generated)
 
 
+#: A training asks for its store twice, to know what it is and to read it; of a million cases parsing takes a minute.
+_last_read: Store | None = None
+
+
 def read_manifest(path: Path) -> Store:
     """A store by its manifest alone; its arrays are not looked at.
 
     Raises:
         InputError: no store, an unfinished one, or one of another format.
     """
+    global _last_read
     text = _manifest_bytes(path)
-    kind, records = _parse_manifest(path / MANIFEST, text)
-    return Store(path, kind, records, hashlib.sha256(text).hexdigest())
+    checksum = hashlib.sha256(text).hexdigest()
+    if _last_read is None or (_last_read.path, _last_read.manifest_sha256) != (path, checksum):
+        _last_read = Store(path, *_parse_manifest(path / MANIFEST, text), checksum)
+    return _last_read
 
 
 def array_damage(folder: Path, record: CaseRecord, *, verify: bool = False) -> InputError | None:
@@ -165,7 +172,7 @@ def size_damage(folder: Path, record: CaseRecord) -> InputError | None:
     for name, dtype in _DTYPES.items():
         expected = len(_header(record.shape, dtype)) + math.prod(record.shape) * dtype.itemsize
         try:
-            size = os.stat(folder / name).st_size
+            size = os.stat(os.path.join(folder, name)).st_size  # a Path of each file takes longer than its size
         except OSError as error:
             return _damaged(folder / name, f"{dtype} array of shape {record.shape}", f"no file ({error.strerror})")
         if size != expected:

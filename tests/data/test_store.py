@@ -9,7 +9,7 @@ import pytest
 from made_cases import cohort, made, source
 
 from lesionseg.data.prepare import prepare
-from lesionseg.data.store import Store
+from lesionseg.data.store import Store, read_manifest
 from lesionseg.errors import InputError
 
 
@@ -43,6 +43,14 @@ def test_store_gives_back_what_was_put_in(path):
         assert store.record(record.case_id) is record
     again = pickle.loads(pickle.dumps(store))  # goes to the workers of a DataLoader
     assert again == store
+
+
+def test_a_manifest_is_parsed_once_until_it_changes(path):
+    store = read_manifest(path)
+    assert read_manifest(path) is store
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps({**manifest, "cases": manifest["cases"][:-1]}))
+    assert read_manifest(path).records == store.records[:-1]
 
 
 def test_slices_read_are_those_of_the_map(path):
