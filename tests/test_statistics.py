@@ -9,6 +9,7 @@ from scipy import stats
 
 from lesionseg.statistics import (
     FIGURES,
+    RATE,
     RESOLUTION_SE,
     PatientSums,
     Resamples,
@@ -17,6 +18,7 @@ from lesionseg.statistics import (
     estimates,
     patient_bootstrap,
     patient_sums,
+    rate_interval,
     resampled,
     variance_of,
 )
@@ -243,6 +245,33 @@ def test_several_seeds_stretch_the_interval_to_the_variance_of_patients_and_runs
     half = (row.difference_high - row.difference_low) / 2
     assert half == pytest.approx(stats.t.ppf(0.975, spread.df[0]) * np.sqrt(spread.total[0]), rel=0.06)
     assert row.resolution == pytest.approx(RESOLUTION_SE * np.sqrt(spread.total[0]))
+
+
+def test_the_interval_of_a_rate_is_that_of_its_logarithm() -> None:
+    sums = made_sums(1, 40, seed=4)
+    sums.counts[0, :, RATE] = 1  # of patients of equal weight the rate is a mean
+    values = sums.sums[0, :, RATE]
+    row = patient_bootstrap({"x": sums}, None, n=50).set_index("figure").loc["false_positives_per_slice"]
+    low, high = stats.t.interval(0.95, 39, np.log(values.mean()), stats.sem(values) / values.mean())
+    assert np.log([row.low, row.high]) == pytest.approx([low, high])
+
+
+def test_the_interval_of_a_rate_holds_the_truth_more_often_than_student_on_the_rate() -> None:
+    rng, patients, truth, held = np.random.default_rng(0), 12, float(np.exp(0.5)), []
+    for _ in range(2000):
+        values = rng.poisson(np.exp(rng.normal(0, 1, patients)))
+        mean, error = values.mean(), stats.sem(values)
+        low, high = rate_interval(mean, error**2, error**2, patients - 1)
+        plain = stats.t.interval(0.95, patients - 1, mean, error)
+        held.append((low <= truth <= high, plain[0] <= truth <= plain[1]))
+    ours, students = np.mean(held, axis=0)
+    assert ours > students + 0.02
+    assert 0.91 < ours < 0.97
+
+
+def test_the_variance_of_a_rate_is_no_smaller_than_that_of_patients_alone() -> None:
+    assert rate_interval(2.0, 0.1, 0.4, 8) == rate_interval(2.0, 0.4, 0.4, 8)
+    assert np.isnan(rate_interval(0.0, 0.0, 0.0, 8)).all()
 
 
 def test_intervals_of_a_share_stay_between_0_and_1() -> None:
