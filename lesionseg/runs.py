@@ -89,7 +89,7 @@ class RunInfo:
             return cls(**{**held, "trained_on": tuple(held["trained_on"])})
         except FileNotFoundError:
             got = "no run.json" if folder.is_dir() else "no such folder"
-        except (json.JSONDecodeError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:  # no UTF-8 is a ValueError
             got = f"a run.json that cannot be read ({error})"
         raise InputError(folder, expected="a run folder", got=got, remedy="name a folder made by `lesionseg fit`")
 

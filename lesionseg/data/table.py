@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -109,7 +110,7 @@ def _optional(cells: dict[str, str], name: str, convert: Callable[[str], T]) -> 
 
 def _file(folder: Path, where: str, text: str) -> Path:
     path = folder / text
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path.is_file raises where a name is too long
         expected = "an existing file (paths are relative to the table)"
         raise _wrong(where, expected, text, "correct the path or add the file", "missing-file")
     return path

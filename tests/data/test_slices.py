@@ -261,6 +261,7 @@ def test_groups_and_exclude(folder):
         ("patient_id,image,mask\n,img/a.dcm,map.png\n", "table-cell", "patient_id"),
         ("patient_id,image,mask\np1,img/c.dcm,map.png\n", "missing-file", "img/c.dcm"),
         ("patient_id,image,mask\np1,img,map.png\n", "missing-file", "got img"),
+        (f"patient_id,image,mask\np1,{'a' * 5000},map.png\n", "missing-file", "aaa"),  # longer than a name may be
         ("patient_id,image,mask,liver_mask\np1,img/a.dcm,map.png,no.png\n", "missing-file", "no.png"),
         ("patient_id,image,mask,lesion_type\np1,img/a.dcm,cyst.png,adenoma\n", "lesion-type", "adenoma"),
         ("patient_id,image,mask,spacing_mm\np1,img/a.dcm,map.png,wide\n", "table-cell", "wide"),

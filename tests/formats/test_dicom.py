@@ -394,6 +394,7 @@ FAULTS = {
     "no pixels": (without("PixelData", slice(2, 3)), "no-pixels", "pixels"),
     "pixels cut short": (cut_short, "unreadable", "decoded"),
     "more rows than pixels": (lying_syntax, "unreadable", "decoded"),
+    "high bit apart from the bits stored": (set_all(HighBit=14), "bits", "high bit 14 of 16"),
     "absurd size": (set_all(Rows=60000, Columns=60000), "size", "60000"),
     "no position": (without("ImagePositionPatient", slice(2, 3)), "geometry", "ImagePositionPatient"),
     "no orientation": (without("ImageOrientationPatient"), "geometry", "ImageOrientationPatient"),
