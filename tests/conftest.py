@@ -16,9 +16,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from filelock import FileLock
+from hypothesis import settings
 from PIL import Image
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+
+#: Of `make trust`: as many random cases as the properties of what is exact are tried on there.
+settings.register_profile("trust", max_examples=1000, deadline=None)
 
 
 @pytest.fixture(scope="session")

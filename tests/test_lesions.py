@@ -61,7 +61,7 @@ def slow_false_positives(predicted: np.ndarray, reference: np.ndarray) -> tuple[
     return tuple(FalsePositive(majority([int(predicted[p]) for p in group]), len(group)) for group in wrong)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=3 * settings.default.max_examples, deadline=None)
 @given(class_maps, st.sampled_from([0.01, 0.25, 0.5, 1.0]))
 def test_agrees_with_flood_fill(maps: tuple[np.ndarray, np.ndarray], min_overlap: float) -> None:
     predicted, reference = maps
@@ -70,7 +70,7 @@ def test_agrees_with_flood_fill(maps: tuple[np.ndarray, np.ndarray], min_overlap
     assert figures.false_positives == slow_false_positives(predicted, reference)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=2 * settings.default.max_examples, deadline=None)
 @given(class_maps, st.integers(0, 2**32 - 1))
 def test_type_probabilities_are_means_over_the_predicted_pixels(maps: tuple[np.ndarray, np.ndarray], seed: int) -> None:
     predicted, reference = maps
@@ -100,7 +100,7 @@ def test_dice_agrees_with_scikit_learn(maps: tuple[np.ndarray, np.ndarray]) -> N
     assert dice(predicted > 1, reference > 1) == pytest.approx(figures.dice1, nan_ok=True)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(deadline=None)
 @given(class_maps)
 def test_components_are_those_of_flood_fill(maps: tuple[np.ndarray, np.ndarray]) -> None:
     mask = maps[0] > 1

@@ -54,7 +54,7 @@ def patients_of(records, case_ids):
 
 
 @given(cohorts(), st.integers(1, 5), st.sampled_from([0.0, 0.05, 0.2, 0.34, 0.5, 0.9]), st.integers(0, 5))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=2 * settings.default.max_examples, deadline=None)
 def test_no_patient_in_two_parts_and_every_case_tested_once(records, folds, share, seed):
     patients = len({r.patient_id for r in records})
     if folds > patients:
