@@ -68,7 +68,7 @@ def _read(path: str) -> Any:
         content = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(path, expected="a YAML file", got=str(error), remedy="check the path") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # 2001-13-45 is a date of no month, a ValueError
         got = " ".join(str(error).split())
         raise InputError(path, expected="YAML", got=got, remedy="put right what stands there") from error
     if not isinstance(content, dict):

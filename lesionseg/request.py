@@ -41,7 +41,7 @@ def is_done(args: Sequence[str]) -> bool:
     try:
         held = json.loads(Path(typed[typed.index(_RUN_DIR) + 1], "run.json").read_text())
         return held["state"] == "finished" and held["request_sha256"] == request_sha256(args)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 

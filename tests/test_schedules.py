@@ -173,6 +173,22 @@ def test_duplicate_keys_are_refused_at_any_depth():
             refuse_duplicate_keys(text, "same.yaml")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: &a [*a]\n", "aliases"),
+        ("a: &a {b: *a}\n", "aliases"),
+        ("".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9) if i else 'x'}]\n" for i in range(9)), "aliases"),
+        ("[a]: 1\n", "keys that are words; got a list or mapping in line 1"),
+        ("x: 1\n? {a: 1}\n: 2\n", "keys that are words; got a list or mapping in line 2"),
+    ],
+    ids=["a list in itself", "a mapping in itself", "a billion", "a list as key", "a mapping as key"],
+)
+def test_yaml_that_is_no_settings_is_refused(text, message):
+    with pytest.raises(InputError, match=message):
+        refuse_duplicate_keys(text, "odd.yaml")
+
+
 def test_presets_are_the_five_rows():
     assert {path.stem for path in PRESETS.glob("*.yaml")} >= {
         "baseline", "no_freezing", "freeze_encoder", "hierarchical_freezing", "hierarchical_unfreezing"
