@@ -187,6 +187,7 @@ class RunCLI(LightningCLI):
         """
         self.datamodule.setup("fit")
         self.datamodule.share(self.trainer.world_size)
+        self.datamodule.check_shared_memory(self.trainer.num_devices)
         validates = bool(self.trainer.limit_val_batches * len(self.datamodule.validation))
         self._freezing().check(self.trainer.max_epochs or 0, list(blocks(self.model.net)), validates)
         self.model.check_start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +21,8 @@ from lesionseg.labels import LESION_TYPES, TARGETS
 
 #: Seed of the fixed shuffle of validation slices; not the run's, so that every run validates on the same ones.
 VALIDATION_ORDER_SEED = 0
+#: Batches that each worker process reads ahead, torch's own number.
+PREFETCHED = 2
 
 
 class LesionDataModule(pl.LightningDataModule):
@@ -113,6 +116,32 @@ class LesionDataModule(pl.LightningDataModule):
                              remedy=f"set it to {' or '.join(map(str, fitting))}, or change the devices")  # fmt: skip
         return self.batch_size // ranks
 
+    def check_shared_memory(self, ranks: int, shared: Path = Path("/dev/shm")) -> None:
+        """Refuse worker processes whose batches the shared memory cannot hold: they would die in mid-epoch.
+
+        Containers have 64 MB of it by default (pytorch #5040). Where there is no such folder, torch hands batches over
+        in another way.
+
+        Args:
+            ranks: on this machine.
+            shared: where Linux keeps it.
+
+        Raises:
+            InputError: less is free than the batches under way take: `PREFETCHED` of each worker, in training and
+                validation.
+        """
+        if not self.num_workers or not shared.is_dir():
+            return
+        side, plane = self.input.size_px, max(record.shape[1] * record.shape[2] for record in self.records.values())
+        slice_bytes = side**2 * (3 * 4 + 8) + plane  # image, target, reference
+        needed = 2 * ranks * self.num_workers * PREFETCHED * -(-self.batch_size // ranks) * slice_bytes
+        free = shutil.disk_usage(shared).free
+        if free < needed:
+            raise InputError("data.num_workers", expected=f"{needed / 1e6:.0f} MB of shared memory for the batches of "
+                             f"{self.num_workers} workers", got=f"{free / 1e6:.0f} MB free in {shared}",
+                             remedy="give the container more (docker run --shm-size=2g), or set it lower; 0 needs none",
+                             code="shared-memory")  # fmt: skip
+
     def train_dataloader(self) -> DataLoader:
         """Batches of the epoch the trainer stands at, less those it has seen (a run resumed in mid-epoch)."""
         rank, world_size = self._ranks()
@@ -170,6 +199,7 @@ class LesionDataModule(pl.LightningDataModule):
             collate_fn=collate,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            prefetch_factor=PREFETCHED if self.num_workers else None,
         )
 
     def _next_batch(self) -> tuple[int, int]:

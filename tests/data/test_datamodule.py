@@ -1,5 +1,7 @@
 """The data module on a small store: parts, slices of each target, and what a trainer is given, also when it resumes."""
 
+from types import SimpleNamespace
+
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -141,6 +143,20 @@ def test_ranks_share_a_batch_alike_or_not_at_all(store):
     assert [data.share(ranks) for ranks in (1, 2, 3, 6)] == [6, 3, 2, 1]
     with pytest.raises(InputError, match="a multiple of 4, as 4 ranks share each batch; got 6; set it to 4 or 8"):
         data.share(4)
+
+
+def test_workers_need_shared_memory_for_their_batches(store, tmp_path, monkeypatch):
+    batches = 2 * 3 * 2  # training and validation, of three workers, two each
+    needed = batches * 3 * (32 * 32 * 20 + 32 * 32)
+    for free, refused in ((needed, False), (needed - 1, True)):
+        monkeypatch.setattr("shutil.disk_usage", lambda path, free=free: SimpleNamespace(free=free))
+        module(store, num_workers=0).check_shared_memory(1, tmp_path)
+        module(store, num_workers=3).check_shared_memory(1, tmp_path / "none")
+        if refused:
+            with pytest.raises(InputError, match="MB of shared memory for the batches of 3 workers; got 1 MB free"):
+                module(store, num_workers=3).check_shared_memory(1, tmp_path)
+        else:
+            module(store, num_workers=3).check_shared_memory(1, tmp_path)
 
 
 def test_worker_processes_change_nothing(store):
