@@ -274,6 +274,15 @@ benchmark: .venv/.peers ## our speed against limits and rivals, as one table (`m
 	@$(BIN)/python experiments/benchmarks/scaling.py $(MEASURED)
 	@$(BIN)/python experiments/benchmarks/joined_table.py $(MEASURED)
 
+TRUSTS := exactness fuzz kills
+TRIED := runs/trust
+
+.PHONY: trust
+trust: setup ## try what can go wrong, a thousand times and more, and write docs/reliability.md
+	@failed=0; for name in $(TRUSTS); do echo "== $$name"; \
+	  $(BIN)/python experiments/trust/$$name.py --output $(TRIED)/$$name.json || failed=1; done; \
+	$(BIN)/python experiments/trust/reliability.py $(TRIED) docs/reliability.md && exit $$failed
+
 # The whole chain on real CT: every folder of REAL is read, then each fold of its LiTS patients is trained for minutes.
 REAL := ../shared/data
 REAL_RUN := runs/check-real

@@ -1,0 +1,112 @@
+"""A disk that is full, at sizes between nothing and what a verb writes: how it ends, what the next makes of it.
+
+Usage: full_disk.py [--tries N] [--seed N] [--output JSON]   (as root: it mounts a tmpfs)
+
+The output lies on a tmpfs that is too small. The command must end with another status than 0 and one line that says so,
+without a traceback; what a reader may open must be refused or be what the command makes where there is room. Then the
+disk grows, and the same command must make that. Without leave to mount, nothing is tried, and the row says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import small_grid
+from kills import Verb, verbs
+from rows import Row, publish
+
+from lesionseg.errors import InputError
+
+ROOM = "512m"
+
+
+@contextmanager
+def disk(folder: Path, size: str) -> Iterator[Path]:
+    """A tmpfs of this size; `PermissionError` where it may not be mounted."""
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True).returncode:
+        raise PermissionError("no leave to mount")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def grow(folder: Path) -> None:
+    """Give the disk room."""
+    subprocess.run(["mount", "-o", f"remount,size={ROOM}", folder], check=True)
+
+
+def used_kib(folder: Path) -> int:
+    """What lies on it."""
+    held = os.statvfs(folder)
+    return (held.f_blocks - held.f_bfree) * held.f_frsize // 1024
+
+
+def tried(verb: Verb, output: Path, expected: object) -> Iterator[str]:
+    """What goes wrong on a disk that is too small, and after it has grown."""
+    done = small_grid.run(verb.words(output))
+    lines = done.stderr.strip().splitlines()
+    if done.returncode == 0:
+        yield "status 0"
+    elif "Traceback" in done.stderr or not lines or not lines[-1].startswith("lesionseg: "):
+        yield f"status {done.returncode}, and its last line: {lines[-1:]}"
+    try:
+        if verb.content(output) != expected:
+            yield "read, but not what it should be"
+    except InputError:
+        pass
+    except Exception as error:  # what a reader must never meet
+        yield f"{type(error).__name__}: {error}"
+    grow(output.parent)
+    done = small_grid.run(verb.words(output))
+    if done.returncode:
+        yield f"does not continue: status {done.returncode}: {done.stderr.strip().splitlines()[-1:]}"
+    elif verb.content(output) != expected:
+        yield "continues to another end"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--tries", type=int, default=5, help="of each verb")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=Path("runs/trust/full_disk.json"))
+    options = parser.parse_args()
+    os.environ.update(WANDB_MODE="disabled", OMP_NUM_THREADS="1")
+    rows, faults, rng = [], [], np.random.default_rng(options.seed)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        try:
+            with disk(folder / "disk", ROOM):
+                pass
+        except PermissionError as error:
+            return publish([Row("a full disk", 0, 0, f"not tried: {error}")], [], options.output, options.seed)
+        small_grid.made_in(folder)
+        for verb_name, verb in verbs(folder).items():
+            with disk(folder / f"{verb_name}-whole", ROOM) as whole:
+                small_grid.run(verb.words(whole / "out"))
+                expected, most_kib = verb.content(whole / "out"), used_kib(whole)
+            found = []
+            for n, share in enumerate(rng.uniform(0, 0.9, options.tries)):
+                size = f"{max(int(share * most_kib), 16)}k"
+                with disk(folder / f"{verb_name}-{n}", size) as small:
+                    found += [
+                        f"{verb_name}, {size} of {most_kib}k: {fault}" for fault in tried(verb, small / "out", expected)
+                    ]
+            rows.append(
+                Row(f"{verb_name} on a disk that is too small", options.tries, len(found), f"it takes {most_kib} kB")
+            )
+            faults += found
+    return publish(rows, faults, options.output, options.seed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

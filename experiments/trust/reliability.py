@@ -1,0 +1,34 @@
+"""`docs/reliability.md` from what the scripts of this folder left.
+
+Usage: reliability.py FOLDER PAGE
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+HEAD = """\
+# Reliability
+
+Written by `make trust`, which makes its own data, tries what can go wrong in what a user does, and counts. Each script
+of `experiments/trust/` says in its head what it tries, what counts as a failure, and runs alone.
+"""
+
+
+def page(folder: Path) -> str:
+    """The whole page, a table a script in the order of their names."""
+    lines = [HEAD]
+    for path in sorted(folder.glob("*.json")):
+        held = json.loads(path.read_text())
+        lines += [f"## {path.stem}.py\n", "| what | tried | failures | |\n|---|---|---|---|"]
+        lines += [f"| {row['what']} | {row['count']} | {row['failures']} | {row['detail']} |" for row in held["rows"]]
+        lines += [f"\nSeed {held['seed']}, commit {held['commit']}, {held['machine']}.\n"]
+        lines += [f"- {fault}" for fault in held["faults"]]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    Path(sys.argv[2]).write_text(page(Path(sys.argv[1])))
+    print(f"written: {sys.argv[2]}")
