@@ -274,7 +274,7 @@ benchmark: .venv/.peers ## our speed against limits and rivals, as one table (`m
 	@$(BIN)/python experiments/benchmarks/scaling.py $(MEASURED)
 	@$(BIN)/python experiments/benchmarks/joined_table.py $(MEASURED)
 
-TRUSTS := exactness fuzz kills
+TRUSTS := exactness fuzz kills full_disk
 TRIED := runs/trust
 
 .PHONY: trust
