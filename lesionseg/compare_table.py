@@ -150,8 +150,8 @@ def few_patients(n: int) -> list[str]:
     if n >= FEW_PATIENTS:
         return []
     return [
-        f"Only {n} patients: the intervals are somewhat too narrow (simulated, a 95 % interval of a figure held the "
-        "truth in 89 to 92 % of tables of 5 patients, 91 to 95 % of 12, 94 to 96 % of 30)."
+        f"Only {n} patients: intervals of so few may be too narrow (simulated, a 95 % interval of a figure held the "
+        "truth in 90 to 97 % of tables of 5 patients, 94 to 95 % of 12, 94 to 96 % of 30)."
     ]
 
 
