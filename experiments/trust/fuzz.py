@@ -38,6 +38,7 @@ from tally import ALONE, Tally, mutated, mutated_text
 
 from lesionseg.cli import WRONG_INPUT
 from lesionseg.cli import main as lesionseg
+from lesionseg.comparison_page.histories import read_history
 from lesionseg.data import lits, slices
 from lesionseg.data.groups import read_groups
 from lesionseg.data.store import read_manifest
@@ -258,6 +259,8 @@ def doors(folder: Path) -> dict[str, tuple[Path, Callable[[], object]]]:
         "run.json": (run / "run.json", lambda: RunInfo.read(run)),
         "slices.csv of a run": (run / "slices.csv", lambda: read_run(run)),
         "lesions.csv of a run": (run / "lesions.csv", lambda: read_run(run)),
+        "metrics.csv of a run": (run / "metrics.csv", lambda: read_history([read_run(run)])),
+        "schedule.json of a run": (run / "schedule.json", lambda: read_history([read_run(run)])),
         "model.json": (folder / "model" / "model.json", lambda: Model.load(folder / "model")),
     }
 

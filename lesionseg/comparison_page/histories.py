@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from lesionseg.errors import InputError
 from lesionseg.results import RunResult
 
+#: A schedule of more is a broken file.
+_MOST_EPOCHS = 100_000
 #: What is read of `metrics.csv`; a run that did not log one of them has a page without it.
 LOSSES = {"train/loss": "loss", "train/loss_dice": "Dice part", "train/loss_cross_entropy": "cross-entropy part"}
 FIGURES = {"val/dice1": "Dice1", "val/dice2": "Dice2", "val/accuracy_all": "accuracy_all"}
@@ -56,7 +59,15 @@ def _read(path: Path) -> pd.DataFrame | None:
     """`metrics.csv` with one row an epoch: the last value that each column has in it."""
     if not path.exists():
         return None
-    return pd.read_csv(path).groupby("epoch").last()
+    try:
+        return pd.read_csv(path).apply(pd.to_numeric).groupby("epoch").last()
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        raise _unreadable(path, "figures by epoch, all numbers", error) from error
+
+
+def _unreadable(path: Path, expected: str, error: Exception) -> InputError:
+    got = " ".join(f"{type(error).__name__} ({error})".split())
+    return InputError(path, expected=expected, got=got, remedy="remove it, and the page goes without; or train again")
 
 
 def _spread(columns: Sequence[pd.Series]) -> pd.DataFrame:
@@ -82,8 +93,19 @@ def _mean(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 
 def _steps(folder: Path) -> list[dict]:
+    """Steps of the schedule that a run resolved; empty without one."""
     path = folder / "schedule.json"
-    return json.loads(path.read_text())["steps"] if path.exists() else []
+    if not path.exists():
+        return []
+    try:
+        steps = json.loads(path.read_text())["steps"]
+        for step in steps:
+            if not 0 < len(range(step["start"], step["stop"])) <= _MOST_EPOCHS:
+                raise ValueError(f"epochs {step['start']} to {step['stop']}")
+            step["rates"] = {name: float(rate) for name, rate in step["rates"].items()}
+        return steps
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise _unreadable(path, "the steps of a schedule", error) from error
 
 
 def _block_order(folder: Path) -> list[str]:

@@ -5,6 +5,7 @@ import shutil
 import pytest
 
 from lesionseg.comparison_page.histories import read_history
+from lesionseg.errors import InputError
 from lesionseg.results import read_run
 
 
@@ -58,3 +59,29 @@ def test_a_run_that_thaws_later_than_another_gives_a_mark_of_its_own(logged_root
     lines[third] = ",".join(cells)
     path.write_text("\n".join(lines) + "\n")
     assert read_history(runs(root, "baseline")).marks == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metrics.csv", b""),
+        ("metrics.csv", b"step,train/loss\n0,1\n"),
+        ("metrics.csv", b"epoch,step,train/loss\n0,0,low\n"),
+        ("metrics.csv", b"epoch,step\n0,0\n0,0,0,0\n"),
+        ("metrics.csv", b"epoch,step\n0,\xff\xfe\n"),
+        ("schedule.json", b""),
+        ("schedule.json", b"[]"),
+        ("schedule.json", b'{"steps": 1}'),
+        ("schedule.json", b'{"steps": [{"start": 0, "stop": 1, "rates": {"stem": "fast"}}]}'),
+        ("schedule.json", b'{"steps": [{"start": 0, "stop": 1000000000000, "rates": {}}]}'),
+        ("schedule.json", b'{"steps": [{"start": "0", "stop": 4, "rates": {}}]}'),
+        ("schedule.json", b'{"steps": [{"start": 0.5, "stop": 4, "rates": {}}]}'),
+        ("schedule.json", b'{"steps": [null]}'),
+        ("schedule.json", b"[" * 100000),
+    ],
+)
+def test_a_garbled_log_is_refused_by_its_name(logged_root, tmp_path, name, content):
+    root = shutil.copytree(logged_root, tmp_path / "grid")
+    (root / "baseline" / "fold1-seed0" / name).write_bytes(content)
+    with pytest.raises(InputError, match=f"fold1-seed0/{name}: expected .* remove it"):
+        read_history(runs(root, "baseline")[::-1])
