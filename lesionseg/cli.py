@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -164,10 +165,14 @@ def _segment(options: argparse.Namespace) -> int:
         workers=options.workers,
         dask=options.dask,
     )
-    endings = {outcome.ending for outcome in outcomes}
+    endings = Counter(outcome.ending for outcome in outcomes)
+    for ending in ("failed", "refused"):  # told of each on stdout; a script may look at stderr alone
+        if n := endings[ending]:
+            again = "the same command takes them up again"
+            print(f"lesionseg: {n} of {len(outcomes)} {ending}, see summary.csv; {again}", file=sys.stderr)
     if "failed" in endings:
         return FAILED
-    return WRONG_INPUT if "refused" in endings or endings == {"passed over"} else DONE
+    return WRONG_INPUT if "refused" in endings or set(endings) == {"passed over"} else DONE
 
 
 def _evaluate(options: argparse.Namespace) -> None:

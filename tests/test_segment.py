@@ -237,9 +237,13 @@ def test_what_a_reader_should_know_is_said_everywhere(run, tmp_path):
         assert "ct.nii" not in text  # no name of a file: some hold that of the patient
 
 
+def told_at_the_end(what):
+    return f"lesionseg: {what}, see summary.csv; the same command takes them up again\n"
+
+
 def test_many_studies(run, cohort, tmp_path):
     status, out, err = run(cohort)
-    assert (status, err) == (2, "")
+    assert (status, err) == (2, told_at_the_end("1 of 5 refused"))
     output = tmp_path / "out"
     assert files(output) == {"volume-0", "volume-1", "patient_ct", "summary.csv", ".lesionseg.lock"}
     assert files(output / "patient_ct") == DICOM_FILES
@@ -270,7 +274,7 @@ def test_names_that_are_not_utf_8_stop_nothing(run, tmp_path):
     sorted(dicom(foreign / "gap", 4, "gap").iterdir())[1].unlink()
     (tmp_path / "in" / os.fsdecode(b"\xe4.nii")).write_bytes(b"none")
     status, out, err = run(tmp_path / "in")
-    assert (status, err) == (2, "")
+    assert (status, err) == (2, told_at_the_end("2 of 6 refused"))
     assert "4 segmented" in out
     assert "2 refused" in out
     assert "M\\udcfcller" in out
@@ -594,9 +598,10 @@ def test_a_full_disk_is_a_failure(cohort, tmp_path, run, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module, "deliver", full)
-    status, out, _ = run(cohort)
+    status, out, err = run(cohort)
     assert status == 1
     assert "failed: OSError: [Errno 28] No space left on device" in out
+    assert err.endswith(told_at_the_end("3 of 5 failed") + told_at_the_end("1 of 5 refused"))
     assert files(tmp_path / "out") == {"summary.csv", ".lesionseg.lock"}
     assert "No space left" in (tmp_path / "out" / "summary.csv").read_text()
     assert run(cohort / "volume-0.nii.gz", output="single")[0] == 1

@@ -48,9 +48,16 @@ def cost_cells(grid: Grid, row: str) -> list[str]:
 
 
 def neighbours(grid: Grid) -> dict[str, dict[str, Any]]:
-    """What `peer.json` says of each row that is not ours."""
-    files = {run.info.name: run.folder / PEER_FILE for run in grid.runs}
-    return {row: json.loads(path.read_text()) for row, path in files.items() if path.exists()}
+    """What `peer.json` says of each row that is not ours; a number that differs between its runs as their range."""
+    held: dict[str, list[dict[str, Any]]] = {}
+    for run in grid.runs:
+        if (path := run.folder / PEER_FILE).exists():
+            held.setdefault(run.info.name, []).append(json.loads(path.read_text()))
+    return {row: {name: _alike([one[name] for one in runs]) for name in runs[0]} for row, runs in held.items()}
+
+
+def _alike(values: Sequence[Any]) -> Any:
+    return values[0] if all(value == values[0] for value in values) else f"{min(values)} to {max(values)}"
 
 
 def start(grid: Grid, row: str, theirs: dict[str, dict[str, Any]]) -> str:
