@@ -43,8 +43,10 @@ class GradualUnfreezing(pl.Callback):
             learn(block, step.rates[name] > 0)
         optimizer, batches = trainer.optimizers[0], int(trainer.num_training_batches)
         peaks = [group["peak"] for group in optimizer.param_groups]
+        steps = (step.stop - step.start) * batches + 1
+        # The rise ends at steps * pct_start - 1, and torch divides by that.
         self.cycle = OneCycleLR(
-            optimizer, peaks, total_steps=(step.stop - step.start) * batches + 1, pct_start=0.25, div_factor=25,
+            optimizer, peaks, total_steps=steps, pct_start=max(0.25, 1.5 / steps), div_factor=25,
             final_div_factor=1e5 / 25,
         )  # fmt: skip
 
