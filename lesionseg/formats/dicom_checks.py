@@ -180,9 +180,8 @@ def _check_image(path: Path, dataset: Dataset) -> None:
     stored, high = dataset.get("BitsStored"), dataset.get("HighBit")
     if isinstance(stored, int) and high != stored - 1:  # some decoders shift by the difference, some do not
         got = f"high bit {word(high)} of {stored} bits stored"
-        raise fault(
-            path, "the bits stored to be the lowest (PS3.3 C.7.6.3.1.1)", got, "export the series again", "bits"
-        )
+        expected = "a high bit one less than the bits stored (PS3.5 8.1.1)"
+        raise fault(path, expected, got, "export the series again", "bits")
     syntax = dataset.file_meta.TransferSyntaxUID
     if syntax.name == syntax or not syntax.is_transfer_syntax:
         raise fault(path, "a transfer syntax of the standard", "another", "export the series again", "transfer-syntax")
