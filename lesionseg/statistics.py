@@ -25,6 +25,8 @@ PRIMARY = "accuracy_all"
 LARGEST = np.array([1, 1, 1, 1, 1, np.inf])
 #: The one that is a rate and no share, so that its values have a long upper tail.
 RATE = FIGURES.index("false_positives_per_slice")
+#: Three patients of equal weight have so many.
+RATE_DF = 2
 
 LEVEL, POWER = 0.95, 0.80
 #: Resamples of an interval.
@@ -217,7 +219,9 @@ def seeded_intervals(
 
 
 def rate_interval(value: float, total: float, patients: float, df: float) -> tuple[float, float]:
-    """95 % interval of a rate: Student's t on its logarithm (delta method); NaN where patients do not differ.
+    """95 % interval of a rate: Student's t on its logarithm (delta method).
+
+    NaN where patients do not differ, and below `RATE_DF` degrees of freedom, where it would span factors of thousands.
 
     Resamples of few patients seldom hold as many false positives as the next patient may have, so that their
     percentiles end too low (docs/statistics.md). Patients and runs together vary at least as much as patients alone:
@@ -230,7 +234,7 @@ def rate_interval(value: float, total: float, patients: float, df: float) -> tup
         df: degrees of freedom of `total`.
     """
     error = np.sqrt(max(total, patients))
-    if not error > 1e-9:  # NaN as well
+    if not (error > 1e-9 and df >= RATE_DF):  # NaN as well
         return np.nan, np.nan
     far = float(np.exp(student.ppf(0.5 + LEVEL / 2, df) * error / value))
     return value / far, value * far

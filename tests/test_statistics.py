@@ -274,6 +274,11 @@ def test_the_variance_of_a_rate_is_no_smaller_than_that_of_patients_alone() -> N
     assert np.isnan(rate_interval(0.0, 0.0, 0.0, 8)).all()
 
 
+def test_two_patients_give_no_interval_of_a_rate() -> None:
+    assert np.isnan(rate_interval(1.0, 0.1, 0.1, 1.9)).all()
+    assert np.isfinite(rate_interval(1.0, 0.1, 0.1, 2.0)).all()
+
+
 def test_intervals_of_a_share_stay_between_0_and_1() -> None:
     counts = np.ones((2, 8, len(FIGURES)))
     sums = counts.copy()
