@@ -173,7 +173,7 @@ def test_killed_with_its_workers_then_continued(tmp_path):
 def test_a_kill_at_any_moment_leaves_a_whole_store_or_none(tmp_path):
     """30 kills while a store is brought from one set of sources to another; each is then continued."""
     rng = np.random.default_rng(0)
-    sources = cohort(tmp_path / "in", n=5)
+    sources = cohort(tmp_path / "in", n=5, delay_s=0.01)  # or most kills come before or after the work
     path = tmp_path / "store"
     before = prepare(sources, path, kind="lits", workers=1).manifest_sha256
     seen = set()
