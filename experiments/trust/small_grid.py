@@ -34,7 +34,7 @@ def fit_liver(folder: Path) -> list[str]:
 
 
 def fit(folder: Path, run: Path, epochs: int = 1) -> list[str]:
-    """A lesion net, `hierarchical_freezing` from its own start; six epochs at least for a schedule of stages."""
+    """A lesion net from its own start: one epoch of `baseline`, or six and more of `hierarchical_unfreezing`."""
     schedule = "hierarchical_unfreezing" if epochs > 1 else "baseline"
     return [*_fit("finetune/lesion", f"schedules/{schedule}"), "--model.init_args.transfer", "false",
             "--data.store", f"{folder}/slices", "--data.batch_size", "2", "--trainer.max_epochs", str(epochs),
