@@ -255,13 +255,15 @@ class _Clock:
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    expected, got = "auto, cpu or cuda", name
     try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
+        if name.partition(":")[0] in ("cpu", "cuda"):
+            device = torch.device(name)
+            torch.empty(0, device=device)
+            return device
     except (RuntimeError, AssertionError) as error:
         got = f"{name} ({str(error).splitlines()[0]})"
-        raise InputError("device", expected="auto, cpu or cuda", got=got, remedy="use --device cpu") from None
-    return device
+    raise InputError("device", expected=expected, got=got, remedy="use --device cpu")
 
 
 def _volume_ml(voxels: int, scan: Scan) -> float | None:

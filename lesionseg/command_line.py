@@ -66,21 +66,28 @@ def _read(path: str) -> Any:
         text = Path(path).read_text()
         refuse_duplicate_keys(text, path)
         content = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(path, expected="a YAML file", got=str(error), remedy="check the path") from error
+    except OSError as error:
+        raise InputError(path, expected="a YAML file", got=str(error.strerror), remedy="check the path") from error
+    except UnicodeDecodeError as error:
+        raise InputError(path, expected="a YAML file", got="no UTF-8", remedy="save it as UTF-8") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # 2001-13-45 is a date of no month, a ValueError
         got = " ".join(str(error).split())
         raise InputError(path, expected="YAML", got=got, remedy="put right what stands there") from error
     if not isinstance(content, dict):
-        raise InputError(path, expected="keys with values", got=type(content).__name__, remedy="write `key: value`")
+        got = "an empty file" if content is None else f"a {type(content).__name__}"
+        raise InputError(path, expected="keys with values", got=got, remedy="write `key: value`")
     return content
 
 
 def _place(key: str, args: Sequence[str], configs: dict[str, Any]) -> str:
-    """Where a dotted key was given last: the option, which goes before the files, or `file: key`."""
-    holding = [path for path, content in configs.items() if _holds(content, key.split("."))]
-    typed = any(word == f"--{key}" or word.startswith(f"--{key}.") for word in words(args))
-    return f"{holding[-1]}: {key}" if holding and not typed else f"--{key}"
+    """Where a dotted key was given last: in a file, told as `file: key`, or as an option."""
+    place = f"--{key}"
+    for option, value in pairwise([*words(args), ""]):
+        if option in ("-c", "--config") and _holds(configs.get(value), key.split(".")):
+            place = f"{value}: {key}"
+        elif option == f"--{key}" or option.startswith(f"--{key}."):
+            place = f"--{key}"
+    return place
 
 
 def _holds(content: Any, key: list[str]) -> bool:

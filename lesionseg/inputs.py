@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -45,6 +46,10 @@ class InputSpec:
     def __post_init__(self) -> None:
         if self.size_px < 32 or self.size_px % 32:
             raise ValueError(f"size_px must be a multiple of 32 (five halvings in the U-net), got {self.size_px}")
+        if not -math.inf < self.low_hu < self.high_hu < math.inf:
+            raise ValueError(f"low_hu must be below high_hu, got {self.low_hu} and {self.high_hu}")
+        if not (math.isfinite(self.mean_hu) and 0 < self.scale_hu < math.inf):
+            raise ValueError(f"mean_hu must be finite, scale_hu above 0, got {self.mean_hu} and {self.scale_hu}")
 
     def normalize(self, hu: np.ndarray) -> np.ndarray:
         """Window and scale HU of any shape; float32, same shape."""

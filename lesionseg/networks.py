@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import pickle
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lesionseg.errors import InputError
+from lesionseg.reading import first_sentence, read_torch
 from lesionseg.unet import Unet
 
 #: Encoder blocks from the input side to the deepest; an encoder with fewer steps lacks the first ones.
@@ -90,10 +90,10 @@ def build_unet(encoder: str, *, classes: int, encoder_weights: str | None, **par
     try:
         net = Unet(encoder, classes=classes, encoder_weights=fetched, **parts)
     except OSError as error:  # the network, the hub or its cache: all of huggingface_hub's errors are OSErrors
-        expected = f"weights '{encoder_weights}' of {encoder} within reach"
-        raise InputError("encoder_weights", expected=expected, got=_first_line(error), remedy=_WITHOUT_HUB) from error
+        expected, got = f"weights '{encoder_weights}' of {encoder} within reach", first_sentence(error)
+        raise InputError("encoder_weights", expected=expected, got=got, remedy=_WITHOUT_HUB) from error
     except (ValueError, RuntimeError) as error:
-        expected, got = "features at strides 2 to 32 and five decoder channels", _first_line(error)
+        expected, got = "features at strides 2 to 32 and five decoder channels", first_sentence(error)
         raise InputError(f"encoder {encoder}", expected=expected, got=got, remedy="choose another encoder") from error
     if local:
         _load_encoder(net.encoder, Path(str(encoder_weights)))
@@ -186,13 +186,13 @@ def _load_encoder(encoder: nn.Module, path: Path) -> None:
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     """Named tensors of a `.safetensors` or `.pt` file; runs no code from it."""
-    try:
-        if path.suffix == ".safetensors":
+    expected, remedy = "a file of weights", "check the path and the file"
+    if path.suffix == ".safetensors":
+        try:
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
-        got = _first_line(error)
-        raise InputError(path, expected="a file of weights", got=got, remedy="check the path and the file") from error
+        except (OSError, SafetensorError) as error:
+            raise InputError(path, expected=expected, got=first_sentence(error), remedy=remedy) from error
+    state = read_torch(path, expected=expected, remedy=remedy)
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(path, expected="tensors by name", got="other data", remedy="save the encoder's state_dict()")
     return dict(state)
@@ -296,7 +296,3 @@ def _few(names: Sequence[str]) -> str:
     """A list of names, short enough for a line."""
     shown = ", ".join(names[:4]) or "none"
     return f"{shown} and {len(names) - 4} more" if len(names) > 4 else shown
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

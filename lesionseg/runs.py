@@ -17,11 +17,14 @@ from torch import Tensor
 
 from lesionseg import __version__
 from lesionseg.errors import InputError
+from lesionseg.reading import read_torch
 from lesionseg.writing import whole
 
 #: What the run is, its resolved settings, and its cases of each part.
 RUN_FILE, CONFIG_FILE, SPLIT_FILE = "run.json", "config.yaml", "split.json"
 LAST_CHECKPOINT = Path("checkpoints", "last.ckpt")
+#: The one before, while a run trains: a disk may fail while the last one is written.
+PREVIOUS_CHECKPOINT = LAST_CHECKPOINT.with_name("previous.ckpt")
 
 
 @dataclass(frozen=True)
@@ -114,13 +117,40 @@ def liver_run(folder: Path) -> RunInfo:
 def read_net(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The net of a finished run: how it is built and fed (plain data), and its tensors by name."""
     finished_run(folder)
-    path = folder / LAST_CHECKPOINT
-    if not path.exists():
-        raise InputError(path, expected="the last checkpoint", got="no such file", remedy="train the run again")
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    checkpoint = _checkpoint(folder / LAST_CHECKPOINT)
     state = checkpoint["state_dict"]
     tensors = {name.removeprefix("net."): tensor for name, tensor in state.items() if name.startswith("net.")}
     return checkpoint["lesionseg"], tensors
+
+
+def checkpoint_to_continue(folder: Path) -> Path | None:
+    """The last checkpoint of a run, or, where that one cannot be read, the one before; None: there is none.
+
+    Raises:
+        InputError: there are some, and none of them can be read.
+    """
+    faults = []
+    for path in (folder / LAST_CHECKPOINT, folder / PREVIOUS_CHECKPOINT):
+        if path.exists():
+            try:
+                _checkpoint(path)
+            except InputError as error:
+                faults.append(error)
+            else:
+                return path
+    if not faults:
+        return None
+    remedy = "remove the run folder to train it anew"
+    raise InputError(faults[0].where, expected=faults[0].expected, got=faults[0].got, remedy=remedy)
+
+
+def _checkpoint(path: Path) -> dict[str, Any]:
+    """What a training of this package has saved; `InputError` for anything else."""
+    expected, remedy = "the last checkpoint of a training", "train the run again"
+    held = read_torch(path, expected=expected, remedy=remedy)
+    if not isinstance(held, dict) or not {"state_dict", "lesionseg"} <= set(held):
+        raise InputError(path, expected=expected, got="another file of torch", remedy=remedy)
+    return held
 
 
 def weights_sha256(folder: Path) -> str:

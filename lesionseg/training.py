@@ -19,7 +19,7 @@ from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCL
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from lesionseg.callbacks.checkpoints import checkpoints
+from lesionseg.callbacks.checkpoints import WholeCheckpoints, checkpoints
 from lesionseg.callbacks.freezing import StagedFreezing
 from lesionseg.callbacks.global_batch import GlobalBatch
 from lesionseg.callbacks.guards import FiniteLoss, Interrupted, StopOnSignal
@@ -36,8 +36,19 @@ from lesionseg.errors import InputError
 from lesionseg.networks import blocks
 from lesionseg.ranks import joined, many_ranks, refuse_unfit
 from lesionseg.run_identity import describe_run
-from lesionseg.runs import CONFIG_FILE, LAST_CHECKPOINT, RUN_FILE, SPLIT_FILE, RunInfo, finished_run, write_text
+from lesionseg.runs import (
+    CONFIG_FILE,
+    LAST_CHECKPOINT,
+    PREVIOUS_CHECKPOINT,
+    RUN_FILE,
+    SPLIT_FILE,
+    RunInfo,
+    checkpoint_to_continue,
+    finished_run,
+    write_text,
+)
 from lesionseg.tasks.base import SegmentationTask
+from lesionseg.writing import remove_parts
 
 #: How Lightning begins what it says on every start, whatever the run.
 _SMALL_TALK = (
@@ -137,12 +148,13 @@ class RunCLI(LightningCLI):
             if held.state == "finished":
                 rank_zero_only(RunInfo.write)(replace(held, request_sha256=self.run.request_sha256), self.run_dir)
                 raise RunIsDone(self.run_dir)
-            last = self.run_dir / LAST_CHECKPOINT
-            self.checkpoint = last if last.exists() else None
+            self.checkpoint = checkpoint_to_continue(self.run_dir)
         else:
             self._refuse_foreign(held)
         if self.checkpoint is not None:
-            rank_zero_info(f"continuing {self.run_dir} from its last checkpoint")
+            torn = self.checkpoint.name != LAST_CHECKPOINT.name
+            which = f"the checkpoint before, as {LAST_CHECKPOINT} cannot be read" if torn else "its last checkpoint"
+            rank_zero_info(f"continuing {self.run_dir} from {which}")
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """The trainer with callbacks, loggers and strategy of every run; `InputError` for what a Trainer refuses."""
@@ -177,6 +189,7 @@ class RunCLI(LightningCLI):
         except (MisconfigurationException, TypeError, ValueError, RuntimeError, ImportError) as error:
             got = " ".join(str(error).split())
             raise InputError("trainer", expected="settings for this machine", got=got, remedy="change them") from error
+        trainer.strategy.checkpoint_io = WholeCheckpoints()
         refuse_unfit(trainer, config.trainer.sync_batchnorm)
         return trainer
 
@@ -201,6 +214,7 @@ class RunCLI(LightningCLI):
         if self.datamodule.folds > 1:
             self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
         rank_zero_only(RunInfo.write)(replace(self.run, state="finished"), self.run_dir)
+        (self.run_dir / PREVIOUS_CHECKPOINT).unlink(missing_ok=True)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
@@ -273,6 +287,7 @@ class RunCLI(LightningCLI):
         """Describe the run in its folder; an earlier run there gives way only now that nothing was refused."""
         if self.checkpoint is None and self.run_dir.exists():
             shutil.rmtree(self.run_dir)
+        remove_parts(self.run_dir / LAST_CHECKPOINT.parent)
         self.run.write(self.run_dir)
         parts = {part: list(cases) for part, cases in asdict(self.datamodule.split).items()}
         write_text(self.run_dir / SPLIT_FILE, json.dumps(parts, indent=1) + "\n")

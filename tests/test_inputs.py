@@ -60,6 +60,21 @@ def test_a_size_that_the_net_cannot_halve_is_refused():
         InputSpec(100, "slice")
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"low_hu": 250.0, "high_hu": -200.0}, "low_hu must be below high_hu, got 250.0 and -200.0"),
+        ({"high_hu": float("inf")}, "low_hu must be below high_hu"),
+        ({"low_hu": float("nan")}, "low_hu must be below high_hu"),
+        ({"scale_hu": 0.0}, "scale_hu above 0"),
+        ({"mean_hu": float("nan")}, "mean_hu must be finite"),
+    ],
+)
+def test_a_window_that_is_none_is_refused(wrong, said):
+    with pytest.raises(ValueError, match=said):
+        InputSpec(96, "slice", **wrong)
+
+
 @settings(deadline=None)
 @given(SIZES, SIZES)
 def test_slice_box_is_the_smallest_centred_square(height, width):

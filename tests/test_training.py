@@ -339,6 +339,60 @@ main(sys.argv[1:])
     assert_same_log(run, whole)
 
 
+@pytest.mark.parametrize("damage", [lambda data: data[:-5000], lambda data: b"", None], ids=["cut", "empty", "gone"])
+def test_from_a_last_checkpoint_that_cannot_be_read_it_goes_on_from_the_one_before(
+    tmp_path, command, whole, monkeypatch, caplog, damage
+):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        at_step(patch, 3 * STEPS + 1, interrupt)
+        assert main(command(run)) == 130
+    last = run / "checkpoints" / "last.ckpt"
+    assert load(run, "previous")["global_step"] == 3 * STEPS
+    last.unlink() if damage is None else last.write_bytes(damage(last.read_bytes()))
+    with caplog.at_level("INFO"):
+        assert main(command(run)) == 0
+    assert "from the checkpoint before, as checkpoints/last.ckpt cannot be read" in caplog.text
+    assert_same_run(run, whole)
+    assert_same_log(run, whole)
+    assert not (run / "checkpoints" / "previous.ckpt").exists()
+
+
+def test_without_a_checkpoint_that_can_be_read_a_run_is_left_as_it_is(tmp_path, command, monkeypatch, capsys):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        at_step(patch, 1, interrupt)
+        assert main(command(run)) == 130
+    (run / "checkpoints" / "last.ckpt").write_bytes(b"")
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    line = refused(capsys, command(run))
+    assert line.endswith("last.ckpt: expected the last checkpoint of a training; got an empty file; "
+                         "remove the run folder to train it anew")  # fmt: skip
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_a_kill_while_a_checkpoint_is_written_leaves_the_earlier_one(tmp_path):
+    """Also where the run lies on another disk than the system's temporary files."""
+    code = f"""
+import os, signal, sys, torch
+from lesionseg.callbacks import checkpoints
+path = {str(tmp_path / "checkpoints" / "last.ckpt")!r}
+writer = checkpoints.WholeCheckpoints()
+writer.save_checkpoint({{"epoch": 1}}, path)
+writer.save_checkpoint({{"epoch": 2}}, path)
+save = torch.save
+def dies(held, where):
+    save(held, where)
+    os.truncate(where, os.path.getsize(where) // 2)
+    os.kill(os.getpid(), signal.SIGKILL)
+torch.save = dies
+writer.save_checkpoint({{"epoch": 3}}, path)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert [load(tmp_path, name)["epoch"] for name in ("previous", "last")] == [1, 2]
+
+
 def test_a_loss_that_is_not_finite_ends_the_run_before_it_reaches_the_weights(
     tmp_path, command, whole, monkeypatch, capsys
 ):
@@ -454,7 +508,7 @@ def test_wrong_options_are_one_line_and_leave_nothing(command, capsys, tmp_path,
         ("modle:\n  lr: 1\n", ["modle"]),
         ("data:\n  fold: first\n", ["data.fold: expected int; got first"]),
         ("data: [\n", ["expected YAML; got while parsing"]),
-        ("- data\n", ["expected keys with values; got list"]),
+        ("- data\n", ["expected keys with values; got a list"]),
         ("name: 2001-13-45\n", ["expected YAML; got month must be in 1..12"]),
         (f"name: {'[' * 3000}\n", ["expected YAML"]),
         ("name: &a [*a]\n", ["aliases"]),

@@ -23,7 +23,9 @@ def read_table(table: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]
             reader = csv.reader(file, strict=True)
             lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        got = error.strerror if isinstance(error, OSError) and error.strerror else f"{type(error).__name__}"
+        got = "bytes of another encoding"
+        if not isinstance(error, UnicodeDecodeError):
+            got = getattr(error, "strerror", str(error))
         raise InputError(
             table, expected="a readable CSV table in UTF-8", got=got, remedy="check the path and save it as CSV UTF-8",
             code="table-unreadable",

@@ -171,7 +171,11 @@ def _announce(records: tuple[CaseRecord, ...]) -> None:
 
 @contextmanager
 def _locked(store_path: Path) -> Iterator[None]:
-    """One prepare at a time. The system holds the lock, so that a killed prepare leaves it free."""
+    """One prepare at a time. The system holds the lock, so that a killed prepare leaves it free.
+
+    A folder that was made for nothing, as no case could be read, goes again.
+    """
+    new = not store_path.exists()
     store_path.mkdir(parents=True, exist_ok=True)
     lock = FileLock(store_path / _LOCK)
     try:
@@ -184,6 +188,9 @@ def _locked(store_path: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        if new and [path.name for path in store_path.iterdir()] == [_LOCK]:
+            (store_path / _LOCK).unlink()
+            store_path.rmdir()
         lock.release()
 
 

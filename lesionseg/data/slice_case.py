@@ -66,6 +66,11 @@ def read_slice_case(
     liver = None
     if first.liver_mask is not None:
         liver = _liver(first.liver_mask, first, scan)
+        if not liver.any():
+            remedy = "draw the liver, or leave the slice out"
+            raise InputError(
+                first.liver_mask, expected="a mask with liver", got="an empty mask", remedy=remedy, code="liver-empty"
+            )
     elif predict_liver is not None:
         liver = predict_liver(scan)
     elif first.lesion_type is not None:

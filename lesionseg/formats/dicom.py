@@ -247,7 +247,7 @@ def refused(where: Path, expected: str, *, remedy: str = _REMEDY, with_message: 
         raise InputError(
             where,
             expected=expected,
-            got=f"{type(error).__name__}: {error}" if with_message else f"malformed content ({type(error).__name__})",
+            got=str(error) if with_message and str(error) else f"malformed content ({type(error).__name__})",
             remedy=remedy,
             code="unreadable",
         ) from error

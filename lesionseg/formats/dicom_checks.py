@@ -175,7 +175,7 @@ def _check_image(path: Path, dataset: Dataset) -> None:
         raise fault(path, f"1 to {MAX_SIDE_PX} rows and columns", got, "export the series again", "size")
     photometric, samples = dataset.get("PhotometricInterpretation"), dataset.get("SamplesPerPixel")
     if photometric != "MONOCHROME2" or samples != 1:
-        got = f"{word(photometric)} with {word(samples)} samples per pixel"
+        got = f"{word(photometric)} with {word(samples)} sample{'s' * (samples != 1)} per pixel"
         raise fault(path, "MONOCHROME2 (more is brighter)", got, "export the original CT image", "photometric")
     stored, high = dataset.get("BitsStored"), dataset.get("HighBit")
     if isinstance(stored, int) and high != stored - 1:  # some decoders shift by the difference, some do not
@@ -266,14 +266,15 @@ def _check_positions(where: Path, slices: Sequence[Slice]) -> None:
     positions = positions[np.argsort(positions[:, 0])]
     steps = np.diff(positions[:, 0])
     step = float(np.median(steps))
-    span = positions[-1] - positions[0]
-    drift = float(np.hypot(span[1], span[2]))
+    sideways = positions[:, 1:] - positions[0, 1:]
     pixel = np.array(slices[0].dataset.PixelSpacing, dtype=float)[::-1]  # stated as between rows, between columns
     regular = np.linspace(positions[0], positions[-1], len(positions))[:, 0]
     faults = []
-    if np.any(np.abs(positions[:, 1:] - positions[0, 1:]) > GEOMETRY_TOLERANCE_VOXELS * pixel):
-        angle = np.degrees(np.arctan2(drift, abs(span[0])))
-        faults.append(f"slices that shift sideways by {drift:.4g} mm ({angle:.3g}° from the normal: gantry tilt)")
+    if np.any(np.abs(sideways) > GEOMETRY_TOLERANCE_VOXELS * pixel):
+        shifts = np.hypot(*sideways.T)
+        tilt = np.degrees(np.arctan2(shifts[-1], abs(positions[-1, 0] - positions[0, 0])))
+        cause = f" ({tilt:.3g}° from the normal: gantry tilt)" if shifts.argmax() == len(shifts) - 1 else ""
+        faults.append(f"slices that shift sideways by up to {shifts.max():.4g} mm{cause}")
     if doubled := [place for place, d in zip(positions[1:, 0], steps, strict=True) if d < 1e-3]:
         several = "s" if len(doubled) > 1 else ""
         faults.append(f"{len(doubled)} slice{several} at a position already taken ({_list_mm(doubled)})")

@@ -184,11 +184,13 @@ def _readable(path: Path) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # nibabel, gzip and zlib answer malformed bytes with a dozen kinds of exception
-        system = error.strerror if isinstance(error, OSError) else None  # its whole text repeats the path
+        said = error.strerror if isinstance(error, OSError) else None  # its whole text repeats the path
+        if path.is_file() and not path.stat().st_size:
+            said = "an empty file"
         raise InputError(
             path,
             expected="a readable NIfTI file",
-            got=f"{type(error).__name__}: {system or error}",
+            got=said or f"{type(error).__name__}: {error}",
             remedy="copy or export the file again",
             code="unreadable",
         ) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from lesionseg.errors import InputError
 from lesionseg.writing import whole
@@ -69,7 +69,7 @@ def _read(path: Path, *, palette_is_label: bool) -> tuple[np.ndarray, int]:
         raise InputError(
             path,
             expected="a readable PNG file",
-            got=f"{type(error).__name__}",
+            got="another format" if isinstance(error, UnidentifiedImageError) else type(error).__name__,
             remedy="copy or export the file again",
             code="unreadable",
         ) from error
