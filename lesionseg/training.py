@@ -300,7 +300,11 @@ class RunCLI(LightningCLI):
 
 
 def run(args: list[str]) -> int:
-    """Run `fit`, `validate` or `test`; returns the exit status."""
+    """Run `fit`, `validate` or `test`; returns the exit status.
+
+    Raises:
+        ChildProcessError: a process that reads slices was killed.
+    """
     sys.argv = [sys.argv[0], *args]  # Lightning starts the other ranks with the command line of this one
     _quieten()
     try:
@@ -313,6 +317,11 @@ def run(args: list[str]) -> int:
         if isinstance(error, Interrupted):
             raise KeyboardInterrupt from None
         raise
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        what = "a process that reads the slices was killed, perhaps for want of memory"
+        raise ChildProcessError(f"{what}; the same command continues; data.num_workers says how many") from error
     except SystemExit as end:
         if isinstance(end.__context__, KeyboardInterrupt):  # interrupted outside of training, or twice
             raise KeyboardInterrupt from None

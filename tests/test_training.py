@@ -319,19 +319,24 @@ def assert_same_log(run, whole):
     pd.testing.assert_frame_equal(one, other)
 
 
-def test_killed_in_the_middle_it_goes_on_from_the_last_epoch(tmp_path, command, whole):
+def beside_itself(args, step, act):
+    """The command in a process of its own, in which something happens before a step."""
     code = f"""
-import os, signal, sys
+import multiprocessing, os, signal, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_training import LesionTask, at_step, forward_with_dropout, main
 import pytest
 patch = pytest.MonkeyPatch()
 patch.setattr(LesionTask, "forward", forward_with_dropout)
-at_step(patch, {3 * STEPS + 1}, lambda task: os.kill(os.getpid(), signal.SIGKILL))
-main(sys.argv[1:])
+at_step(patch, {step}, lambda task: {act})
+sys.exit(main(sys.argv[1:]))
 """
+    return subprocess.run([sys.executable, "-c", code, *args], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_killed_in_the_middle_it_goes_on_from_the_last_epoch(tmp_path, command, whole):
     run = tmp_path / "run"
-    done = subprocess.run([sys.executable, "-c", code, *command(run)], cwd=ROOT, capture_output=True, check=False)
+    done = beside_itself(command(run), 3 * STEPS + 1, "os.kill(os.getpid(), signal.SIGKILL)")
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert load(run)["global_step"] == 3 * STEPS
     assert main(command(run)) == 0
@@ -356,6 +361,18 @@ def test_from_a_last_checkpoint_that_cannot_be_read_it_goes_on_from_the_one_befo
     assert_same_run(run, whole)
     assert_same_log(run, whole)
     assert not (run / "checkpoints" / "previous.ckpt").exists()
+
+
+def test_a_reader_of_slices_that_is_killed_ends_the_run_in_one_line_and_it_goes_on(tmp_path, command, whole):
+    run = tmp_path / "run"
+    kill = "[child.kill() for child in multiprocessing.active_children()]"
+    done = beside_itself(command(run, "--data.num_workers", "1"), 2 * STEPS, kill)
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("lesionseg: ")]
+    assert line.startswith("lesionseg: failed: a process that reads the slices was killed")
+    assert "Traceback" not in done.stderr
+    assert main(command(run)) == 0
+    assert_same_run(run, whole)
 
 
 def test_without_a_checkpoint_that_can_be_read_a_run_is_left_as_it_is(tmp_path, command, monkeypatch, capsys):
