@@ -1,10 +1,12 @@
-"""A disk that is full, at sizes between nothing and what a verb writes: how it ends, what the next makes of it.
+"""A disk that is full, at sizes between nothing and what a verb writes, or read-only; shared memory that is too small.
 
 Usage: full_disk.py [--tries N] [--seed N] [--output JSON]   (as root)
 
-The output lies on a tmpfs that is too small. The command must end with another status than 0 and one line that says so,
-without a traceback; what a reader may open must be refused or be what the command makes where there is room. Then the
-disk grows, and the same command must make that. Without leave to mount, nothing is tried, and the row says so.
+The output lies on a tmpfs that is too small, or that nothing can be written to. The command must end with another
+status than 0 and one line that says so, without a traceback; what a reader may open must be refused or be what the
+command makes where there is room. Then the disk grows, or can be written to, and the same command must make that.
+A training with processes that read slices must be refused where /dev/shm cannot hold their batches.
+Without leave to mount, nothing is tried, and the row says so.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -51,9 +53,9 @@ def disk(folder: Path, size: str) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-def grow(folder: Path) -> None:
-    """Give the disk room."""
-    subprocess.run(["mount", "-o", f"remount,size={ROOM}", folder], check=True)
+def mended(folder: Path) -> None:
+    """Give the disk room, and leave to write."""
+    subprocess.run(["mount", "-o", f"remount,rw,size={ROOM}", folder], check=True)
 
 
 def used_kib(folder: Path) -> int:
@@ -63,13 +65,8 @@ def used_kib(folder: Path) -> int:
 
 
 def tried(verb: Verb, output: Path, expected: object) -> Iterator[str]:
-    """What goes wrong on a disk that is too small, and after it has grown."""
-    done = small_grid.run(verb.words(output))
-    lines = done.stderr.strip().splitlines()
-    if done.returncode == 0:
-        yield "status 0"
-    elif "Traceback" in done.stderr or not lines or not lines[-1].startswith("lesionseg: "):
-        yield f"status {done.returncode}, and its last line: {lines[-1:]}"
+    """What goes wrong on a disk that is too small or read-only, and after that has been mended."""
+    yield from ends_in_one_line(verb.words(output))
     try:
         if verb.content(output) != expected:
             yield "read, but not what it should be"
@@ -77,12 +74,31 @@ def tried(verb: Verb, output: Path, expected: object) -> Iterator[str]:
         pass
     except Exception as error:  # what a reader must never meet
         yield f"{type(error).__name__}: {error}"
-    grow(output.parent)
+    mended(output.parent)
     done = small_grid.run(verb.words(output))
     if done.returncode:
         yield f"does not continue: status {done.returncode}: {done.stderr.strip().splitlines()[-1:]}"
     elif verb.content(output) != expected:
         yield "continues to another end"
+
+
+def ends_in_one_line(words: Sequence[str]) -> Iterator[str]:
+    """What is wrong with how a command ends that cannot do its work."""
+    done = small_grid.run(words)
+    lines = done.stderr.strip().splitlines()
+    if done.returncode == 0:
+        yield "status 0"
+    elif "Traceback" in done.stderr or not lines or not lines[-1].startswith("lesionseg: "):
+        yield f"status {done.returncode}, and its last line: {lines[-1:]}"
+
+
+def small_shared_memory(folder: Path) -> Iterator[str]:
+    """What goes wrong where /dev/shm is smaller than the batches of the processes that read slices."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", "/dev/shm"], check=True)
+    try:
+        yield from ends_in_one_line([*small_grid.fit(folder, folder / "small-shm"), "--data.num_workers", "2"])
+    finally:
+        subprocess.run(["umount", "--lazy", "/dev/shm"], check=True)
 
 
 def main() -> int:
@@ -113,6 +129,14 @@ def main() -> int:
                 Row(f"{verb_name} on a disk that is too small", options.tries, len(found), f"it takes {most_kib} kB")
             )
             faults += found
+            with disk(folder / f"{verb_name}-read-only", "64k") as closed:
+                subprocess.run(["mount", "-o", "remount,ro", closed], check=True)
+                found = [f"{verb_name}, read-only: {fault}" for fault in tried(verb, closed / "out", expected)]
+            rows.append(Row(f"{verb_name} where nothing can be written", 1, len(found)))
+            faults += found
+        found = list(small_shared_memory(folder))
+        rows.append(Row("fit with a /dev/shm of 16 kB", 1, len(found)))
+        faults += found
     return publish(rows, faults, options.output, options.seed)
 
 

@@ -61,9 +61,10 @@ class Count:
     """What came of the kills of one verb."""
 
     kills: int = 0
+    terms: int = 0
     refused: int = 0
     whole: int = 0
-    slowest_s: float = 0.0
+    slowest_s: float = 0.0  # to leave after a SIGTERM
     faults: list[str] = field(default_factory=list)
 
 
@@ -139,13 +140,15 @@ def disturbed(
 def _killed(process: subprocess.Popen[bytes], number: signal.Signals, count: Count) -> list[str]:
     """Send the signal and see the process go, with those it has left, as where a machine goes down."""
     count.kills += 1
+    count.terms += number == signal.SIGTERM
     began, faults = time.monotonic(), []
     process.send_signal(number)
     try:
         process.wait(LEAVE_S)
     except subprocess.TimeoutExpired:
         faults.append(f"still there {LEAVE_S} s later")
-    count.slowest_s = max(count.slowest_s, time.monotonic() - began)
+    if number == signal.SIGTERM:
+        count.slowest_s = max(count.slowest_s, time.monotonic() - began)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -177,7 +180,10 @@ def main() -> int:
             rounds = count_from(1)
             while count.kills < options.kills:
                 disturbed(verb, folder / f"{verb_name}-{next(rounds)}", expected, usual_s, rng, count)
-            detail = f"after them refused {count.refused}, whole {count.whole}; left within {count.slowest_s:.1f} s"
+            detail = (
+                f"after them refused {count.refused}, whole {count.whole}; "
+                f"{count.terms} were SIGTERM, after which it left within {count.slowest_s:.1f} s"
+            )
             rows.append(Row(f"kills of {verb_name} at random moments", count.kills, len(count.faults), detail))
             faults += [f"{verb_name}: {fault}" for fault in count.faults]
     return publish(rows, faults, options.output, options.seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,10 @@ class WholeCheckpoints(TorchCheckpointIO):
         """Write a checkpoint; OSError where the disk is full, with the earlier one left as it was."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
+        content = io.BytesIO()  # torch's own writer answers a full disk with an error about its inside
+        torch.save(checkpoint, content)
         with whole(path) as part:
-            torch.save(checkpoint, part)
+            part.write_bytes(content.getbuffer())
             if path.name == LAST_CHECKPOINT.name and path.exists():
                 path.replace(path.with_name(PREVIOUS_CHECKPOINT.name))
 
