@@ -238,7 +238,7 @@ INPUT :=
 OUT := $(RUN)/segmented
 
 .PHONY: export segment
-export: setup ## a model folder of the trained runs: SCHEDULE=name, or the best of the comparison
+export: setup $(filter pretrain finetune,$(MAKECMDGOALS)) ## a model folder of the trained runs: SCHEDULE=name, or the best of the comparison
 	@$(LESIONSEG) export --liver $(RUN)/pretrain/liver \
 	  $(if $(SCHEDULE),--lesion $(RUN)/finetune/$(SCHEDULE)/fold*-seed*,--best-of $(RUN)/finetune) --output $(RUN)/model
 

@@ -219,6 +219,20 @@ def test_an_earlier_run_stays_where_its_weights_do_not_fit_the_new_net(copy, com
     assert {path: path.stat().st_mtime_ns for path in copy.rglob("*")} == before
 
 
+def test_a_checkpoint_holds_no_path(whole):
+    for name in ("last", "best"):
+        assert str(whole.parent).encode() not in (whole / "checkpoints" / f"{name}.ckpt").read_bytes()
+
+
+def test_a_run_that_has_moved_goes_on_as_before(tmp_path, command, whole, monkeypatch):
+    with monkeypatch.context() as patch:
+        at_step(patch, 5 * STEPS, interrupt)
+        assert main(command(tmp_path / "run")) == 130
+    (tmp_path / "run").rename(tmp_path / "moved")
+    assert main(command(tmp_path / "moved")) == 0
+    assert_same_run(tmp_path / "moved", whole)
+
+
 # ---- interrupted, continued ----
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +35,40 @@ class WholeCheckpoints(TorchCheckpointIO):
                 path.replace(path.with_name(PREVIOUS_CHECKPOINT.name))
 
 
+class RunCheckpoint(ModelCheckpoint):
+    """A `ModelCheckpoint` that notes its files by their names alone.
+
+    A checkpoint then says nothing of where a user keeps her runs, and a run folder that has moved goes on as before.
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Lightning's, without folders."""
+        return _renamed(super().state_dict(), lambda path: Path(path).name)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Lightning's, in the folder of this run."""
+        folder = Path(str(self.dirpath))
+        super().load_state_dict(_renamed(state_dict, lambda path: str(folder / path)) | {"dirpath": self.dirpath})
+
+
+def _renamed(state: dict[str, Any], rename: Callable[[str], str]) -> dict[str, Any]:
+    """The state of a `ModelCheckpoint` with its paths changed; an empty one stays so."""
+    paths = {key: rename(path) if path else path for key, path in state.items() if key.endswith(("path", "dirpath"))}
+    return state | paths | {"best_k_models": {rename(path): score for path, score in state["best_k_models"].items()}}
+
+
 def checkpoints(folder: Path, monitor: str | None, validate_every: int) -> list[pl.Callback]:
     """`last.ckpt` after every epoch, and the weights that did best on the inner validation where there is one.
 
     Two callbacks: with one, Lightning writes `last.ckpt` only in epochs that gave a new best.
     """
     folder = folder / LAST_CHECKPOINT.parent
-    last = ModelCheckpoint(
+    last = RunCheckpoint(
         folder, filename=LAST_CHECKPOINT.stem, save_on_train_epoch_end=True, enable_version_counter=False
     )
     if monitor is None:
         return [last]
-    best = ModelCheckpoint(
+    best = RunCheckpoint(
         folder,
         filename="best",
         monitor=monitor,
