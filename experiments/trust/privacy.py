@@ -129,8 +129,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / MARKERS["folder"]
         folder.mkdir()
-        os.environ["HOME"] = str(folder / "source" / "home")
-        Path(os.environ["HOME"]).mkdir(parents=True)
+        os.environ["HOME"] = str(folder / "home")
+        (folder / "home").mkdir()
         (folder / "salt").write_bytes(os.urandom(32))
         if small_grid.run(small_grid.phantom(folder)).returncode:
             sys.exit("the phantom failed")

@@ -58,6 +58,18 @@ def wandb_run(trainer: pl.Trainer) -> Any:
     return None
 
 
+class UnlinkLogs(pl.Callback):
+    """Removes the link that W&B leaves in a run to its own log in the user's home: it tells that place."""
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin W&B's run, which makes the link."""
+        run = wandb_run(trainer)
+        if run is not None:
+            for path in Path(run.dir).parent.rglob("*.log"):
+                if path.is_symlink():
+                    path.unlink()
+
+
 @rank_zero_only
 def _earlier(metrics: Path, checkpoint: Path | None) -> list[dict[str, Any]]:
     """Rows of an interrupted run up to its checkpoint; what it logged later is logged again."""

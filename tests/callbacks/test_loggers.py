@@ -23,7 +23,7 @@ from lesionseg.runs import RunInfo, weights_sha256
 
 #: In the table, in the names of the files and in those of their folder.
 PATIENT = ("Quxmueller", "Erika19630412", "MRN00427719", "wilhelmine")
-PLACE = ("hospital-share", "study-of-2019", "run-of-dr-x")
+PLACE = ("hospital-share", "study-of-2019", "run-of-dr-x", "home-of-dr-x")
 #: One validation, so that all is logged that a run ever logs.
 EVERY = ("--trainer.check_val_every_n_epoch", "1")
 USER = ("user-of-dr-x", "workstation-of-dr-x")
@@ -50,7 +50,7 @@ def store(tmp_path_factory) -> Path:
 def run(tmp_path_factory, finetuning, store) -> Path:
     """Folder of a run logged offline, by a process of its own."""
     base = tmp_path_factory.mktemp("runs")
-    folder, home = base / PLACE[2], base / "home"
+    folder, home = base / PLACE[2], base / PLACE[3]
     home.mkdir()
     named = {"HOME": str(home), "USER": USER[0], "LOGNAME": USER[0], "HOSTNAME": USER[1]}
     environment = {**os.environ, **named, "WANDB_MODE": "offline"}
@@ -151,7 +151,7 @@ def test_wandb_learns_nothing_of_patients_places_users_machines_and_the_command_
     options = ("lesionseg.cli", "--data", "--config", "default_root_dir", "lesion.yaml", sys.executable)
     words = (*PATIENT, *PLACE, *USER, *options, *[host] * (len(host) > 5))
     assert hits(files, words) == []
-    assert hits(told(run.parent / "home"), (*PATIENT, *PLACE, *USER)) == []
+    assert hits(told(run.parent / PLACE[3]), (*PATIENT, *PLACE, *USER)) == []
 
 
 @pytest.mark.parametrize(
