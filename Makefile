@@ -274,10 +274,13 @@ benchmark: .venv/.peers ## our speed against limits and rivals, as one table (`m
 	@$(BIN)/python experiments/benchmarks/scaling.py $(MEASURED)
 	@$(BIN)/python experiments/benchmarks/joined_table.py $(MEASURED)
 
-TRUSTS := exactness fuzz kills full_disk
+TRUSTS := exactness fuzz kills mishaps full_disk leakage privacy
 TRIED := runs/trust
 
-.PHONY: trust
+.PHONY: trust soak
+soak: setup ## the whole chain again and again for 20 minutes, with kills in between; `make trust` puts it on the page
+	@$(BIN)/python experiments/trust/soak.py --output $(TRIED)/soak.json
+
 trust: setup ## try what can go wrong, a thousand times and more, and write docs/reliability.md
 	@failed=0; for name in $(TRUSTS); do echo "== $$name"; \
 	  $(BIN)/python experiments/trust/$$name.py --output $(TRIED)/$$name.json || failed=1; done; \
