@@ -5,7 +5,8 @@ Usage: leakage.py [--tries N] [--seed N] [--output JSON]
 Of one table, random parts are prepared twice, under other salts, so that no name tells that a slice is in both. A net
 is trained on the first store, and a fine-tuning from it on the second one is asked for. It must be refused where a
 slice of its test part has trained the net, and go on where none has. Which that is, is told here by hashes of the
-voxels alone. Then one volume under two patients, in another orientation, packed and of another type: `prepare` must refuse it.
+voxels alone. Then one volume under two patients, in another orientation, packed and of another type: `prepare` must
+refuse it.
 """
 
 from __future__ import annotations
