@@ -161,6 +161,67 @@ def test_wrong_schedules_are_refused_with_the_names(trains, message):
         resolve(trains, 5)
 
 
+NAMES = ("stem", "stage1", "decoder", "head")
+PHASE = "stem: expected a phase {start, stop, rate}; got %s; write shares of the training, 0 to 1"
+
+
+@pytest.mark.parametrize(
+    ("trains", "epochs", "message"),
+    [
+        (7, 6, "expected a mapping from block to the phases it trains in; got 7; see experiments/schedules"),
+        ({"encoder": "always", "stage9": "always", "body": "never", **OUT}, 6,
+         "expected blocks of this network (stem, stage1, decoder, head) or `encoder`; got stage9, body; "
+         "rename or remove them"),
+        ({"encoder": "always"}, 6,
+         "expected every block of this network (stem, stage1, decoder, head); got none for decoder, head; add them"),
+        ({"encoder": [0.5, 1], "decoder": [0.5, 1], "head": [0.5, 1]}, 6,
+         "expected a block that trains at any time; got all frozen between the shares 0 and 0.5; "
+         "let one train there: stem, stage1, decoder, head"),
+        ({"stem": 5}, 6, "stem: expected always, never, [start, stop] or a list of {start, stop, rate}; got 5; "
+         "write one of these"),
+        ({"stem": [[0, 0.5], [0.4, 1]]}, 6, PHASE % "[0, 0.5]"),
+        ({"stem": [{"begin": 0}]}, 6, PHASE % "{'begin': 0}"),
+        ({"stem": [{"start": 0, "stop": 0.5}, {"start": 0.4, "stop": 1}]}, 6,
+         "stem: expected phases that do not overlap; got 0…0.5 and 0.4…1; let each start where the one before stops"),
+        ({"stem": [0.5, 1.5]}, 6, "stem: expected 0 ≤ start < stop ≤ 1; got 0.5…1.5; write shares of the training"),
+        ({"stem": [{"start": 0, "stop": 1, "rate": 0}]}, 6,
+         "stem: expected a rate above 0; got 0; leave the phase out: a block trains only in its phases"),
+        ({"encoder": "always", **OUT}, 0, "expected a number of epochs; got 0; set max_epochs"),
+        ({"encoder": [0, 0.34], "decoder": [0.33, 1], "head": "always"}, 6,
+         "expected steps of at least one epoch; got 6 epochs, in which the shares 0.33 and 0.34 fall on the same one; "
+         "train for 25 or at least 73 epochs"),
+        ({"encoder": [0, 0.3333], "decoder": [0.33335, 1], "head": "always"}, 6,
+         "expected steps of at least one epoch; got 6 epochs, in which the shares 0.3333 and 0.33335 fall on the same "
+         "one; write shares that lie less than a thousandth apart alike"),
+    ],
+)  # fmt: skip
+def test_messages_say_where_what_was_expected_what_stands_there_and_the_remedy(trains, epochs, message):
+    with pytest.raises(InputError) as error:
+        resolve(trains, epochs, NAMES)
+    assert str(error.value).removeprefix("schedule: ") == message
+    assert str(error.value).startswith("schedule: ")
+
+
+def test_numbers_of_epochs_below_the_one_asked_for_are_no_remedy():
+    """25 epochs are enough for these shares, 28 too, and any number from 73 on; not so 26."""
+    with pytest.raises(InputError, match="train for 28 or at least 73 epochs"):
+        resolve({"encoder": [0, 0.34], "decoder": [0.33, 1], "head": "always"}, 26)
+
+
+def test_a_table_is_as_wide_as_its_widest_cell():
+    lines = resolve({"stem": [0.25, 1], "encoder": "always", **OUT}, 4000).table().split("\n")
+    assert [line[:14] for line in lines] == ["epochs     ste", "0–999      ○  ", "1000–3999  ●  "]
+
+
+def test_yaml_may_hold_so_many_values(monkeypatch):
+    monkeypatch.setattr("lesionseg.schedules._MAX_NODES", 4)
+    refuse_duplicate_keys("a: [1, 2]\n", "four.yaml")
+    with pytest.raises(InputError) as error:
+        refuse_duplicate_keys("a: [1, 2, 3]\n", "five.yaml")
+    remedy = "write out what the aliases stand for"
+    assert str(error.value) == f"five.yaml: expected at most 4 values, aliases written out; got more; {remedy}"
+
+
 def test_duplicate_keys_are_refused_at_any_depth():
     refuse_duplicate_keys("", "empty.yaml")
     refuse_duplicate_keys("a: {x: 1}\nb: {x: 1}\n", "fine.yaml")
@@ -168,8 +229,11 @@ def test_duplicate_keys_are_refused_at_any_depth():
         ("a: 1\nb: 2\na: 3\n", 3),
         ("s:\n  trains:\n    stem: [0, 1]\n    stem: never\n", 4),
         ("- {a: 1, a: 2}", 1),
+        ("s: {x: 1, x: 2}\nt: {y: 1}\n", 1),
     ):
-        with pytest.raises(InputError, match=f"same.yaml: expected each key once; got .* again in line {line};"):
+        with pytest.raises(
+            InputError, match=f"same.yaml: expected each key once; got .* again in line {line}; remove one of the two$"
+        ):
             refuse_duplicate_keys(text, "same.yaml")
 
 
@@ -179,7 +243,7 @@ def test_duplicate_keys_are_refused_at_any_depth():
         ("a: &a [*a]\n", "aliases"),
         ("a: &a {b: *a}\n", "aliases"),
         ("".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9) if i else 'x'}]\n" for i in range(9)), "aliases"),
-        ("[a]: 1\n", "keys that are words; got a list or mapping in line 1"),
+        ("[a]: 1\n", "^odd.yaml: expected keys that are words; got a list or mapping in line 1; write `key: value`$"),
         ("x: 1\n? {a: 1}\n: 2\n", "keys that are words; got a list or mapping in line 2"),
     ],
     ids=["a list in itself", "a mapping in itself", "a billion", "a list as key", "a mapping as key"],
