@@ -104,6 +104,7 @@ LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generat
 lock: setup ## resolve the newest versions again
 	$(LOCK) --extra dev --extra dashboard --extra dask -o requirements.lock
 	$(LOCK) --extra peers --constraint requirements.lock -o requirements-peers.lock
+	$(LOCK) --extra mutants --constraint requirements.lock -o requirements-mutants.lock
 
 # ---- data ----
 .PHONY: phantom data-lits data-slices
@@ -224,8 +225,8 @@ NEIGHBOURS :=
 PEERS = $(BIN)/python experiments/peers/run.py $(1)/peers --pretraining $(1)/pretrain/lesion --jobs $(JOBS) \
   $(if $(NEIGHBOURS),--neighbours $(NEIGHBOURS)) $(if $(AGAINST),--against $(AGAINST)) --folds $(FOLDS) --seeds $(SEEDS)
 
-.venv/.peers: .venv/.ready requirements-peers.lock
-	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements-peers.lock
+.venv/.%: .venv/.ready requirements-%.lock
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements-$*.lock
 	@touch $@
 
 .PHONY: peers peers-real
@@ -277,7 +278,10 @@ benchmark: .venv/.peers ## our speed against limits and rivals, as one table (`m
 TRUSTS := exactness fuzz kills mishaps full_disk leakage privacy
 TRIED := runs/trust
 
-.PHONY: trust soak
+.PHONY: trust soak mutants
+mutants: .venv/.mutants ## do the tests notice small changes of the code that decides? half an hour; `make trust` as above
+	@$(BIN)/python experiments/trust/mutants.py --output $(TRIED)/mutants.json
+
 soak: setup ## the whole chain again and again for 20 minutes, with kills in between; `make trust` puts it on the page
 	@$(BIN)/python experiments/trust/soak.py --output $(TRIED)/soak.json
 

@@ -65,6 +65,9 @@ def test_a_size_that_the_net_cannot_halve_is_refused():
     [
         ({"low_hu": 250.0, "high_hu": -200.0}, "low_hu must be below high_hu, got 250.0 and -200.0"),
         ({"high_hu": float("inf")}, "low_hu must be below high_hu"),
+        ({"low_hu": -float("inf")}, "low_hu must be below high_hu"),
+        ({"low_hu": 5.0, "high_hu": 5.0}, "low_hu must be below high_hu"),
+        ({"scale_hu": float("inf")}, "scale_hu above 0"),
         ({"low_hu": float("nan")}, "low_hu must be below high_hu"),
         ({"scale_hu": 0.0}, "scale_hu above 0"),
         ({"mean_hu": float("nan")}, "mean_hu must be finite"),
@@ -73,6 +76,10 @@ def test_a_size_that_the_net_cannot_halve_is_refused():
 def test_a_window_that_is_none_is_refused(wrong, said):
     with pytest.raises(ValueError, match=said):
         InputSpec(96, "slice", **wrong)
+
+
+def test_a_scale_below_one_is_a_scale():
+    assert InputSpec(96, "slice", mean_hu=0.0, scale_hu=0.5).normalize(np.array([3])) == 6
 
 
 @settings(deadline=None)
@@ -85,6 +92,13 @@ def test_slice_box_is_the_smallest_centred_square(height, width):
         assert before >= 0
         assert after >= 0
         assert abs(before - after) <= 1
+        assert isinstance(start, int)
+
+
+@pytest.mark.parametrize("index", [1, 2, 3])
+def test_neighbours_within_a_volume_are_not_copied(index):
+    volume = np.zeros((5, 1, 1))
+    assert np.shares_memory(neighbours(volume, index), volume)
 
 
 @settings(deadline=None)

@@ -1,0 +1,118 @@
+"""Small changes of the code that decides: how many of them do its tests notice?
+
+Usage: mutants.py [--only MODULE ...] [--output JSON]   (`make mutants`, about half an hour)
+
+mutmut changes one operator, number, word or argument at a time in a copy of the sources and runs the module's own tests.
+What no test notices is listed with its reason, which `REASONS` holds: the changed line, and why nothing is to be seen of
+it. A module fails where less than `LEAST` are noticed, or where one that is not is not explained.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import difflib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from rows import Row, publish
+from survivors import REASONS
+
+ROOT = Path(__file__).parents[2]
+#: Module → the tests that must notice.
+MODULES = {
+    "schedules.py": "test_schedules.py",
+    "inputs.py": "test_inputs.py",
+    "lesions.py": "test_lesions.py",
+    "metrics.py": "test_metrics.py",
+    "data/folds.py": "data/test_folds.py",
+    "statistics.py": "test_statistics.py",
+}
+LEAST = 0.9
+_OF_A_VARIANT = re.compile(r"__mutmut_\d+$")
+
+
+def mutated(module: str, folder: Path) -> Counter[str]:
+    """Run mutmut on a copy in `folder`; how many mutants ended in which way."""
+    for name in ("lesionseg", "tests", "experiments"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    settings = {
+        "source_paths": f"lesionseg/{module}",
+        "pytest_add_cli_args_test_selection": f"tests/{MODULES[module]}",
+        "pytest_add_cli_args": "-p no:cacheprovider",
+    }
+    lines = ["[mutmut]", *(f"{key}=\n    {value}" for key, value in settings.items()), "also_copy="]
+    lines += [f"    {name}" for name in ("lesionseg", "tests", "experiments", "pyproject.toml")]
+    (folder / "setup.cfg").write_text("\n".join(lines) + "\n")
+    environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+    mutmut = [sys.executable, "-m", "mutmut"]
+    done = subprocess.run([*mutmut, "run"], cwd=folder, env=environment, capture_output=True, text=True)
+    results = subprocess.run([*mutmut, "results", "--all", "true"], cwd=folder, env=environment, capture_output=True,
+                             text=True, check=True).stdout  # fmt: skip
+    ends = dict(re.findall(r"^\s+(\S+): ([\w ]+)$", results, re.MULTILINE))
+    if not ends:
+        sys.exit(done.stdout[-3000:] + done.stderr[-3000:])
+    (folder / "survivors.txt").write_text("\n".join(name for name, end in ends.items() if end == "survived"))
+    return Counter(ends.values())
+
+
+def survivors(module: str, folder: Path) -> Iterator[tuple[str, str]]:
+    """Line as it stands and as it was changed, of each mutant that no test noticed."""
+    source = (folder / "mutants" / "lesionseg" / module).read_text()
+    places = {node.name: node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)}
+    lines = source.splitlines()
+    for name in (folder / "survivors.txt").read_text().split():
+        function = name.rpartition(".")[2]
+        original = _OF_A_VARIANT.sub("__mutmut_orig", function)
+        one, other = (lines[places[of].lineno : places[of].end_lineno] for of in (original, function))
+        changed = [line for line in difflib.ndiff(one, other) if line[:2] in ("- ", "+ ")]
+        yield (
+            " ".join(line[2:].strip() for line in changed if line[0] == "-"),
+            " ".join(line[2:].strip() for line in changed if line[0] == "+"),
+        )
+
+
+def reason(before: str, after: str) -> str | None:
+    """Why nothing is to be seen of a change."""
+    return next((why for pattern, why in REASONS.items() if re.search(pattern, f"{before} → {after}")), None)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--only", nargs="+", choices=MODULES, default=list(MODULES))
+    parser.add_argument("--output", type=Path, default=Path("runs/trust/mutants.json"))
+    options = parser.parse_args()
+    rows, faults = [], []
+    for module in options.only:
+        with tempfile.TemporaryDirectory() as name:
+            ends = mutated(module, Path(name))
+            left = list(survivors(module, Path(name)))
+        total = sum(ends.values())
+        noticed = total - ends["survived"] - ends["no tests"]
+        explained: Counter[str] = Counter()
+        unexplained = []
+        for before, after in left:
+            why = reason(before, after)
+            if why is None:
+                unexplained.append(f"{module}: not noticed: {before} → {after}")
+            else:
+                explained[why] += 1
+        few = [f"{module}: noticed {noticed / total:.1%} of {total}"] * (noticed < LEAST * total)
+        detail = f"{noticed / total:.1%} noticed"
+        if explained:
+            detail += "; of the others " + ", ".join(f"{n}: {why}" for why, n in explained.most_common())
+        rows.append(Row(f"mutants of {module}", total, len(unexplained) + len(few), detail))
+        faults += few + unexplained
+    return publish(rows, faults, options.output, 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
