@@ -2,9 +2,9 @@
 
 Usage: mutants.py [--only MODULE ...] [--output JSON]   (`make mutants`, about half an hour)
 
-mutmut changes one operator, number, word or argument at a time in a copy of the sources and runs the module's own tests.
-What no test notices is listed with its reason, which `REASONS` holds: the changed line, and why nothing is to be seen of
-it. A module fails where less than `LEAST` are noticed, or where one that is not is not explained.
+mutmut changes one operator, number, word or argument at a time in a copy of the sources and runs the module's own
+tests. What no test notices is counted by its reason, from `survivors.py`. A module fails where less than `LEAST` are
+noticed; every change without a reason is listed, and is a failure too.
 """
 
 from __future__ import annotations
