@@ -146,3 +146,74 @@ def test_counts_of_hypothesis_are_read_and_the_page_shows_every_row(tmp_path):
     assert "| no patient twice | 1000 | 0 |  |" in shown
     assert "- it failed" in shown
     assert f"Seed 3, commit {json.loads((tmp_path / 'exactness.json').read_text())['commit']}" in shown
+
+
+def test_markers_are_found_in_names_links_packed_files_and_wide_text(tmp_path):
+    import gzip
+
+    import privacy
+
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "slices.csv").write_text(privacy.MARKERS["name"])  # of the user: not looked into
+    (tmp_path / f"scan-{privacy.MARKERS['id']}.txt").write_text("")
+    (tmp_path / "a.nii.gz").write_bytes(gzip.compress(privacy.MARKERS["institution"].encode()))
+    (tmp_path / "b.bin").write_bytes(b"\x00\x01" + privacy.MARKERS["physician"].encode("utf-16-le"))
+    (tmp_path / "link").symlink_to(tmp_path / privacy.MARKERS["folder"])
+    (tmp_path / "store.key.csv").write_text(privacy.MARKERS["birth date"])
+    found = {hit for name, content in privacy.contents(tmp_path) for hit in privacy.hits(name, content)}
+    words = privacy.MARKERS["id"]
+    assert found == {f"id in scan-{words}.txt", "institution in a.nii.gz", "physician in b.bin", "folder in link"}
+
+
+def test_a_leak_that_is_let_through_is_found(tmp_path, monkeypatch):
+    """Two volumes of one patient's, kept apart by nobody: the command in the place of `prepare` takes all."""
+    import sys
+
+    import leakage
+    import small_grid
+
+    from lesionseg.phantom.write import write_phantom
+
+    write_phantom(tmp_path / "grid" / "source", volumes=1, slices=0, size=48, seed=0)
+    rng = np.random.default_rng(0)
+    assert leakage.one_scan_twice(tmp_path / "grid", tmp_path / "real", rng) is None
+    monkeypatch.setattr(small_grid, "LESIONSEG", (sys.executable, "-c", "pass"))
+    assert leakage.one_scan_twice(tmp_path / "grid", tmp_path / "blind", rng) == "status 0: []"
+
+
+def test_a_second_process_that_breaks_what_the_first_made_is_found(tmp_path, monkeypatch):
+    import sys
+
+    import mishaps
+    import small_grid
+    from kills import Verb
+
+    monkeypatch.setattr(small_grid, "LESIONSEG", (sys.executable, "-c"))
+    script = "import sys, time; open(sys.argv[1], 'a').write('a'); time.sleep(0.3)"
+    verb = Verb(lambda path: [script, str(path)], lambda path: path.read_text())
+    rng = np.random.default_rng(0)
+    assert list(mishaps.two_at_once(verb, tmp_path / "b", "a", rng)) == ["another store than that of one"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "explained"),
+    [
+        ("zip(a, b, strict=True)", "zip(a, b, strict=False)", True),
+        ("zip(a, b, strict=True)", "zip(a, strict=True)", False),
+        ("if n > 0:", "if n >= 0:", False),
+    ],
+)
+def test_a_mutant_without_a_reason_has_none(before, after, explained):
+    import mutants
+
+    assert (mutants.reason(before, after) is not None) == explained
+
+
+def test_survivors_are_read_from_what_mutmut_leaves(tmp_path):
+    import mutants
+
+    code = "def x_f__mutmut_orig(n):\n    return n + 1\n\n\ndef x_f__mutmut_1(n):\n    return n - 1\n"
+    (tmp_path / "mutants" / "lesionseg").mkdir(parents=True)
+    (tmp_path / "mutants" / "lesionseg" / "inputs.py").write_text(code)
+    (tmp_path / "survivors.txt").write_text("lesionseg.inputs.x_f__mutmut_1")
+    assert list(mutants.survivors("inputs.py", tmp_path)) == [("return n + 1", "return n - 1")]
