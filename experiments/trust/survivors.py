@@ -1,7 +1,15 @@
 """Why nothing is to be seen of some changes that mutmut makes: a pattern of `line → changed line`, and the reason."""
 
+_SLOWER = "a shortcut: the result is the same, only slower"
+
 REASONS = {
-    r"strict=True\)?.* → .*(strict=(None|False)|, \))": "both sides are as long as each other, `strict` only guards it",
-    r"shape\[-2:\] == \(side, side\)": "a shortcut: resizing to the same size changes nothing",
+    r"strict=True.* → .*(strict=(None|False)|, \))": "both sides are as long as each other; `strict` guards it",
+    r"shape\[-2:\] == \(side, side\)": _SLOWER,
+    r"return slice\(0, 0\), slice\(0, 0\)": "a cut of nothing, spelt in another way",
+    r"return slice\(rows\[0\], rows\[-1\] \+ 1\)": _SLOWER,
+    r"lesion = np\.maximum\(predicted, reference\) > LIVER": _SLOWER,
+    r"_joint_counts\(labelled, predicted, n \+ 1, n_classes\)": "one more row of zeros, which nobody reads",
+    r"predicted\.max\(initial=0\), reference\.max\(initial=0\)": "of no pixels; there are two classes at least",
+    r"np\.errstate\(invalid=\"ignore\"\)": "a warning of numpy, no result",
     r"indent=2": "how far JSON is indented is no promise",
 }
