@@ -28,7 +28,7 @@ def read_torch(path: Path, *, expected: str, remedy: str) -> Any:
         got = "no such file"
     except pickle.UnpicklingError:
         got = "none of torch, or one that holds more than tensors and plain data"
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # torch answers malformed bytes with a dozen kinds of exception
         got = "an empty file" if isinstance(error, EOFError) else first_sentence(error)
     raise InputError(path, expected=expected, got=got, remedy=remedy)
 

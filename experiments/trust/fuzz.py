@@ -1,6 +1,6 @@
 """Mutated files at every door that reads one: each ends in `InputError` or is read, and what is read is what it says.
 
-Usage: fuzz.py [--nifti N] [--dicom N] [--text N] [--seed N] [--output JSON]
+Usage: fuzz.py [--nifti N] [--dicom N] [--text N] [--binary N] [--seed N] [--output JSON]
 
 Images and text files are made here, then changed: bytes, header fields, lengths, values, the end cut off. Counted:
 other exceptions, reads that take more than `HANG_S`, and files accepted whose shape, HU or geometry differ from what an
@@ -41,13 +41,14 @@ from lesionseg.cli import main as lesionseg
 from lesionseg.comparison_page.histories import read_history
 from lesionseg.data import lits, slices
 from lesionseg.data.groups import read_groups
-from lesionseg.data.store import read_manifest
+from lesionseg.data.store import Store, read_manifest
 from lesionseg.errors import InputError
 from lesionseg.formats.dicom import PADDING_HU, read_dicom_file
 from lesionseg.formats.nifti import RAS_TO_LPS, read_nifti
+from lesionseg.formats.png import read_png_labels
 from lesionseg.model import Model
 from lesionseg.results import read_run
-from lesionseg.runs import RunInfo
+from lesionseg.runs import LAST_CHECKPOINT, RunInfo, read_net
 from lesionseg.scan import Scan
 
 #: Corners of a grid that two libraries place so far apart are rounding, in mm.
@@ -265,6 +266,37 @@ def doors(folder: Path) -> dict[str, tuple[Path, Callable[[], object]]]:
     }
 
 
+def binary_doors(folder: Path) -> dict[str, tuple[Path, Callable[[], object], bool]]:
+    """Each other file that the package has written: the file, how it is read, and whether every change must be seen."""
+    store, run, model = folder / "slices", folder / "run", folder / "model"
+    hu = sorted(store.rglob("hu.npy"))[0]
+    mask = sorted((folder / "source" / "slices").rglob("*.png"))[0]
+    return {
+        "PNG": (mask, lambda: read_png_labels(mask), False),
+        "hu.npy of a store": (hu, lambda: Store.open(store, verify=True), True),
+        "last.ckpt of a run": (run / LAST_CHECKPOINT, lambda: read_net(run), False),
+        "weights of a model": (model / "liver.safetensors", lambda: Model.load(model), True),
+    }
+
+
+def fuzz_binary(count: int, seed: int) -> dict[str, Tally]:
+    """Mutated files of other kinds, `count` over all doors."""
+    rng, tallies = np.random.default_rng(seed), dict[str, Tally]()
+    with tempfile.TemporaryDirectory() as name:
+        made_in(Path(name))
+        for n in range(count):
+            found = binary_doors(Path(name))
+            door = list(found)[n % len(found)]
+            path, read, all_seen = found[door]
+            original = path.read_bytes()
+            damaged = mutated(original, rng, head=min(len(original), 2000))
+            path.write_bytes(damaged)
+            wrong = "read, though it was changed" if all_seen and damaged != original else None
+            tallies.setdefault(door, Tally()).note(read, lambda held, wrong=wrong: wrong, f"{door} {n} of seed {seed}")
+            path.write_bytes(original)
+    return tallies
+
+
 def fuzz_text(count: int, seed: int) -> dict[str, Tally]:
     """Mutated text files, `count` over all doors."""
     rng, tallies = np.random.default_rng(seed), dict[str, Tally]()
@@ -289,7 +321,7 @@ def row(what: str, tally: Tally) -> Row:
 
 def main() -> int:
     parser = argparse.ArgumentParser()
-    for door, count in (("nifti", 3000), ("dicom", 3000), ("text", 1000)):
+    for door, count in (("nifti", 3000), ("dicom", 3000), ("text", 1000), ("binary", 400)):
         parser.add_argument(f"--{door}", type=int, default=count)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("runs/trust/fuzz.json"))
@@ -298,6 +330,7 @@ def main() -> int:
     tallies = {"mutated NIfTI": fuzz_nifti(options.nifti, options.seed),
                "mutated DICOM": fuzz_dicom(options.dicom, options.seed)}  # fmt: skip
     tallies |= {f"mutated {door}": tally for door, tally in fuzz_text(options.text, options.seed).items()}
+    tallies |= {f"mutated {door}": tally for door, tally in fuzz_binary(options.binary, options.seed).items()}
     rows = [row(what, tally) for what, tally in tallies.items()]
     return publish(rows, [fault for tally in tallies.values() for fault in tally.faults], options.output, options.seed)
 
