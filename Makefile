@@ -278,7 +278,12 @@ benchmark: .venv/.peers ## our speed against limits and rivals, as one table (`m
 TRUSTS := exactness fuzz kills mishaps full_disk leakage privacy
 TRIED := runs/trust
 
-.PHONY: trust soak mutants
+.PHONY: trust soak mutants floors
+floors: setup ## the small chain on the oldest versions that are allowed; `make trust` as above
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv/floors
+	$(BIN)/uv pip install --quiet --python .venv/floors/bin/python --resolution lowest-direct .
+	@.venv/floors/bin/python experiments/trust/floors.py --output $(TRIED)/floors.json
+
 mutants: .venv/.mutants ## do the tests notice small changes of the code that decides? half an hour; `make trust` as above
 	@$(BIN)/python experiments/trust/mutants.py --output $(TRIED)/mutants.json
 
