@@ -13,7 +13,15 @@ HEAD = """\
 # Reliability
 
 Written by `make trust`, which makes its own data, tries what can go wrong in what a user does, and counts. Each script
-of `experiments/trust/` says in its head what it tries, what counts as a failure, and runs alone.
+of `experiments/trust/` says in its head what it tries, what counts as a failure, and runs alone. `make soak`, `make
+mutants` and `make floors` take longer or install more; their last results stand here too where there are some.
+
+What is quick is an ordinary test: bad and odd input at every door with a snapshot of the messages (`tests/corpus/`),
+scans in all orientations, figures of empty cases by table, a run on 1, 2 and 3 processes, pickles that would run code,
+and the pages of `segment` and `compare` in a browser under their content security policy.
+
+Not tried: a GPU, a failing network between machines, a power cut, Windows and macOS. Known vulnerabilities of the
+packages in `requirements.lock` were not looked up: no database of them was within reach.
 """
 
 
