@@ -32,7 +32,7 @@ def to_int16(planes: Iterable[np.ndarray], shape: tuple[int, ...], path: Path) -
         with np.errstate(invalid="ignore"):  # what does not fit is refused below
             rounded[:] = nearest.astype(np.int16, copy=False)
     if broken:
-        got = f"{broken} voxel{'s' * (broken > 1)} of NaN or without end"
+        got = f"{broken} voxel{'s that are' if broken > 1 else ' that is'} NaN or infinite"
     elif low < -32768 or high > 32767:
         got = f"values from {low:.6g} to {high:.6g}"
     elif fractions and high - low <= 2:

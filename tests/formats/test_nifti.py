@@ -160,7 +160,7 @@ def test_wrong_content_is_refused_with_the_reason(tmp_path):
         (save(tmp_path / "shear.nii", affine=shear), "affine", "cosine"),
         (tmp_path / "flat.nii", "affine", "spacing"),
         (save(tmp_path / "far.nii", affine=far), "affine", "2500"),
-        (save(tmp_path / "nan.nii", nan), "hu", "1 voxels"),
+        (save(tmp_path / "nan.nii", nan), "hu", "1 voxel that is NaN"),
         (save(tmp_path / "inf.nii", np.full(SHAPE, np.inf, np.float32)), "hu", "infinite"),
         (save(tmp_path / "beyond.nii", voxels(dtype=np.int32) * 1000), "hu", "-60000"),
         (save(tmp_path / "normalised.nii", unit), "hu", "normalised"),
@@ -268,4 +268,4 @@ def test_a_file_that_cannot_be_opened_is_named_where_and_nowhere_else(tmp_path):
     with pytest.raises(InputError) as error:
         read_nifti(tmp_path / "a.nii")
     assert error.value.where == str(tmp_path / "a.nii")
-    assert error.value.got == "IsADirectoryError: Is a directory"
+    assert error.value.got == "Is a directory"
