@@ -23,7 +23,7 @@ def read_table(table: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]
             reader = csv.reader(file, strict=True)
             lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        got = "bytes of another encoding"
+        got = "bytes that are no UTF-8"
         if not isinstance(error, UnicodeDecodeError):
             got = getattr(error, "strerror", str(error))
         raise InputError(
