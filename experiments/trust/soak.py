@@ -5,7 +5,8 @@ Usage: soak.py [--minutes N] [--seed N] [--output JSON]
 A round makes everything anew in one place: prepare, pretrain, finetune, compare, export, segment. Before half of the
 steps, the same command runs as a process of its own and is killed at a random moment. What a round makes must be equal
 to what the first one made, to the last bit. Memory (resident) and open files are read after each round: the median of
-the last third of the rounds against that of the third before.
+the last third of the rounds against that of the third before. Models and tables name the commit of the sources: commit
+nothing meanwhile.
 """
 
 from __future__ import annotations
