@@ -288,6 +288,8 @@ class RunCLI(LightningCLI):
         if self.checkpoint is None and self.run_dir.exists():
             shutil.rmtree(self.run_dir)
         remove_parts(self.run_dir / LAST_CHECKPOINT.parent)
+        if self.checkpoint == self.run_dir / PREVIOUS_CHECKPOINT:  # or the torn one would take the good one's place
+            (self.run_dir / LAST_CHECKPOINT).unlink(missing_ok=True)
         self.run.write(self.run_dir)
         parts = {part: list(cases) for part, cases in asdict(self.datamodule.split).items()}
         write_text(self.run_dir / SPLIT_FILE, json.dumps(parts, indent=1) + "\n")

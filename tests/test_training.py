@@ -369,6 +369,11 @@ def test_from_a_last_checkpoint_that_cannot_be_read_it_goes_on_from_the_one_befo
     last = run / "checkpoints" / "last.ckpt"
     assert load(run, "previous")["global_step"] == 3 * STEPS
     last.unlink() if damage is None else last.write_bytes(damage(last.read_bytes()))
+    with monkeypatch.context() as patch, caplog.at_level("INFO"):  # and stopped again before it has saved anything
+        at_step(patch, 3 * STEPS, lambda _: [interrupt() for _ in range(2)], "on_train_epoch_start")
+        assert main(command(run)) == 130
+    assert not last.exists()  # or the next save would put it in the place of the one that can be read
+    assert load(run, "previous")["global_step"] == 3 * STEPS
     with caplog.at_level("INFO"):
         assert main(command(run)) == 0
     assert "from the checkpoint before, as checkpoints/last.ckpt cannot be read" in caplog.text

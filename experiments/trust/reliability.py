@@ -34,7 +34,7 @@ def page(folder: Path) -> str:
         lines += [f"| {row['what']} | {row['count']} | {row['failures']} | {row['detail']} |" for row in held["rows"]]
         lines += [f"\nSeed {held['seed']}, commit {held['commit']}, {held['machine']}.\n"]
         lines += [f"- {fault}" for fault in held["faults"]]
-    return "\n".join(lines)
+    return "\n".join(lines).rstrip() + "\n"
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ class RunCheckpoint(ModelCheckpoint):
 
 def _renamed(state: dict[str, Any], rename: Callable[[str], str]) -> dict[str, Any]:
     """The state of a `ModelCheckpoint` with its paths changed; an empty one stays so."""
-    paths = {key: rename(path) if path else path for key, path in state.items() if key.endswith(("path", "dirpath"))}
+    paths = {key: rename(path) if path else path for key, path in state.items() if key.endswith("path")}
     return state | paths | {"best_k_models": {rename(path): score for path, score in state["best_k_models"].items()}}
 
 
