@@ -8,12 +8,13 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning import Trainer
+import pytorch_lightning as pl
 
 from lesionseg.data.store import Store, read_manifest
 from lesionseg.errors import InputError
 from lesionseg.request import request_sha256
 from lesionseg.runs import RunInfo, finished_run, provenance, sha256_of, weights_sha256
+from lesionseg.trainer import Trainer
 
 #: Settings that change where or how fast a run goes; not part of its fingerprint. Nor are `trainer.devices` and
 #: `trainer.num_nodes`: a run that four GPUs have finished is done for a machine without one.
@@ -95,9 +96,10 @@ def _content(named: str | None) -> str | None:
 
 def _trainer_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings that decide what comes out of a run, those that cut it short included."""
-    defaults = signature(Trainer).parameters
+    defaults = {**signature(pl.Trainer).parameters, **signature(Trainer).parameters}
     counted = {key: settings[key] for key in _TRAINER_SETTINGS_THAT_COUNT}
-    return counted | {key: settings[key] for key in _COUNT_IF_SET if settings[key] != defaults[key].default}
+    # as text: 1 batch is not 1.0 of them, though the two are equal
+    return counted | {key: settings[key] for key in _COUNT_IF_SET if repr(settings[key]) != repr(defaults[key].default)}
 
 
 def _refuse_generated_start(source: Path, store: Store) -> None:

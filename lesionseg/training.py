@@ -48,6 +48,7 @@ from lesionseg.runs import (
     write_text,
 )
 from lesionseg.tasks.base import SegmentationTask
+from lesionseg.trainer import Trainer
 from lesionseg.writing import remove_parts
 
 #: How Lightning begins what it says on every start, whatever the run.
@@ -79,6 +80,7 @@ class RunCLI(LightningCLI):
         super().__init__(
             model_class=SegmentationTask,
             datamodule_class=LesionDataModule,
+            trainer_class=Trainer,
             subclass_mode_model=True,
             save_config_callback=None,
             seed_everything_default=0,

@@ -11,7 +11,7 @@ ROOT = Path(lesionseg.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 FLOORS: list[set[str]] = [
     {"__init__", "errors"},
-    {"labels", "scan", "inputs", "reading", "request", "unet", "writing"},
+    {"labels", "scan", "inputs", "reading", "request", "trainer", "unet", "writing"},
     {"lesions", "measurements", "variance", "crops", "networks", "schedules", "runs", "ranks", "phantom", "figures",
      "schedule_figure", "parallel"},
     {"segmentation", "metrics", "results", "inference", "calibration", "matching", "pacing", "burned_in", "implant"},
