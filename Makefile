@@ -275,7 +275,7 @@ benchmark: .venv/.peers ## our speed against limits and rivals, as one table (`m
 	@$(BIN)/python experiments/benchmarks/scaling.py $(MEASURED)
 	@$(BIN)/python experiments/benchmarks/joined_table.py $(MEASURED)
 
-TRUSTS := exactness fuzz kills mishaps full_disk leakage privacy
+TRUSTS := exactness fuzz kills grid mishaps full_disk leakage privacy
 TRIED := runs/trust
 
 .PHONY: trust soak mutants floors

@@ -9,13 +9,12 @@ and the figures on 1, 2 and 3 processes.
 
 from __future__ import annotations
 
-import argparse
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-from rows import Row, publish
+from rows import Row, asked, publish
 
 ROOT = Path(__file__).parents[2]
 TESTS = ("data/test_folds.py", *(f"test_{name}.py" for name in ("lesions", "metrics", "schedules", "pacing", "inputs")))
@@ -37,10 +36,7 @@ def rows_of(text: str) -> list[Row]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path("runs/trust/exactness.json"))
-    options = parser.parse_args()
+    options = asked(__file__)
     words = ["-p", "no:cacheprovider", "-q", "--hypothesis-profile", "trust", "--hypothesis-show-statistics",
              f"--hypothesis-seed={options.seed}", *(f"tests/{name}" for name in TESTS)]  # fmt: skip
     done = subprocess.run([sys.executable, "-m", "pytest", *words], cwd=ROOT, capture_output=True, text=True)

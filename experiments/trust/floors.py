@@ -8,7 +8,6 @@ may differ from those of newer versions in their last digits, and folds by anoth
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import sys
@@ -18,16 +17,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 import small_grid
-from rows import Row, publish
+from rows import Row, asked, publish
 
 ROOT = Path(__file__).parents[2]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path("runs/trust/floors.json"))
-    options = parser.parse_args()
+    options = asked(__file__)
     os.environ.update(WANDB_MODE="offline", OMP_NUM_THREADS="1")
     wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     oldest = {re.split(r"[\[>]", line)[0]: line.partition(">=")[2] for line in wanted}

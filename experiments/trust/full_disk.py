@@ -11,7 +11,6 @@ Without leave to mount, nothing is tried, and the row says so.
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import subprocess
@@ -24,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import small_grid
 from kills import Verb, verbs
-from rows import Row, publish
+from rows import Row, asked, publish
 
 from lesionseg.errors import InputError
 
@@ -102,11 +101,7 @@ def small_shared_memory(folder: Path) -> Iterator[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--tries", type=int, default=5, help="of each verb")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path("runs/trust/full_disk.json"))
-    options = parser.parse_args()
+    options = asked(__file__, tries=(5, "of each verb"))
     if not with_own_mounts():
         return publish([Row("a full disk", 0, 0, "not tried: no leave to mount")], [], options.output, options.seed)
     os.environ.update(WANDB_MODE="disabled", OMP_NUM_THREADS="1")

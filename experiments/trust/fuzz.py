@@ -10,7 +10,6 @@ failure. The run folders, tables and settings are those of a small grid, which i
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import gzip
 import io
@@ -32,7 +31,7 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_data_element, write_file_meta_info
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
-from rows import Row, publish
+from rows import Row, asked, publish
 from small_grid import made_in
 from tally import ALONE, Tally, mutated, mutated_text
 
@@ -320,12 +319,7 @@ def row(what: str, tally: Tally) -> Row:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser()
-    for door, count in (("nifti", 3000), ("dicom", 3000), ("text", 1000), ("binary", 400)):
-        parser.add_argument(f"--{door}", type=int, default=count)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path("runs/trust/fuzz.json"))
-    options = parser.parse_args()
+    options = asked(__file__, nifti=(3000, "files"), dicom=(3000, "files"), text=(1000, "files"), binary=(400, "files"))
     os.environ["WANDB_MODE"] = "disabled"
     tallies = {"mutated NIfTI": fuzz_nifti(options.nifti, options.seed),
                "mutated DICOM": fuzz_dicom(options.dicom, options.seed)}  # fmt: skip

@@ -10,7 +10,6 @@ command must leave within `LEAVE_S` of a SIGTERM.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import signal
@@ -27,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import small_grid
 import torch
-from rows import Row, publish
+from rows import Row, asked, publish
 
 from lesionseg.data.store import Store
 from lesionseg.errors import InputError
@@ -161,11 +160,7 @@ def _started(words: Sequence[str]) -> subprocess.Popen[bytes]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--kills", type=int, default=15, help="of each verb, at least")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path("runs/trust/kills.json"))
-    options = parser.parse_args()
+    options = asked(__file__, kills=(15, "of each verb, at least"))
     os.environ.update(WANDB_MODE="disabled", OMP_NUM_THREADS="1")
     rows, faults = [], []
     with tempfile.TemporaryDirectory() as name:

@@ -11,7 +11,6 @@ refuse it.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import hashlib
 import json
@@ -23,7 +22,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import small_grid
-from rows import Row, publish
+from rows import Row, asked, publish
 
 from lesionseg.cli import DONE, WRONG_INPUT
 from lesionseg.data.store import Store
@@ -105,11 +104,7 @@ def _must(words: list[str]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--tries", type=int, default=6, help="of each kind")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path("runs/trust/leakage.json"))
-    options = parser.parse_args()
+    options = asked(__file__, tries=(6, "of each kind"))
     os.environ.update(WANDB_MODE="disabled", OMP_NUM_THREADS="1")
     rng, rows, faults = np.random.default_rng(options.seed), [], []
     with tempfile.TemporaryDirectory() as name:

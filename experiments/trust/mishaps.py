@@ -10,7 +10,6 @@ last checkpoint loses its end.
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import subprocess
@@ -23,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import small_grid
 from kills import Verb, verbs
-from rows import Row, publish
+from rows import Row, asked, publish
 
 from lesionseg.cli import WRONG_INPUT
 from lesionseg.runs import LAST_CHECKPOINT, RUN_FILE
@@ -120,11 +119,7 @@ TRIES: dict[str, tuple[str, Try]] = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--tries", type=int, default=5, help="of each kind")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path("runs/trust/mishaps.json"))
-    options = parser.parse_args()
+    options = asked(__file__, tries=(5, "of each kind"))
     os.environ.update(WANDB_MODE="disabled", OMP_NUM_THREADS="1")
     rows, faults = [], []
     with tempfile.TemporaryDirectory() as name:

@@ -12,7 +12,6 @@ burned into pixels is not looked for, and cannot be taken out.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import gzip
 import os
@@ -26,7 +25,7 @@ from pathlib import Path
 import nibabel as nib
 import pydicom
 import small_grid
-from rows import Row, publish
+from rows import Row, asked, publish
 
 MARKERS = {
     "name": "Quxmueller",
@@ -119,10 +118,7 @@ def hits(name: str, content: bytes) -> Iterator[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path("runs/trust/privacy.json"))
-    options = parser.parse_args()
+    options = asked(__file__)
     on_a_named_machine()
     os.environ.update(WANDB_MODE="offline", OMP_NUM_THREADS="1")
     os.environ.update(USER=MARKERS["user"], LOGNAME=MARKERS["user"], HOSTNAME=MARKERS["machine"])

@@ -1,10 +1,12 @@
 """Rows of `docs/reliability.md`: what was tried, how often, and how often it failed.
 
-A script of this folder hands its `Row`s to `publish`; `reliability.py` joins what they left to the page.
+A script of this folder takes its options from `asked` and hands its `Row`s to `publish`; `reliability.py` joins what
+they left to the page.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -28,6 +30,16 @@ class Row:
     count: int
     failures: int
     detail: str = ""
+
+
+def asked(script: str, **counts: tuple[float, str]) -> argparse.Namespace:
+    """The options of a script, by its file: `--seed`, `--output` and its counts, each with what it counts."""
+    parser = argparse.ArgumentParser()
+    for name, (usual, what) in counts.items():
+        parser.add_argument(f"--{name}", type=type(usual), default=usual, help=what)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=Path("runs/trust", Path(script).stem).with_suffix(".json"))
+    return parser.parse_args()
 
 
 def publish(rows: Sequence[Row], faults: Sequence[str], output: Path, seed: int) -> int:

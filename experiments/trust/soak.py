@@ -11,7 +11,6 @@ nothing meanwhile.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import os
@@ -28,7 +27,7 @@ import numpy as np
 import small_grid
 import torch
 from kills import verbs
-from rows import Row, publish
+from rows import Row, asked, publish
 
 from lesionseg.cli import main as lesionseg
 from lesionseg.study_folder import file_sha256
@@ -94,11 +93,7 @@ def resident_mb() -> float:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--minutes", type=float, default=20)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path("runs/trust/soak.json"))
-    options = parser.parse_args()
+    options = asked(__file__, minutes=(20.0, "that it may take"))
     os.environ.update(WANDB_MODE="disabled", OMP_NUM_THREADS="1")
     torch.set_num_threads(1)  # as the killed processes have it: sums of other threads differ in their last digits
     rng, began = np.random.default_rng(options.seed), time.monotonic()

@@ -129,6 +129,22 @@ def test_a_command_that_is_not_whole_or_ends_elsewhere_after_a_kill_is_found(tmp
         assert count.faults
 
 
+def test_a_grid_that_ends_elsewhere_after_kills_is_found(tmp_path, monkeypatch, capsys):
+    """In the place of `make finetune`: what adds to the table that it finds."""
+    import sys
+
+    import grid
+
+    script = (
+        "import sys, time; from pathlib import Path; run = Path(sys.argv[1].removeprefix('RUN=')) / 'compare'; "
+        "run.mkdir(parents=True, exist_ok=True); print('a', file=(run / 'table.csv').open('a')); time.sleep(0.5)"
+    )
+    monkeypatch.setattr(grid, "COMMAND", (sys.executable, "-c", script))
+    monkeypatch.setattr(sys, "argv", ["grid.py", "--kills", "6", "--output", str(tmp_path / "grid.json")])
+    assert grid.main() == 1
+    assert "compare/table.csv differs" in capsys.readouterr().out
+
+
 def test_counts_of_hypothesis_are_read_and_the_page_shows_every_row(tmp_path):
     from exactness import rows_of
     from reliability import page
