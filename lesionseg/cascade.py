@@ -22,6 +22,7 @@ from lesionseg.inference import Lesions, Pass, clean_liver, lesion_ids, predict_
 from lesionseg.inputs import Box, InputSpec, liver_box
 from lesionseg.labels import LESION_IDS, LIVER, UNTYPED_LESION
 from lesionseg.model import Model, Net, Thresholds
+from lesionseg.reading import first_sentence
 from lesionseg.runs import liver_run, weights_sha256
 from lesionseg.scan import Scan, canonical, canonical_axes, from_canonical
 from lesionseg.segmentation import UNDETERMINED, Segmentation
@@ -262,7 +263,7 @@ def _device(name: str) -> torch.device:
             torch.empty(0, device=device)
             return device
     except (RuntimeError, AssertionError) as error:
-        got = f"{name} ({str(error).splitlines()[0]})"
+        got = f"{name} ({first_sentence(error)})"
     raise InputError("device", expected=expected, got=got, remedy="use --device cpu")
 
 

@@ -23,6 +23,7 @@ from lesionseg.labels import LIVER, TARGETS, is_liver
 from lesionseg.lesions import FIRST_TYPE
 from lesionseg.matching import number_lesions
 from lesionseg.model import MOST_NETS, Model, Net, Thresholds
+from lesionseg.reading import first_sentence
 from lesionseg.runs import CONFIG_FILE, RUN_FILE, SPLIT_FILE, RunInfo, finished_run, liver_run
 from lesionseg.statistics import FIGURES, PRIMARY, estimates, patient_sums
 
@@ -164,9 +165,9 @@ def _calibrate(runs: Sequence[tuple[Path, RunInfo]], model: Model) -> tuple[floa
         return 1.0, {"reason": "the nets name no types"}
     lesions: list[TypedLesion] = []
     cases, predicted = 0, 0
-    store = _store(*runs[0])  # that of all: they name the same checksum
+    store = training_store(*runs[0])  # that of all: they name the same checksum
     for (folder, info), net in zip(runs, model.lesions, strict=True):
-        held_out = _inner_validation(folder, store)
+        held_out = inner_validation(folder, store)
         typed, n = _held_out_lesions(net, store, held_out, info.fold, model.thresholds)
         lesions, cases, predicted = lesions + typed, cases + len(held_out), predicted + n
     if not cases:
@@ -179,9 +180,9 @@ def _calibrate(runs: Sequence[tuple[Path, RunInfo]], model: Model) -> tuple[floa
     return temperature, record
 
 
-def _store(run: Path, info: RunInfo) -> Store:
+def training_store(run: Path, info: RunInfo) -> Store:
     """The store of a run, as it was when the run was trained."""
-    path = Path(_left_by_fit(run, CONFIG_FILE, lambda text: yaml.safe_load(text)["data"]["store"]))
+    path = _left_by_fit(run, CONFIG_FILE, lambda text: Path(yaml.safe_load(text)["data"]["store"]))
     if not path.is_dir():
         raise InputError(path, expected=f"the store that {run} was trained on, for its calibration", got="no folder",
                          remedy="call from the folder that the training was called from, or prepare it again",
@@ -193,7 +194,7 @@ def _store(run: Path, info: RunInfo) -> Store:
     return store
 
 
-def _inner_validation(run: Path, store: Store) -> list[CaseRecord]:
+def inner_validation(run: Path, store: Store) -> list[CaseRecord]:
     """The cases that steered the training of a run, but that no weights learned from."""
     return _left_by_fit(run, SPLIT_FILE, lambda text: [store.record(case) for case in json.loads(text)["validation"]])
 
@@ -202,8 +203,8 @@ def _left_by_fit(run: Path, name: str, read: Callable[[str], T]) -> T:
     """What a file of a run folder says."""
     try:
         return read((run / name).read_text())
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError) as error:
-        got = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, RecursionError) as error:
+        got = f"{type(error).__name__}: {first_sentence(error)}"
         raise InputError(run / name, expected="as its fit left it", got=got, remedy="train the run again") from None
 
 

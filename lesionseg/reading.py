@@ -33,6 +33,6 @@ def read_torch(path: Path, *, expected: str, remedy: str) -> Any:
     raise InputError(path, expected=expected, got=got, remedy=remedy)
 
 
-def first_sentence(error: Exception) -> str:
+def first_sentence(error: BaseException) -> str:
     """First sentence of what an error says: torch goes on about its inside, sometimes over pages."""
-    return (str(error) or type(error).__name__).splitlines()[0].partition(". ")[0]
+    return (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0]

@@ -106,7 +106,7 @@ def _read_csv(path: Path, columns: dict[str, str]) -> pd.DataFrame:
     numbers = {name: [""] for name, kind in columns.items() if kind == "float64"}  # an empty text is a text, not NaN
     try:
         frame = pd.read_csv(path, dtype=columns, keep_default_na=False, na_values=numbers, float_precision="round_trip")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, OverflowError) as error:
         raise InputError(path, expected="a results table", got=str(error), remedy=_REMEDY) from error
     if list(frame.columns) != list(columns):
         got = ", ".join(map(str, frame.columns))

@@ -35,6 +35,7 @@ from lesionseg.data.folds import imbalance
 from lesionseg.errors import InputError
 from lesionseg.networks import blocks
 from lesionseg.ranks import joined, many_ranks, refuse_unfit
+from lesionseg.reading import first_sentence
 from lesionseg.run_identity import describe_run
 from lesionseg.runs import (
     CONFIG_FILE,
@@ -132,7 +133,7 @@ class RunCLI(LightningCLI):
         except ValueError as error:
             if isinstance(error.__cause__, InputError):  # jsonargparse wraps what a constructor raises
                 raise error.__cause__ from None
-            got = str(error).splitlines()[0]
+            got = first_sentence(error)
             remedy = "change it; --debug shows where it came from"
             raise InputError("settings", expected="values that fit", got=got, remedy=remedy) from error
 

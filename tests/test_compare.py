@@ -406,6 +406,7 @@ SPOILED = {
     "no patient": (SLICES_FILE, lambda t: t.assign(patient_id=""), "a patient on every row"),
     "two patients": (SLICES_FILE, lambda t: t.assign(case_id="c", slice=range(len(t))), "on every slice"),
     "no number": (SLICES_FILE, lambda t: t.assign(value="high"), "a results table"),
+    "a number of a hundred digits": (SLICES_FILE, lambda t: t.assign(slice="9" * 100), "a results table"),
     "column missing": (SLICES_FILE, lambda t: t.drop(columns="value"), "the columns case_id"),
     "false positives": (
         SLICES_FILE,

@@ -180,6 +180,8 @@ PHASE = "stem: expected a phase {start, stop, rate}; got %s; write shares of the
         ({"stem": 5}, 6, "stem: expected always, never, [start, stop] or a list of {start, stop, rate}; got 5; "
          "write one of these"),
         ({"stem": [[0, 0.5], [0.4, 1]]}, 6, PHASE % "[0, 0.5]"),
+        ({"stem": [{"start": 0, "stop": "1"}]}, 6, "stem: expected numbers in a phase; got {'start': 0, 'stop': '1'}; "
+         "write shares of the training, 0 to 1"),
         ({"stem": [{"begin": 0}]}, 6, PHASE % "{'begin': 0}"),
         ({"stem": [{"start": 0, "stop": 0.5}, {"start": 0.4, "stop": 1}]}, 6,
          "stem: expected phases that do not overlap; got 0…0.5 and 0.4…1; let each start where the one before stops"),
@@ -193,6 +195,9 @@ PHASE = "stem: expected a phase {start, stop, rate}; got %s; write shares of the
         ({"encoder": [0, 0.3333], "decoder": [0.33335, 1], "head": "always"}, 6,
          "expected steps of at least one epoch; got 6 epochs, in which the shares 0.3333 and 0.33335 fall on the same "
          "one; write shares that lie less than a thousandth apart alike"),
+        ({"encoder": [0, 0.001], "decoder": "always", "head": "always"}, 6,
+         "expected steps of at least one epoch; got 6 epochs, in which the shares 0 and 0.001 fall on the same one; "
+         "train for at least 500 epochs"),
     ],
 )  # fmt: skip
 def test_messages_say_where_what_was_expected_what_stands_there_and_the_remedy(trains, epochs, message):

@@ -32,7 +32,7 @@ from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_data_element, write_file_meta_info
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
 from rows import Row, asked, publish
-from small_grid import made_in
+from small_grid import made_in, run, segment
 from tally import ALONE, Tally, mutated, mutated_text
 
 from lesionseg.cli import WRONG_INPUT
@@ -42,6 +42,7 @@ from lesionseg.data import lits, slices
 from lesionseg.data.groups import read_groups
 from lesionseg.data.store import Store, read_manifest
 from lesionseg.errors import InputError
+from lesionseg.export import inner_validation, training_store
 from lesionseg.formats.dicom import PADDING_HU, read_dicom_file
 from lesionseg.formats.nifti import RAS_TO_LPS, read_nifti
 from lesionseg.formats.png import read_png_labels
@@ -49,6 +50,8 @@ from lesionseg.model import Model
 from lesionseg.results import read_run
 from lesionseg.runs import LAST_CHECKPOINT, RunInfo, read_net
 from lesionseg.scan import Scan
+from lesionseg.studies import RECORD
+from lesionseg.study_folder import Record
 
 #: Corners of a grid that two libraries place so far apart are rounding, in mm.
 TOLERANCE_MM = 0.01
@@ -244,25 +247,40 @@ def settings_refused(path: Path) -> None:
 
 def doors(folder: Path) -> dict[str, tuple[Path, Callable[[], object]]]:
     """Each text file that the package reads: the file, and how it is read."""
-    source, run = folder / "source", folder / "run"
+    source, run_dir = folder / "source", folder / "run"
     groups = folder / "groups.csv"
     known = [case.source_id for case in lits.cases(source / "lits")]
     groups.write_text("case,patient\n" + "".join(f"{name},p{i // 2}\n" for i, name in enumerate(known)))
     table = source / "slices" / "slices.csv"
     settings = folder / "settings.yaml"
-    settings.write_text((run / "config.yaml").read_text())
+    settings.write_text((run_dir / "config.yaml").read_text())
+    study = min((folder / "studies").glob("volume-*"))
     return {
         "settings, YAML": (settings, lambda: settings_refused(settings)),
         "slices.csv": (table, lambda: [case.read() for case in slices.cases(table)]),
         "groups, CSV": (groups, lambda: read_groups(groups, known)),
         "manifest.json of a store": (folder / "slices" / "manifest.json", lambda: read_manifest(folder / "slices")),
-        "run.json": (run / "run.json", lambda: RunInfo.read(run)),
-        "slices.csv of a run": (run / "slices.csv", lambda: read_run(run)),
-        "lesions.csv of a run": (run / "lesions.csv", lambda: read_run(run)),
-        "metrics.csv of a run": (run / "metrics.csv", lambda: read_history([read_run(run)])),
-        "schedule.json of a run": (run / "schedule.json", lambda: read_history([read_run(run)])),
+        "run.json": (run_dir / "run.json", lambda: RunInfo.read(run_dir)),
+        "slices.csv of a run": (run_dir / "slices.csv", lambda: read_run(run_dir)),
+        "lesions.csv of a run": (run_dir / "lesions.csv", lambda: read_run(run_dir)),
+        "config.yaml of a run": (run_dir / "config.yaml", lambda: training_store(run_dir, RunInfo.read(run_dir))),
+        "split.json of a run": (
+            run_dir / "split.json",
+            lambda: inner_validation(run_dir, Store.open(folder / "slices")),
+        ),
+        "metrics.csv of a run": (run_dir / "metrics.csv", lambda: read_history([read_run(run_dir)])),
+        "schedule.json of a run": (run_dir / "schedule.json", lambda: read_history([read_run(run_dir)])),
         "model.json": (folder / "model" / "model.json", lambda: Model.load(folder / "model")),
+        f"{RECORD} of a study": (study / RECORD, lambda: record_of(study)),
     }
+
+
+def record_of(study: Path) -> Record:
+    """What the folder of a study says of itself; `segment` makes it again where that is not what was written."""
+    record = Record.read(study)
+    if record is None:
+        raise InputError(study, expected="", got="", remedy="")
+    return record
 
 
 def binary_doors(folder: Path) -> dict[str, tuple[Path, Callable[[], object], bool]]:
@@ -300,8 +318,11 @@ def fuzz_text(count: int, seed: int) -> dict[str, Tally]:
     """Mutated text files, `count` over all doors."""
     rng, tallies = np.random.default_rng(seed), dict[str, Tally]()
     with tempfile.TemporaryDirectory() as name:
-        made_in(Path(name))
-        found = doors(Path(name))
+        folder = Path(name)
+        made_in(folder)
+        if run(segment(folder, folder / "studies")).returncode:
+            sys.exit("segment failed")
+        found = doors(folder)
         for n in range(count):
             door = list(found)[n % len(found)]
             path, read = found[door]
@@ -319,7 +340,7 @@ def row(what: str, tally: Tally) -> Row:
 
 
 def main() -> int:
-    options = asked(__file__, nifti=(3000, "files"), dicom=(3000, "files"), text=(1000, "files"), binary=(400, "files"))
+    options = asked(__file__, nifti=(3000, "files"), dicom=(3000, "files"), text=(1300, "files"), binary=(400, "files"))
     os.environ["WANDB_MODE"] = "disabled"
     tallies = {"mutated NIfTI": fuzz_nifti(options.nifti, options.seed),
                "mutated DICOM": fuzz_dicom(options.dicom, options.seed)}  # fmt: skip

@@ -14,6 +14,8 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 
+from lesionseg.reading import first_sentence
+
 #: How often a rank looks whether what started it is still there.
 LOOK_EVERY_S = 1.0
 #: How long a rank that has lost the others waits to be ended by what started it, which knows better what happened.
@@ -57,7 +59,7 @@ class LostRanks(pl.Callback):
             return
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Lightning would broadcast it to ranks that are gone
         time.sleep(GRACE_S)
-        said = str(exception).strip().splitlines()[0]
+        said = first_sentence(exception)
         _end(f"rank {trainer.global_rank} of {trainer.world_size} has lost another one ({said})")
 
     def _wait_for(self, process: subprocess.Popen, rank: str, processes: Sequence[subprocess.Popen]) -> None:

@@ -11,6 +11,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from safetensors.torch import save_file
 
 from lesionseg.callbacks.loggers import wandb_run
+from lesionseg.reading import first_sentence
 from lesionseg.runs import tensors_sha256
 
 
@@ -32,7 +33,7 @@ class NetArtifact(pl.Callback):
             run.use_artifact(name)
         except Exception as error:
             # whatever W&B raises: the LiTS run may have been logged offline, or elsewhere; training goes on without
-            rank_zero_info(f"no line to {name} in W&B: {str(error).splitlines()[0]}")
+            rank_zero_info(f"no line to {name} in W&B: {first_sentence(error)}")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the net as training leaves it."""
