@@ -102,7 +102,7 @@ def _set_aside(records: list[CaseRecord], share: float, seed: int) -> tuple[list
         )
     fraction = Fraction(share).limit_denominator(min(patients, _FINEST_PARTS))
     count = fraction.denominator if 0 < fraction < 1 else patients
-    taken = min(max(fraction.numerator, 1), count - 1)
+    taken = min(max(round(share * count), 1), count - 1)
     parts = _parts(records, count, seed)
     aside = [record for part in parts[:taken] for record in part]
     return [record for part in parts[taken:] for record in part], aside

@@ -112,9 +112,41 @@ def test_the_stratum_of_a_case_is_its_scarcest_type_by_patients():
     assert strata(records)[-3:] == ["cyst", "none", "hemangioma"]
 
 
-@pytest.mark.parametrize(("share", "patients"), [(0.1, 2), (0.2, 4), (0.3, 6), (0.5, 10), (0.75, 15)])
-def test_inner_validation_is_the_stated_share(share, patients):
-    records = [record(p, 0, ("cyst",)) for p in range(20)]
+def test_the_scarcest_type_is_not_the_first_by_name_or_label():
+    records = [record(p, 0, ("cyst",)) for p in range(3)] + [record(3, 0, ("cyst", "metastasis"))]
+    assert strata(records)[-1] == "metastasis"
+
+
+def test_a_type_that_just_reaches_every_part_does():
+    records = [record(p, 0, (TYPES[p % 2],)) for p in range(6)]
+    for seed in range(5):
+        for fold in range(3):
+            table = imbalance(records, split(records, folds=3, fold=fold, inner_validation=0, seed=seed))
+            assert list(table.loc["test"]) == [2, 2, 1, 1]
+
+
+def test_a_type_too_scarce_for_every_part_is_no_warning():
+    records = [record(p, 0, ("cyst" if p else "hemangioma",)) for p in range(9)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        split(records, folds=3, fold=0, inner_validation=0)
+
+
+@pytest.mark.parametrize(
+    ("share", "of", "patients"),
+    [
+        (0.1, 20, 2),
+        (0.2, 20, 4),
+        (0.3, 20, 6),
+        (0.5, 20, 10),
+        (0.75, 20, 15),
+        (0.01, 20, 1),
+        (0.99, 3, 2),
+        (0.02, 100, 2),
+    ],
+)
+def test_inner_validation_is_the_stated_share(share, of, patients):
+    records = [record(p, 0, ("cyst",)) for p in range(of)]
     parts = split(records, folds=1, fold=0, inner_validation=share)
     assert len(parts.validation) == patients
     assert parts.test == ()
@@ -142,24 +174,35 @@ def test_four_patients_of_one_kind_can_be_left_out_one_by_one():
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"folds": 6, "fold": 0}, "1 to 5 folds for 5 patients"),
-        ({"folds": 0, "fold": 0}, "1 to 5 folds"),
-        ({"folds": 3, "fold": 3}, "0 to 2"),
-        ({"folds": 3, "fold": -1}, "0 to 2"),
-        ({"folds": 3, "fold": 0, "inner_validation": 1.0}, "share"),
-        ({"folds": 3, "fold": 0, "inner_validation": -0.1}, "share"),
+        ({"folds": 6, "fold": 0}, "folds: expected 1 to 5 folds for 5 patients; got 6; choose another number of folds"),
+        ({"folds": 0, "fold": 0}, "folds: expected 1 to 5 folds for 5 patients; got 0; choose another number of folds"),
+        ({"folds": 3, "fold": 3}, "fold: expected 0 to 2; got 3; folds are counted from 0"),
+        ({"folds": 3, "fold": -1}, "fold: expected 0 to 2; got -1; folds are counted from 0"),
+        (
+            {"folds": 3, "fold": 0, "inner_validation": 1.0},
+            "inner_validation: expected a share in [0, 1); got 1.0; 0.2 is usual",
+        ),
+        (
+            {"folds": 3, "fold": 0, "inner_validation": -0.1},
+            "inner_validation: expected a share in [0, 1); got -0.1; 0.2 is usual",
+        ),
     ],
 )
 def test_impossible_splits_are_refused(options, says):
     records = [record(p, 0, ("cyst",)) for p in range(5)]
-    with pytest.raises(InputError, match=says):
+    with pytest.raises(InputError) as error:
         split(records, **options)
+    assert str(error.value) == says
 
 
 def test_too_few_patients_for_an_inner_validation():
     records = [record(p, 0, ("cyst",)) for p in range(2)]
-    with pytest.raises(InputError, match="at least 2 patients outside the test part; got 1"):
+    with pytest.raises(InputError) as error:
         split(records, folds=2, fold=0)
+    assert str(error.value) == (
+        "inner_validation: expected at least 2 patients outside the test part; got 1; "
+        "use fewer folds, more patients, or inner_validation 0"
+    )
     ids = [r.case_id for r in records]
     parts = split(records, folds=2, fold=0, inner_validation=0)
     assert parts in (Split((ids[0],), (), (ids[1],)), Split((ids[1],), (), (ids[0],)))
