@@ -16,12 +16,16 @@ from lesionseg.statistics import (
     confusion,
     draw_resamples,
     estimates,
+    intervals,
     patient_bootstrap,
     patient_sums,
     rate_interval,
     resampled,
+    resamples_of,
+    seeded_intervals,
     variance_of,
 )
+from lesionseg.variance import Variance, effective_patients
 
 COLUMNS = ["seed", "patient_id", "kind", "type", "found", "predicted_type"]
 SLICES = pd.DataFrame(
@@ -70,6 +74,31 @@ def test_figures_by_hand() -> None:
     assert dict(zip(FIGURES, estimates(sums), strict=True)) == pytest.approx(expected, abs=1e-12)
     table = patient_bootstrap({"x": sums}, None, n=50).set_index("figure")
     assert table.n.to_dict() == dict(zip(FIGURES, (3, 3, 4, 4, 3, 4), strict=True))
+    assert sums.folds.tolist() == [0, 0, 0]
+
+
+NUMBERS = ["estimate", "low", "high", "n", "difference", "difference_low", "difference_high", "resolution"]
+
+
+@pytest.mark.parametrize("baseline", [None, "a"])
+def test_a_table_has_its_columns_of_numbers_whatever_is_known(baseline: str | None) -> None:
+    rows = {"a": made_sums(1, 5), "b": made_sums(1, 5, seed=1)}
+    table = patient_bootstrap(rows, baseline, n=50)
+    assert [*table.columns] == ["schedule", "figure", *NUMBERS]
+    assert [table[name].dtype.kind for name in NUMBERS] == ["i" if name == "n" else "f" for name in NUMBERS]
+    assert [*table.index] == [*range(2 * len(FIGURES))]
+    pd.testing.assert_frame_equal(table, patient_bootstrap(rows, baseline, n=50, seed=0))
+
+
+def test_a_single_slice_is_enough_for_a_figure_and_none_is_not() -> None:
+    shape = (1, 2, len(FIGURES))
+    sums, counts = np.zeros(shape), np.zeros(shape)
+    sums[0, 0], counts[0, 0] = 0.25, 1  # the second patient has none
+    of_two = PatientSums(sums, counts, np.zeros(2, int))
+    assert (estimates(of_two) == 0.25).all()
+    drawn = resampled(of_two, Resamples(np.array([[1, 1], [0, 2]]), np.zeros((2, 1, 1), int)))
+    assert (drawn[0] == 0.25).all()
+    assert np.isnan(drawn[1]).all()
 
 
 def test_estimates_pool_slices_and_lesions_and_do_not_average_patients() -> None:
@@ -87,7 +116,7 @@ def test_seeds_are_averaged_after_pooling() -> None:
 
 
 def test_unlisted_patients_are_an_error() -> None:
-    with pytest.raises(ValueError, match="not listed"):
+    with pytest.raises(ValueError, match=r"^the tables hold a patient or a seed that is not listed$"):
         patient_sums(SLICES, LESIONS, ["a", "b"], [0])
 
 
@@ -95,6 +124,14 @@ def test_confusion_by_hand() -> None:
     table = confusion(LESIONS, TYPES)
     assert table.to_numpy().tolist() == [[1, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 1]]
     assert (*table.columns,) == (*TYPES, "missed")
+
+
+def test_confusion_has_every_type_in_the_order_asked_for() -> None:
+    table = confusion(LESIONS[LESIONS.type != "hemangioma"], TYPES[::-1])
+    assert table.to_numpy().tolist() == [[0, 0, 0, 1], [0, 0, 0, 0], [1, 0, 1, 0]]
+    assert (*table.index,) == TYPES[::-1]
+    assert (*table.columns,) == (*TYPES[::-1], "missed")
+    assert {dtype.kind for dtype in table.dtypes} == {"i"}
 
 
 def test_a_resample_by_weights_is_the_resample_by_rows() -> None:
@@ -224,14 +261,14 @@ def test_the_same_seed_gives_the_same_table() -> None:
     assert (one.low != other.low).any()
 
 
-def test_resampled_runs_give_the_variance_of_their_mean() -> None:
-    values = np.array([0.3, 0.5, 0.9, 0.4])
-    drawn = draw_resamples(10, 4, 200_000, seed=0, n_folds=2)
-    means = values[drawn.runs].mean(axis=-1)
-    assert means.var(axis=0) == pytest.approx([values.var(ddof=1) / 4] * 2, rel=0.02)
+@pytest.mark.parametrize("values", [(0.3, 0.5, 0.9, 0.4), (0.3, 0.9)])
+def test_resampled_runs_give_the_variance_of_their_mean(values: tuple[float, ...]) -> None:
+    drawn = draw_resamples(10, len(values), 200_000, seed=0, n_folds=2)
+    means = np.array(values)[drawn.runs].mean(axis=-1)
+    assert means.var(axis=0) == pytest.approx([np.var(values, ddof=1) / len(values)] * 2, rel=0.02)
     assert np.corrcoef(means.T)[0, 1] == pytest.approx(0, abs=0.01)
     assert (drawn.patients.sum(axis=1) == 10).all()
-    assert (draw_resamples(10, 1, 5, seed=0).runs == 0).all()
+    assert draw_resamples(10, 1, 5, seed=0).runs.tolist() == [[[0]]] * 5
 
 
 def test_several_seeds_stretch_the_interval_to_the_variance_of_patients_and_runs() -> None:
@@ -245,6 +282,44 @@ def test_several_seeds_stretch_the_interval_to_the_variance_of_patients_and_runs
     half = (row.difference_high - row.difference_low) / 2
     assert half == pytest.approx(stats.t.ppf(0.975, spread.df[0]) * np.sqrt(spread.total[0]), rel=0.06)
     assert row.resolution == pytest.approx(RESOLUTION_SE * np.sqrt(spread.total[0]))
+
+
+@pytest.mark.parametrize("n_seeds", [1, 2])
+def test_one_seed_has_the_percentiles_of_its_patients_and_more_are_stretched(n_seeds: int) -> None:
+    a, b = made_sums(n_seeds, 9, seed=1), made_sums(n_seeds, 9, seed=2, shift=0.1)
+    row = patient_bootstrap({"a": a, "b": b}, "a", n=300).set_index(["schedule", "figure"]).loc[("b", "dice2")]
+    draws = [resampled(sums, resamples_of(a, 300)) for sums in (a, b)]
+    for found, of, spread in (
+        ((row.low, row.high), draws[1], variance_of(b)),
+        ((row.difference_low, row.difference_high), draws[1] - draws[0], variance_of(b, a)),
+    ):
+        plain = tuple(end[FIGURES.index("dice2")] for end in intervals(of, spread.effective))
+        assert (found == plain) == (n_seeds == 1)  # fmt: skip
+
+
+def test_normal_draws_of_few_patients_get_the_interval_of_student() -> None:
+    """±t(df) standard errors, whatever the variance of the draws; alone, t(n − 1) with that of n − 1."""
+    normal = stats.norm.ppf((np.arange(400_000) + 0.5) / 400_000)[:, None]
+    total, df, effective = np.array([0.09]), np.array([3.0]), np.array([4.0])
+    spread = Variance(total, total, effective, df, df)
+    low, high = seeded_intervals(np.array([0.0]), normal, spread, 2)
+    assert [low[0], high[0]] == pytest.approx(np.array([-1, 1]) * stats.t.ppf(0.975, 3) * 0.3, rel=0.005)
+    low, high = intervals(normal, effective)
+    assert [low[0], high[0]] == pytest.approx(np.array([-1, 1]) * stats.t.ppf(0.975, 3) * np.sqrt(4 / 3), rel=0.005)
+
+
+def test_draws_that_all_hang_on_one_patient_are_taken_from_end_to_end() -> None:
+    low, high = intervals(np.array([[0.2], [0.4]]), np.array([1.0]))
+    assert [low.tolist(), high.tolist()] == [[0.2], [0.4]]
+
+
+def test_a_difference_counts_the_patients_of_the_row_that_has_fewer() -> None:
+    many, few = made_sums(2, 12, seed=1), made_sums(2, 12, seed=2)
+    few.counts[:, 3:] = few.sums[:, 3:] = 0
+    expected = effective_patients(few.counts.mean(axis=0))
+    assert (expected < effective_patients(many.counts.mean(axis=0))).all()
+    for one, other in ((many, few), (few, many)):
+        assert (variance_of(one, other).effective == expected).all()
 
 
 def test_the_interval_of_a_rate_is_that_of_its_logarithm() -> None:

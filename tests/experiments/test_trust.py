@@ -228,8 +228,20 @@ def test_a_mutant_without_a_reason_has_none(before, after, explained):
 def test_survivors_are_read_from_what_mutmut_leaves(tmp_path):
     import mutants
 
-    code = "def x_f__mutmut_orig(n):\n    return n + 1\n\n\ndef x_f__mutmut_1(n):\n    return n - 1\n"
+    code = "def x_f__mutmut_orig(n=1):\n    return n + 1\n\n\ndef x_f__mutmut_1(n=1):\n    return n - 1\n"
+    code += "\n\ndef x_f__mutmut_2(n=2):\n    return n + 1\n"
     (tmp_path / "mutants" / "lesionseg").mkdir(parents=True)
     (tmp_path / "mutants" / "lesionseg" / "inputs.py").write_text(code)
-    (tmp_path / "survivors.txt").write_text("lesionseg.inputs.x_f__mutmut_1")
-    assert list(mutants.survivors("inputs.py", tmp_path)) == [("return n + 1", "return n - 1")]
+    (tmp_path / "survived.txt").write_text("lesionseg.inputs.x_f__mutmut_1\nlesionseg.inputs.x_f__mutmut_2")
+    changed = [("return n + 1", "return n - 1"), ("def (n=1):", "def (n=2):")]
+    assert list(mutants.survivors("inputs.py", tmp_path)) == changed
+
+
+def test_a_mutant_that_only_a_fork_kills_is_not_taken_as_noticed(tmp_path, monkeypatch):
+    import mutants
+
+    (tmp_path / "mutants" / "tests").mkdir(parents=True)
+    (tmp_path / "killed.txt").write_text("noticed\nlives")
+    test = "import os\n\ndef test_it():\n    assert os.environ['MUTANT_UNDER_TEST'] == 'lives'\n"
+    (tmp_path / "mutants" / "tests" / "test_inputs.py").write_text(test)
+    assert mutants.unconfirmed("inputs.py", tmp_path) == ["lives"]
