@@ -75,7 +75,7 @@ def mutated(module: str, folder: Path) -> Counter[str]:
 
 
 def unconfirmed(module: str, folder: Path) -> list[str]:
-    """Of a sample of the mutants that mutmut has killed, those that live where the tests have a process of their own."""
+    """Of some mutants that mutmut has killed, those that live where the tests have a process of their own."""
     killed = (folder / "killed.txt").read_text().split()
     environment = {**os.environ, "PYTHONPATH": str(folder / "mutants"), "OMP_NUM_THREADS": "1"}
     words = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", LEFT_OUT,
