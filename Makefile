@@ -41,7 +41,7 @@ SCHEDULE :=
 SCHEDULES := baseline no_freezing hierarchical_freezing freeze_encoder hierarchical_unfreezing
 FOLDS := 3
 SEEDS := 0
-# The row that the others are compared with; none: baseline.
+# The row that the others are compared with; none: baseline (`make peers`: no_freezing).
 AGAINST :=
 
 TORCHRUN := $(BIN)/torchrun
@@ -118,7 +118,7 @@ phantom: setup
 endif
 
 ifneq ($(LITS),)
-data-lits: setup
+data-lits: setup ## the store of LITS, or of the phantom
 	@$(LESIONSEG) prepare lits $(LITS) $(LITS_OPTIONS) $(if $(HOLD),--exclude $(HOLD)) --output $(DATA)/lits
 else ifneq ($(SLICES),)
 data-lits: setup
@@ -140,7 +140,7 @@ data-slices:
 else
 # With HOLD, a store of all cases tells which patients the pretraining has seen in other scans.
 HOSTS := $(DATA)/$(if $(HOLD),whole,lits)
-data-slices: pretrain-lesion
+data-slices: pretrain-lesion ## the store to fine-tune on: SLICES, IMPLANT=1, or the slices of the phantom
 	$(if $(HOLD),@$(LESIONSEG) prepare lits $(LITS) $(LITS_OPTIONS) --output $(HOSTS))
 	@$(LESIONSEG) implant $(HOSTS) $(IMPLANT_OPTIONS) --exclude-trained $(RUN)/pretrain/lesion --output $(DATA)/slices
 endif
@@ -279,12 +279,12 @@ TRUSTS := exactness fuzz kills grid mishaps full_disk leakage privacy
 TRIED := runs/trust
 
 .PHONY: trust soak mutants floors
-floors: setup ## the small chain on the oldest versions that are allowed; `make trust` as above
+floors: setup ## the small chain on the oldest versions that are allowed; `make trust` puts it on the page
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv/floors
 	$(BIN)/uv pip install --quiet --python .venv/floors/bin/python --resolution lowest-direct .
 	@.venv/floors/bin/python experiments/trust/floors.py --output $(TRIED)/floors.json
 
-mutants: .venv/.mutants ## do the tests notice small changes of the code that decides? half an hour; `make trust` as above
+mutants: .venv/.mutants ## do the tests notice small changes of the code that decides? half an hour; `make trust` puts it on the page
 	@$(BIN)/python experiments/trust/mutants.py --output $(TRIED)/mutants.json
 
 soak: setup ## the whole chain again and again for 20 minutes, with kills in between; `make trust` puts it on the page
@@ -295,13 +295,13 @@ trust: setup ## try what can go wrong, a thousand times and more, and write docs
 	  $(BIN)/python experiments/trust/$$name.py --output $(TRIED)/$$name.json || failed=1; done; \
 	$(BIN)/python experiments/trust/reliability.py $(TRIED) docs/reliability.md && exit $$failed
 
-# The whole chain on real CT: every folder of REAL is read, then each fold of its LiTS patients is trained for minutes.
+# The whole chain on real CT: every folder of REAL is read, then fold 3 of its LiTS patients (REAL_FOLDS='0 1 2 3': each) is trained for minutes.
 REAL := ../shared/data
 REAL_RUN := runs/check-real
 REAL_FOLDS := 3
 REAL_FITS := $(foreach k,$(REAL_FOLDS),$(REAL_RUN)/fold$(k)/liver $(REAL_RUN)/fold$(k)/lesion)
 
-check-real: $(REAL_FITS) ## the whole chain on real CT, REAL=folder
+check-real: $(REAL_FITS) ## the whole chain on real CT, REAL=folder, one fold of its patients tested
 	LESIONSEG_REAL=$(REAL) $(BIN)/python -m pytest -p no:cacheprovider tests/real
 	@for k in $(REAL_FOLDS); do fold=$(REAL_RUN)/fold$$k; \
 	  $(LESIONSEG) export --liver $$fold/liver --lesion $$fold/lesion --output $$fold/model && \
@@ -319,7 +319,7 @@ real-data: setup
 PEERS_REAL := runs/peers-real
 PEERS_REAL_FIT = --config experiments/profiles/real_cpu.yaml --data.target lesion --trainer.limit_train_batches 10 \
   --trainer.max_epochs $(or $(EPOCHS),12)
-peers-real: .venv/.peers real-data ## the same for lesion or none on real CT, REAL=folder
+peers-real: .venv/.peers real-data ## `make peers` for lesion or none on real CT, REAL=folder
 	@for part in 'lits volume-0 volume-1 volume-2 volume-5' 'cells volume-6 volume-8'; do set -- $$part; \
 	  $(LESIONSEG) prepare lits $(REAL)/lits --groups $(REAL_RUN)/groups.csv --exclude "$${@:2}" \
 	    --output $(PEERS_REAL)/data/$$1 || exit; done

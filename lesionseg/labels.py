@@ -1,6 +1,7 @@
 """The classes: ids, names, colours, codes, and how each training target folds them.
 
-A further lesion type is one more entry of `LESION_TYPES`; every id, colour, code and target follows from it.
+A further lesion type is one more entry of `LESION_TYPES`; every id, colour, code and target follows from it. The id of
+untyped lesions moves with it, which is another `STORE_FORMAT`; the phantom needs the look of the type.
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ A lesion is a connected component (all neighbours) of the lesion voxels, types m
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,33 +35,6 @@ class LesionCounts:
     reference: int
     right: int
     predicted: int
-
-    @property
-    def recall(self) -> float:
-        """Share of the reference lesions that are found; NaN where there is none."""
-        return self.found / self.reference if self.reference else math.nan
-
-    @property
-    def precision(self) -> float:
-        """Share of the predicted lesions that are right; NaN where there is none."""
-        return self.right / self.predicted if self.predicted else math.nan
-
-    @property
-    def f1(self) -> float:
-        """Harmonic mean of recall and precision; 0 where nothing is found; NaN where there are no lesions at all."""
-        if not self.reference and not self.predicted:
-            return math.nan
-        if not self.found or not self.right:
-            return 0.0
-        return 2 * self.recall * self.precision / (self.recall + self.precision)
-
-    def __add__(self, other: LesionCounts) -> LesionCounts:
-        return LesionCounts(
-            self.found + other.found,
-            self.reference + other.reference,
-            self.right + other.right,
-            self.predicted + other.predicted,
-        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -68,11 +68,6 @@ class ResolvedSchedule:
             raise ValueError(f"epoch must lie in 0…{self.epochs - 1}, got {epoch}")
         return dict(self.steps[bisect_right([step.start for step in self.steps], epoch) - 1].rates)
 
-    @property
-    def transitions(self) -> tuple[int, ...]:
-        """Epochs at whose start something changes; the first epoch is none."""
-        return tuple(step.start for step in self.steps[1:])
-
     def table(self) -> str:
         """Steps × blocks as text: ● trains, ○ frozen, and the factor on the learning rate where it is not 1."""
         header = ["epochs", *self.steps[0].rates]

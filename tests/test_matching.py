@@ -1,5 +1,4 @@
 import itertools
-import math
 import os
 
 import numpy as np
@@ -51,7 +50,7 @@ def test_200_random_pairs_agree_with_panoptica():
         own = match(number_lesions(predicted), number_lesions(reference)).counts_at_iou(0.5)
         assert own == LesionCounts(theirs.tp, theirs.tp + theirs.fn, theirs.tp, theirs.tp + theirs.fp)
         if theirs.tp + theirs.fn + theirs.fp:
-            assert own.f1 == pytest.approx(theirs.rq, nan_ok=True)
+            assert 2 * own.found / (own.reference + own.predicted) == pytest.approx(theirs.rq)
         some += own.found > 0
     assert some > 100
 
@@ -119,26 +118,6 @@ def test_counts_by_hand(predicted, reference, at_half, at_any):
     found = match(number_lesions(line(predicted)), number_lesions(line(reference)))
     assert found.counts_at_iou() == LesionCounts(*at_half)
     assert found.counts_at_any_overlap() == LesionCounts(*at_any)
-
-
-@pytest.mark.parametrize(
-    ("counts", "recall", "precision", "f1"),
-    [
-        ((0, 0, 0, 0), math.nan, math.nan, math.nan),
-        ((0, 2, 0, 0), 0, math.nan, 0),
-        ((0, 0, 0, 2), math.nan, 0, 0),
-        ((0, 2, 0, 2), 0, 0, 0),
-        ((1, 2, 1, 4), 0.5, 0.25, 1 / 3),
-        ((2, 2, 3, 3), 1, 1, 1),
-    ],
-)
-def test_figures_of_counts(counts, recall, precision, f1):
-    counts = LesionCounts(*counts)
-    assert (counts.recall, counts.precision, counts.f1) == pytest.approx((recall, precision, f1), nan_ok=True)
-
-
-def test_counts_of_scans_add_up():
-    assert LesionCounts(1, 2, 3, 4) + LesionCounts(10, 20, 30, 40) == LesionCounts(11, 22, 33, 44)
 
 
 def test_lesions_that_touch_at_a_corner_are_one_also_across_slices():

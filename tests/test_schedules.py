@@ -49,7 +49,7 @@ def test_states_by_hand():
         (0.0, 1.0, 0.1, 1.0, 1.0, 1.0, 1.0),
     ]
     assert [tuple(resolved.state(epoch)[name] for name in BLOCKS) for epoch in range(4)] == table
-    assert resolved.transitions == (2, 3)
+    assert [step.start for step in resolved.steps] == [0, 2, 3]
     assert resolved.table().splitlines() == [
         "epochs  stem  stage1  stage2  stage3  stage4  decoder  head",
         "0–1     ○     ○       ●       ●       ●       ●        ●",
@@ -67,7 +67,7 @@ def test_states_by_hand():
 
 def test_phases_that_touch_at_one_rate_are_one():
     trains = {"encoder": [{"start": 0, "stop": 0.5}, {"start": 0.5, "stop": 1}], **OUT}
-    assert resolve(trains, 2).transitions == ()
+    assert len(resolve(trains, 2).steps) == 1
 
 
 @st.composite
@@ -101,7 +101,7 @@ def test_each_block_follows_its_own_phases(trains, epochs):
             inside = [p["rate"] for p in phases if _at(p["start"], epochs) <= epoch < _at(p["stop"], epochs)]
             assert rate == (1.0 if trains[block] == "always" else sum(inside))
     changes = [e for e in range(1, epochs) if resolved.state(e) != resolved.state(e - 1)]
-    assert resolved.transitions == tuple(changes)
+    assert [step.start for step in resolved.steps] == [0, *changes]
     assert len(resolved.table().splitlines()) == len(changes) + 2
 
 
@@ -338,7 +338,7 @@ FROM_INPUT = ["0000011", "1000011", "1100011", "1110011", "1111011", "1111111"]
 def test_hierarchical_presets_by_hand(name, rows, epochs, lengths):
     resolved = resolve(preset(name)["schedule"]["trains"], epochs)
     assert marks(resolved) == [row for row, length in zip(rows, lengths, strict=True) for _ in range(length)]
-    assert len(resolved.transitions) == 5
+    assert len(resolved.steps) == 6
 
 
 @pytest.mark.parametrize("name", ["hierarchical_freezing", "hierarchical_unfreezing"])

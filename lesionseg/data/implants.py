@@ -104,13 +104,6 @@ def plan(store: Store, *, slices: int | None = None, seed: int = 0, exclude_trai
     return [Plan(store, *host, kind, seed) for host, kind in _in_turn(hosts, seed)[:slices]]
 
 
-def cases(
-    store: Store, *, slices: int | None = None, seed: int = 0, exclude_trained: Path | None = None
-) -> list[CaseSource]:
-    """List the cases of `plan`."""
-    return [planned.source for planned in plan(store, slices=slices, seed=seed, exclude_trained=exclude_trained)]
-
-
 def _refuse(store: Store, expected: str, got: str, remedy: str) -> None:
     raise InputError(store.path, expected=expected, got=got, remedy=remedy, code="implant")
 

@@ -87,7 +87,7 @@ def pooled(sums: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def slice_figures(scores: Sequence[CaseScore]) -> pd.DataFrame:
-    """The figures of paper.md in every way of `WAYS` (column `schedule`), see `statistics.patient_bootstrap`.
+    """The figures of `metrics.py` in every way of `WAYS` (column `schedule`), see `statistics.patient_bootstrap`.
 
     Differences are those to the reference box, on the same slices.
     """

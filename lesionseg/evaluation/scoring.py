@@ -157,7 +157,7 @@ def score_case(
 def slice_tables(
     predicted: np.ndarray, reference: np.ndarray, slices: Iterable[int], types: Sequence[str]
 ) -> SliceTables:
-    """The figures of paper.md on some slices of a volume, class indices (D, H, W) each; class 2 is `types[0]`.
+    """The figures of `metrics.py` on some slices of a volume, class indices (D, H, W) each; class 2 is `types[0]`.
 
     With one type all lesion classes are taken for it.
     """

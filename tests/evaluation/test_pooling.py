@@ -71,10 +71,16 @@ def plain(scores):
         far = [d for s in scores if (d := getattr(s, f"{name}_assd_mm")) is not None]
         out[f"{name}_assd_mm"] = mean(far), len(far)
     for way, field in (("iou", "at_iou"), ("any", "at_any_overlap")):
-        total = sum((getattr(s, field) for s in scores), LesionCounts(0, 0, 0, 0))
-        out[f"lesion_recall_{way}"] = total.recall, total.reference
-        out[f"lesion_precision_{way}"] = total.precision, total.predicted
-        out[f"lesion_f1_{way}"] = total.f1, total.reference + total.predicted
+        found, reference, right, predicted = (
+            sum(getattr(getattr(s, field), name) for s in scores)
+            for name in ("found", "reference", "right", "predicted")
+        )
+        recall = found / reference if reference else math.nan
+        precision = right / predicted if predicted else math.nan
+        harmonic = 2 / (1 / recall + 1 / precision) if found and right else 0.0
+        out[f"lesion_recall_{way}"] = recall, reference
+        out[f"lesion_precision_{way}"] = precision, predicted
+        out[f"lesion_f1_{way}"] = (harmonic if reference + predicted else math.nan), reference + predicted
     errors = [s.burden.predicted - s.burden.reference for s in scores if s.burden]
     out["burden_error_absolute"] = mean([abs(e) for e in errors]), len(errors)
     out["burden_error_rmse"] = math.sqrt(mean([e * e for e in errors])), len(errors)
