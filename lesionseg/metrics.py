@@ -67,11 +67,8 @@ class _RowMetric(Metric):
         getattr(self, name).append(self._rows(name, rows))
 
     def _table(self, name: str) -> np.ndarray:
-        """All rows of a table, (n, columns) int64, in the order they came."""
-        tensors = getattr(self, name)
-        if not len(tensors):
-            return np.zeros((0, self._columns[name]), dtype=np.int64)
-        return dim_zero_cat(tensors).cpu().numpy()
+        """All rows of a table, (n, columns) int64, in the order they came; for `compute`, before which `sync` is called."""
+        return dim_zero_cat(getattr(self, name)).cpu().numpy()
 
 
 class LesionFigures(_RowMetric):
@@ -79,12 +76,12 @@ class LesionFigures(_RowMetric):
 
     slice_table: list[Tensor]
     lesion_table: list[Tensor]
+    _figures: dict[int, SliceFigures]  # from `compute` on
 
     def __init__(self, lesion_types: Sequence[str], min_overlap: float = MIN_OVERLAP) -> None:
         """Compare class maps whose classes 2, 3, … are `lesion_types`."""
         super().__init__({"slice_table": _SLICE_HEAD + 3 * (1 + len(lesion_types)), "lesion_table": _LESION_COLUMNS})
         self.lesion_types, self.min_overlap = tuple(lesion_types), min_overlap
-        self._figures: dict[int, SliceFigures] = {}
 
     def update(
         self,
@@ -191,11 +188,11 @@ class LiverDice(_RowMetric):
     """Dice of the liver per case in 3-D, then the mean over cases."""
 
     liver_table: list[Tensor]
+    _cases: dict[int, float]  # from `compute` on
 
     def __init__(self) -> None:
         """Any class index from 1 up is liver: lesions belong to it."""
         super().__init__({"liver_table": 5})
-        self._cases: dict[int, float] = {}
 
     def update(
         self,

@@ -161,6 +161,33 @@ def test_tables_hold_every_lesion_of_a_slice() -> None:
     )
 
 
+def test_a_lesion_is_found_from_the_overlap_asked_for() -> None:
+    reference, predicted = np.array([[2, 2, 2, 2, 1]], np.uint8), np.array([[2, 2, 1, 1, 1]], np.uint8)
+    for least, found in ((0.25, 1.0), (0.5, 1.0), (0.6, 0.0)):
+        metric = LesionFigures(TYPES, min_overlap=least)
+        metric.update(predicted, reference, 0)
+        assert metric.compute()["success_rate"] == found
+
+
+def test_a_table_holds_the_figures_of_every_slice_under_its_key() -> None:
+    metric = LesionFigures(TYPES)
+    for key in (4, 2):
+        metric.update(*made_slice(key), key)
+    names = ["dice1", "dice2", *(f"dice_{name}" for name in TYPES), "false_positives"]
+    assert [(row["slice_key"], row["figure"]) for row in metric.slice_rows()] == [(k, n) for k in (2, 4) for n in names]
+    assert {tuple(row) for row in metric.slice_rows()} == {("slice_key", "figure", "value")}
+
+
+def test_of_a_slice_that_comes_twice_the_first_counts() -> None:
+    liver, lesions = LiverDice(), LesionFigures(TYPES)
+    whole, half = np.full((1, 4), 2, np.uint8), np.array([[2, 2, 0, 0]], np.uint8)
+    for predicted in (whole, half):
+        liver.update(predicted, whole, 0, 0)
+        lesions.update(predicted, whole, 0)
+    assert liver.compute() == {"liver_dice": 1.0, "liver_dice_n": 1}
+    assert lesions.compute()["dice1"] == 1
+
+
 def test_tables_follow_updates_and_resets() -> None:
     metric = LesionFigures(TYPES)
     metric.update(*made_slice(0), 0)

@@ -85,6 +85,9 @@ def test_no_part_is_left_without_a_patient():
     records = [record(p, i, ("cyst",) * has) for p, cases in cysts.items() for i, has in enumerate(cases)]
     tested = [patients_of(records, split(records, folds=4, fold=fold, inner_validation=0).test) for fold in range(4)]
     assert sorted(map(len, tested)) == [1, 1, 1, 1]
+    again = [[patients_of(records, split(records, folds=4, fold=fold, inner_validation=0).test) for fold in range(4)]
+             for _ in range(3)]  # fmt: skip
+    assert again == [tested] * 3
 
 
 def test_every_type_reaches_every_part_where_it_can():
