@@ -67,7 +67,7 @@ class _RowMetric(Metric):
         getattr(self, name).append(self._rows(name, rows))
 
     def _table(self, name: str) -> np.ndarray:
-        """All rows of a table, (n, columns) int64, in the order they came; for `compute`, before which `sync` is called."""
+        """All rows of a table, (n, columns) int64, as they came; for `compute`, before which `sync` is called."""
         return dim_zero_cat(getattr(self, name)).cpu().numpy()
 
 
