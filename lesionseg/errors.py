@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 
@@ -31,6 +32,15 @@ class InputError(Exception):
     def __reduce__(self) -> tuple:
         """Keep all parts when the error crosses a process border (a worker of `prepare`)."""
         return _rebuild, (self.where, self.expected, self.got, self.remedy, self.code)
+
+
+def input_error_in(text: str) -> InputError | None:
+    """The `InputError` whose message ends a text, such as what torch makes of one in a process that reads."""
+    found = re.search(r"InputError: (.*?): expected (.*); got (.*); (.*)$", text.strip())
+    if found is None:
+        return None
+    where, expected, got, remedy = found.groups()
+    return InputError(where, expected=expected, got=got, remedy=remedy)
 
 
 def _rebuild(where: str, expected: str, got: str, remedy: str, code: str) -> InputError:

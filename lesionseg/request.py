@@ -16,6 +16,8 @@ import yaml
 #: Options that do not change what comes out of a run; each is followed by its value.
 _IGNORED = ("--cell", "--trainer.default_root_dir", "--data.num_workers", "--trainer.devices", "--trainer.num_nodes")
 _RUN_DIR = "--trainer.default_root_dir"
+#: Settings name files that hold settings, to such a depth; larger files are none, in bytes.
+_MOST_NESTED, _MOST_SETTINGS = 4, 1 << 20
 
 
 def request_sha256(args: Sequence[str]) -> str:
@@ -50,12 +52,14 @@ def words(args: Sequence[str]) -> list[str]:
     return [word for arg in args for word in (arg.split("=", 1) if arg.startswith("--") else [arg])]
 
 
-def _files(value: str) -> list[Path]:
-    """The files that stand for a value: those of the path it is, and of the paths in it if it is a YAML file."""
+def _files(value: str, depth: int = 0) -> list[Path]:
+    """The files that stand for a value: those of the path it is, and of the paths in it where it is settings."""
     found = _contents(value)
-    if value.endswith((".yaml", ".yml")):
-        found += [file for path in found for text in _texts(_parsed(path)) for file in _contents(text)]
-    return found
+    if depth > _MOST_NESTED:
+        return found
+    settings = [path.read_bytes() for path in found if path == Path(value) and path.stat().st_size <= _MOST_SETTINGS]
+    settings += [value.encode(errors="surrogateescape")] * value.lstrip().startswith(("{", "["))
+    return found + [file for text in settings for inner in _texts(_parsed(text)) for file in _files(inner, depth + 1)]
 
 
 def _contents(text: str) -> list[Path]:
@@ -65,11 +69,11 @@ def _contents(text: str) -> list[Path]:
     return [file for file in candidates if os.path.isfile(file)]  # unlike Path.is_file, false for a name too long
 
 
-def _parsed(path: Path) -> object:
+def _parsed(text: bytes) -> object:
     try:
-        return yaml.safe_load(path.read_bytes())
-    except yaml.YAMLError:
-        return None  # the training's own parser says what is wrong with it
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return None  # none; or the training's own parser says what is wrong with it
 
 
 def _texts(value: object) -> Iterator[str]:

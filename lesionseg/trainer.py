@@ -4,6 +4,8 @@ from typing import Any  # no postponed annotations: the command line would look 
 
 import pytorch_lightning as pl
 
+from lesionseg.errors import InputError
+
 
 class Trainer(pl.Trainer):
     """A trainer whose limits count batches where they are whole numbers, else are a fraction (1: one batch, 1.0: all).
@@ -33,6 +35,37 @@ class Trainer(pl.Trainer):
             gradient_clip_val=gradient_clip_val,
             **settings,
         )
+
+
+def refuse_limits(trainer: pl.Trainer, *, train: int, validation: int, test: int) -> None:
+    """Refuse, before anything is trained, limits that leave nothing of so many batches, or that Lightning trips over.
+
+    Raises:
+        InputError: no batch to train on, or a share of the batches of training, validation or test that is less than
+            one of them; validation after more batches than there are, or after every 0 epochs.
+    """
+    shares = {"train": (train, trainer.limit_train_batches), "val": (validation, trainer.limit_val_batches),
+              "test": (test, trainer.limit_test_batches)}  # fmt: skip
+    for name, (batches, limit) in shares.items():
+        if isinstance(limit, float) and batches and limit > 0 and not int(batches * limit):
+            _refuse(f"limit_{name}_batches", f"a share that is one of {batches} batches at least", limit)
+    trained = limited(train, trainer.limit_train_batches)
+    if not trained:
+        _refuse("limit_train_batches", "a batch to train on", f"{trainer.limit_train_batches} of {train}")
+    every = trainer.check_val_every_n_epoch
+    if every is not None and every < 1:
+        _refuse("check_val_every_n_epoch", "1 or more", every)
+    if every is not None and isinstance(trainer.val_check_interval, int) and trainer.val_check_interval > trained:
+        _refuse("val_check_interval", f"at most the {trained} batches of an epoch", trainer.val_check_interval)
+
+
+def limited(batches: int, limit: int | float) -> int:
+    """How many of so many batches a limit leaves."""
+    return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+
+
+def _refuse(name: str, expected: str, got: object) -> None:
+    raise InputError(f"trainer.{name}", expected=expected, got=str(got), remedy="change it, or leave it out")
 
 
 def _unannounced(limit: int | float) -> int | float | None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import sys
 import warnings
 from argparse import ArgumentError
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -30,18 +30,18 @@ from lesionseg.callbacks.progress import TimeLeft, progress_bar
 from lesionseg.callbacks.results import Results
 from lesionseg.callbacks.seeding import SeedEveryStep
 from lesionseg.command_line import read_configs, wrong_option
-from lesionseg.data.datamodule import LesionDataModule
+from lesionseg.data.datamodule import MOST_SEED, LesionDataModule
 from lesionseg.data.folds import imbalance
-from lesionseg.errors import InputError
+from lesionseg.errors import InputError, input_error_in
 from lesionseg.networks import blocks
 from lesionseg.ranks import joined, many_ranks, refuse_unfit
 from lesionseg.reading import first_sentence
+from lesionseg.run_folder import claimed, clear, held_run, refuse_foreign
 from lesionseg.run_identity import describe_run
 from lesionseg.runs import (
     CONFIG_FILE,
     LAST_CHECKPOINT,
     PREVIOUS_CHECKPOINT,
-    RUN_FILE,
     SPLIT_FILE,
     RunInfo,
     checkpoint_to_continue,
@@ -49,7 +49,7 @@ from lesionseg.runs import (
     write_text,
 )
 from lesionseg.tasks.base import SegmentationTask
-from lesionseg.trainer import Trainer
+from lesionseg.trainer import Trainer, refuse_limits
 from lesionseg.writing import remove_parts
 
 #: How Lightning begins what it says on every start, whatever the run.
@@ -74,8 +74,9 @@ class RunCLI(LightningCLI):
     The run folder is `trainer.default_root_dir`.
     """
 
-    def __init__(self, args: Sequence[str]) -> None:
-        self.checkpoint: Path | None = None
+    def __init__(self, args: Sequence[str], claims: ExitStack) -> None:
+        """Run what a command line asks for; `claims` holds the run folder from before its first change on."""
+        self.claims, self.checkpoint, self.held = claims, None, None  # type: tuple[ExitStack, Path | None, RunInfo | None]
         self.configs = read_configs(args)
         raising = {"exit_on_error": False}
         super().__init__(
@@ -125,6 +126,9 @@ class RunCLI(LightningCLI):
         except ArgumentError as error:
             known = self._parser(sys.argv[1]).get_defaults().keys()
             raise wrong_option(error, sys.argv[1:], self.configs, known) from error
+        seed = self.config[self.config.subcommand].seed_everything
+        if not 0 <= seed <= MOST_SEED:
+            raise InputError("seed_everything", expected=f"0 to {MOST_SEED}", got=str(seed), remedy="change it")
 
     def instantiate_classes(self) -> None:
         """Build task, data and trainer; `InputError` for settings that one of them refuses."""
@@ -146,14 +150,14 @@ class RunCLI(LightningCLI):
             self._refuse_other_options(finished_run(self.run_dir))
             self.checkpoint = self.run_dir / LAST_CHECKPOINT
             return
-        held = self._held()
-        if held is not None and held.fingerprint == self.run.fingerprint:
+        self.held = held = held_run(self.run_dir)
+        if held is None:
+            rank_zero_only(refuse_foreign)(self.run_dir)
+        elif held.fingerprint == self.run.fingerprint:
             if held.state == "finished":
                 rank_zero_only(RunInfo.write)(replace(held, request_sha256=self.run.request_sha256), self.run_dir)
                 raise RunIsDone(self.run_dir)
             self.checkpoint = checkpoint_to_continue(self.run_dir)
-        else:
-            self._refuse_foreign(held)
         if self.checkpoint is not None:
             torn = self.checkpoint.name != LAST_CHECKPOINT.name
             which = f"the checkpoint before, as {LAST_CHECKPOINT} cannot be read" if torn else "its last checkpoint"
@@ -205,6 +209,7 @@ class RunCLI(LightningCLI):
         self.datamodule.share(self.trainer.world_size)
         self.datamodule.check_shared_memory(self.trainer.num_devices)
         validates = bool(self.trainer.limit_val_batches * len(self.datamodule.validation))
+        refuse_limits(self.trainer, **self.datamodule.batches())
         self._freezing().check(self.trainer.max_epochs or 0, list(blocks(self.model.net)), validates)
         self.model.check_start()
         self.run = replace(self._with_training_cases(), ranks=self.trainer.world_size)
@@ -212,7 +217,7 @@ class RunCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Test the last weights on the test part, then declare the run finished."""
-        if self.trainer.interrupted:
+        if self.trainer.interrupted or self.plain["trainer"]["fast_dev_run"]:  # a trial, which leaves no net
             return
         if self.datamodule.folds > 1:
             self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
@@ -222,16 +227,6 @@ class RunCLI(LightningCLI):
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         return {**kwargs, "ckpt_path": self.checkpoint, "weights_only": True}
-
-    def _held(self) -> RunInfo | None:
-        """The run in the folder; None: there is none, or the first of several ranks is taking it away just now."""
-        path = self.run_dir / RUN_FILE
-        try:
-            return RunInfo.read(self.run_dir) if path.exists() else None
-        except InputError:
-            if path.exists():
-                raise
-            return None
 
     def _freezing(self) -> StagedFreezing:
         return self._get(self.config_init, "schedule")
@@ -275,21 +270,11 @@ class RunCLI(LightningCLI):
             )
 
     @rank_zero_only
-    def _refuse_foreign(self, held: RunInfo | None) -> None:
-        """Refuse a folder that is none of a run."""
-        if held is None and self.run_dir.exists() and (self.run_dir.is_file() or any(self.run_dir.iterdir())):
-            raise InputError(
-                self.run_dir,
-                expected="an empty folder, or one of an earlier run",
-                got="a file" if self.run_dir.is_file() else "a folder with other files",
-                remedy="name another --trainer.default_root_dir",
-            )
-
-    @rank_zero_only
     def _announce(self) -> None:
         """Describe the run in its folder; an earlier run there gives way only now that nothing was refused."""
-        if self.checkpoint is None and self.run_dir.exists():
-            shutil.rmtree(self.run_dir)
+        self.claims.enter_context(claimed(self.run_dir, self.held))
+        if self.checkpoint is None:
+            clear(self.run_dir)
         remove_parts(self.run_dir / LAST_CHECKPOINT.parent)
         if self.checkpoint == self.run_dir / PREVIOUS_CHECKPOINT:  # or the torn one would take the good one's place
             (self.run_dir / LAST_CHECKPOINT).unlink(missing_ok=True)
@@ -313,7 +298,8 @@ def run(args: list[str]) -> int:
     sys.argv = [sys.argv[0], *args]  # Lightning starts the other ranks with the command line of this one
     _quieten()
     try:
-        RunCLI(args)
+        with ExitStack() as claims:
+            RunCLI(args, claims)
     except RunIsDone as done:
         rank_zero_info(f"{done} is done already")
     except (Interrupted, FloatingPointError) as error:
@@ -323,7 +309,9 @@ def run(args: list[str]) -> int:
             raise KeyboardInterrupt from None
         raise
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if (wrong := input_error_in(str(error))) is not None:  # torch makes such of what a process that reads raises
+            raise wrong from None
+        if not str(error).startswith("DataLoader worker"):
             raise
         what = "a process that reads the slices was killed, perhaps for want of memory"
         raise ChildProcessError(f"{what}; the same command continues; data.num_workers says how many") from error

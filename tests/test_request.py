@@ -50,6 +50,19 @@ def test_what_the_command_line_names_is_part_of_the_request(tmp_path, args, file
     assert request_sha256(form(args)) != before
 
 
+@pytest.mark.parametrize("form", ["json", "inline", "nested", "unusual"])
+def test_what_settings_of_any_form_name_is_part_of_the_request(tmp_path, args, form):
+    inner = json.dumps({"data": {"store": str(tmp_path / "store")}})
+    (tmp_path / "inner.json").write_text(inner)
+    (tmp_path / "outer.yml").write_text(f"data: {tmp_path / 'inner.json'}\n")
+    (tmp_path / "settings").write_text(inner)
+    word = {"json": str(tmp_path / "inner.json"), "inline": inner, "nested": str(tmp_path / "outer.yml"),
+            "unusual": str(tmp_path / "settings")}[form]  # fmt: skip
+    before = request_sha256(["fit", "--config", word])
+    (tmp_path / "store" / "manifest.json").write_text('{"other": 1}')
+    assert request_sha256(["fit", "--config", word]) != before
+
+
 def test_a_store_named_only_in_a_config_is_part_of_the_request(tmp_path, args):
     (tmp_path / "base.yaml").write_text(f"data: {{store: {tmp_path / 'store'}, lists: [[{tmp_path / 'encoder.pt'}]]}}")
     short = args[:3]

@@ -273,6 +273,76 @@ def test_ctrl_c_within_an_epoch_and_the_same_command_goes_on(
     assert_same_run(run, whole)
 
 
+@pytest.mark.parametrize("batch", [0, 1])
+def test_where_two_batches_make_a_step_it_ends_with_a_step(tmp_path, command, monkeypatch, batch):
+    """Gradients are no part of a checkpoint: saved between the two, the next step would be of one batch alone."""
+
+    def by_two(run):
+        return command(
+            tmp_path / run, "--trainer.accumulate_grad_batches", "2", "--trainer.check_val_every_n_epoch", "1"
+        )
+
+    assert main(by_two("through")) == 0
+    seen = []
+
+    def hooked(self, *_):
+        seen.append(None)
+        if len(seen) == batch + 1:
+            interrupt()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LesionTask, "on_train_batch_start", hooked, raising=False)
+        assert main(by_two("run")) == 130
+    assert load(tmp_path / "run")["global_step"] == 1
+    assert main(by_two("run")) == 0
+    assert_equal_states(load(tmp_path / "run")["state_dict"], load(tmp_path / "through")["state_dict"])
+
+
+def test_a_run_that_is_at_work_is_left_alone_by_a_second_command(tmp_path, command, whole, monkeypatch, capsys):
+    run, said = tmp_path / "run", []
+
+    def a_second_command(_):
+        other = [sys.executable, "-m", "lesionseg.cli", *command(run)]
+        done = subprocess.run(other, capture_output=True, text=True, cwd=ROOT)
+        said.append((done.returncode, done.stderr.splitlines()[-1]))
+
+    with monkeypatch.context() as patch:
+        at_step(patch, STEPS + 1, a_second_command)
+        assert main(command(run)) == 0
+    assert said == [(2, f"lesionseg: wrong input: {run}: expected one training of a run at a time; got another at work; "
+                        "wait until it ends, or name another --trainer.default_root_dir")]  # fmt: skip
+    assert_same_run(run, whole)
+
+
+@pytest.mark.parametrize("tail", [b"7,", b"7,0.1,0.2,0.3,0.4,0.5,0.6\0\0", b"\xff"])
+def test_a_log_that_was_torn_is_no_hindrance(tmp_path, command, whole, monkeypatch, tail):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        at_step(patch, 3 * STEPS, interrupt)
+        assert main(command(run)) == 130
+    log = run / "metrics.csv"
+    log.write_bytes(log.read_bytes().rstrip()[:-4] + tail)
+    assert main(command(run)) == 0
+    assert_same_run(run, whole)
+
+
+def test_a_trial_run_is_not_finished(tmp_path, command):
+    assert main(command(tmp_path / "run", "--trainer.fast_dev_run", "true")) == 0
+    assert RunInfo.read(tmp_path / "run").state == "running"
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_store_that_is_damaged_is_named_whoever_reads_it(tmp_path, finetuning, slices_store, capsys, workers):
+    store = shutil.copytree(slices_store, tmp_path / "store")
+    for file in store.rglob("hu.npy"):
+        with file.open("r+b") as opened:
+            opened.seek(10)
+            opened.write(b"?")
+    line = refused(capsys, finetuning(tmp_path / "run", "--data.store", str(store), "--model.init_args.transfer", "false",
+                                      "--data.num_workers", workers))  # fmt: skip
+    assert "hu.npy: expected int16 array of shape" in line
+
+
 def test_implants_are_the_same_when_a_run_goes_on(tmp_path, command, whole, monkeypatch):
     def implanting(run):
         return command(tmp_path / run, "--data.implant_probability", "0.7")
@@ -467,6 +537,13 @@ def test_a_finished_run_is_validated_again(copy, whole, command):
     assert (copy / "slices.csv").read_bytes() == (whole / "slices.csv").read_bytes()
 
 
+def test_without_an_inner_validation_there_is_nothing_to_validate(tmp_path, command, capsys):
+    none = ("--data.inner_validation", "0")
+    assert main(command(tmp_path / "run", *none)) == 0
+    line = refused(capsys, ["validate", *command(tmp_path / "run", *none)[1:]])
+    assert "expected an inner validation; got data.inner_validation = 0" in line
+
+
 @pytest.mark.parametrize("verb", ["test", "validate"])
 def test_a_run_is_not_tested_with_other_options(copy, command, capsys, verb):
     """Its training cases would be in the test part of another fold."""
@@ -523,13 +600,26 @@ def test_a_folder_of_something_else(command, capsys, tmp_path):
         (["--model.init_args.depth", "5"], ["depth"]),
         (["--model.class_path", "lesionseg.tasks.Nothing"], ["--model", "lesionseg.tasks.Nothing"]),
         (["--trainer.max_epochs", "5"], ["schedule: expected", "got 5"]),
+        (["--seed_everything", "-1"], ["seed_everything: expected 0 to 4294967295; got -1"]),
+        (["--data.split_seed", "-1"], ["data.split_seed: expected 0 to 4294967295; got -1"]),
+        (
+            ["--trainer.limit_train_batches", "0"],
+            ["trainer.limit_train_batches: expected a batch to train on; got 0 of 3"],
+        ),
+        (["--trainer.limit_train_batches", "0.1"], ["expected a share that is one of 3 batches at least; got 0.1"]),
+        (["--trainer.limit_val_batches", "0.01"], ["trainer.limit_val_batches: expected a share that is one of"]),
+        (["--trainer.limit_test_batches", "0.01"], ["trainer.limit_test_batches: expected a share that is one of"]),
+        (["--trainer.overfit_batches", "0.01"], ["expected a share that is one of"]),
+        (["--trainer.val_check_interval", "1000"], ["expected at most the 3 batches of an epoch; got 1000"]),
+        (["--trainer.check_val_every_n_epoch", "0"], ["trainer.check_val_every_n_epoch: expected 1 or more; got 0"]),
         (["--trainer.accelerator", "tpu"], ["trainer: expected settings for this machine"]),
         (["--trainer.devices", "x"], ["trainer: expected settings for this machine"]),
         (["--cell", "one"], ["--cell: expected number/total@side-by-side; got 'one'"]),
         (["more"], ["unknown key more"]),
     ],
 )
-def test_wrong_options_are_one_line_and_leave_nothing(command, capsys, tmp_path, more, parts):
+def test_wrong_options_are_one_line_and_leave_nothing(command, capsys, tmp_path, monkeypatch, more, parts):
+    monkeypatch.setenv("WANDB_MODE", "offline")  # as it is for a user
     line = refused(capsys, command(tmp_path / "run", *more))
     assert [part for part in parts if part not in line] == []
     assert list(tmp_path.iterdir()) == []

@@ -21,7 +21,8 @@ class Interrupted(Exception):  # noqa: N818 (nothing went wrong)
 class StopOnSignal(pl.Callback):
     """After SIGINT or SIGTERM: finish the batch, save `last.ckpt`, end. A second signal ends at once.
 
-    After the last batch of an epoch, its validation and its checkpoint come first.
+    After the last batch of an epoch, its validation and its checkpoint come first. Where several batches make a step
+    (`accumulate_grad_batches`), it ends with a step: gradients are no part of a checkpoint.
 
     A run that is continued from such a checkpoint gives the same weights as one that was never stopped.
     """
@@ -35,9 +36,12 @@ class StopOnSignal(pl.Callback):
         """Take over both signals while training runs."""
         self._previous = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: Batch, batch_idx: int
+    ) -> None:
         """Save and stop, on every rank, once a signal has come to any of them."""
-        if not trainer.is_last_batch and self._stops(trainer, pl_module):
+        within_a_step = trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches
+        if not within_a_step and self._stops(trainer, pl_module):
             trainer.save_checkpoint(self.checkpoint, weights_only=False)
             raise Interrupted
 

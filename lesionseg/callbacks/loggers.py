@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import logging
 import os
@@ -76,8 +77,12 @@ def _earlier(metrics: Path, checkpoint: Path | None) -> list[dict[str, Any]]:
     if checkpoint is None or not metrics.exists():
         return []
     steps = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"]
-    with metrics.open(newline="") as file:
-        rows = [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
+    rows = []
+    with metrics.open(newline="", errors="replace") as file, contextlib.suppress(csv.Error):
+        for row in csv.DictReader(file):
+            if None in row or not (row.get("step") or "").isdecimal():
+                break  # a kill or a full disk has torn it here
+            rows.append({key: value for key, value in row.items() if value})
     return [row for row in rows if int(row["step"]) < steps]
 
 
@@ -120,7 +125,6 @@ def _wandb(folder: Path, run: RunInfo, checkpoint: Path | None) -> WandbLogger:
     )
     logging.getLogger("wandb").addFilter(lambda record: str(folder) not in record.getMessage())
     wandb.setup(settings)  # or Lightning's own use of it is warned about, past the user's power
-    folder.mkdir(parents=True, exist_ok=True)
     told = asdict(run)
     del told["trained_on"]  # hashes of every training scan: of no use in a dashboard, and nobody else's business
     return WandbLogger(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytorch_lightning as pl
+from pytorch_lightning.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 
 from lesionseg.data.augment import Augmentation
@@ -21,6 +22,8 @@ from lesionseg.labels import LESION_TYPES, TARGETS
 
 #: Seed of the fixed shuffle of validation slices; not the run's, so that every run validates on the same ones.
 VALIDATION_ORDER_SEED = 0
+#: numpy's and torch's.
+MOST_SEED = 2**32 - 1
 #: Batches that each worker process reads ahead, torch's own number.
 PREFETCHED = 2
 
@@ -71,6 +74,7 @@ class LesionDataModule(pl.LightningDataModule):
         super().__init__()
         _refuse_out_of_range("batch_size", batch_size, 1, math.inf)
         _refuse_out_of_range("num_workers", num_workers, 0, math.inf)
+        _refuse_out_of_range("split_seed", split_seed, 0, MOST_SEED)
         _refuse_out_of_range("keep_empty", keep_empty, 0, 1)
         _refuse_out_of_range("same_neighbours", same_neighbours, 0, 1)
         _refuse_out_of_range("implant_probability", implant_probability, 0, 1)
@@ -142,6 +146,13 @@ class LesionDataModule(pl.LightningDataModule):
                              remedy="give the container more (docker run --shm-size=2g), or set it lower; 0 needs none",
                              code="shared-memory")  # fmt: skip
 
+    def batches(self) -> dict[str, int]:
+        """Batches of an epoch of training, and of the whole validation and test, on each rank: `train`, …."""
+        loaders = {"train": self.train_dataloader(), "validation": self.val_dataloader()}
+        return {name: len(loader) for name, loader in loaders.items()} | {
+            "test": len(self.test_dataloader()) if len(self.test) else 0
+        }
+
     def train_dataloader(self) -> DataLoader:
         """Batches of the epoch the trainer stands at, less those it has seen (a run resumed in mid-epoch)."""
         rank, world_size = self._ranks()
@@ -159,8 +170,11 @@ class LesionDataModule(pl.LightningDataModule):
         return self._loader(self.train, sampler)
 
     def val_dataloader(self) -> DataLoader | list:
-        """Inner-validation slices in a fixed shuffle; an empty list without inner validation."""
+        """Inner-validation slices in a fixed shuffle; an empty list without any, unless it is asked for."""
         if not len(self.validation):
+            if self.trainer is not None and self.trainer.state.fn == TrainerFn.VALIDATING:
+                raise InputError(self.path, expected="an inner validation", got="data.inner_validation = 0",
+                                 remedy="use `lesionseg test`, or train with an inner validation")  # fmt: skip
             return []
         return self._evaluation_loader(self.validation, seed=VALIDATION_ORDER_SEED)
 

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from lesionseg.data.implants import Plan, plan
 from lesionseg.data.prepare import prepare
+from lesionseg.data.pseudonyms import beside
 from lesionseg.data.records import CaseRecord
 from lesionseg.data.store import Store
 from lesionseg.errors import InputError
@@ -58,7 +59,7 @@ def implant_store(
                          remedy="name another output folder")  # fmt: skip
     plans = plan(Store.open(source), slices=slices, seed=seed, exclude_trained=exclude_trained)
     made = prepare([planned.source for planned in plans], output, kind="slices", workers=workers)
-    figure_path = output.with_name(f"{output.name}.implants.png")
+    figure_path = beside(output, ".implants.png")
     implants_figure(plans).savefig(figure_path, dpi=_DPI)
     lesions = Counter(lesion.type for record in made.records for lesion in record.lesions)
     counts = ", ".join(f"{lesions[name]} {name}" for name in LESION_TYPES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -96,8 +97,13 @@ def without_names(text: str, source: CaseSource, scan_id: str) -> str:
 
 def key_table_path(store_path: str | Path) -> Path:
     """Where the table of pseudonyms of a store lies: beside it, never in it."""
-    store_path = Path(store_path)
-    return store_path.with_name(store_path.name + ".key.csv")
+    return beside(store_path, ".key.csv")
+
+
+def beside(folder: str | Path, suffix: str) -> Path:
+    """A file next to a folder with its name, also where that is `.`."""
+    path = Path(os.path.abspath(folder))
+    return path.with_name(path.name + suffix)
 
 
 def key_table(jobs: list[Job]) -> str:

@@ -46,8 +46,11 @@ class FocalTversky(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.loss = TverskyLoss(mode="multiclass", classes=[1], alpha=0.3, beta=0.7, gamma=0.75)
+        self.loss = TverskyLoss(mode="multiclass", classes=[1], alpha=0.3, beta=0.7)
 
     def forward(self, scores: Tensor, targets: Tensor) -> Tensor:
-        """Scores (N, 2, S, S), class indices (N, 1, S, S) → scalar."""
-        return self.loss(scores, targets[:, 0])
+        """Scores (N, 2, S, S), class indices (N, 1, S, S) → scalar; about 0, without gradient, where nothing is liver.
+
+        The power is taken here, off 0: there, where a batch without liver has its loss, its slope is infinite.
+        """
+        return self.loss(scores, targets[:, 0]).clamp_min(1e-7) ** 0.75

@@ -280,6 +280,15 @@ def test_the_key_table_lies_beside_the_store(tmp_path):
     assert (tmp_path / "store.key.csv").stat().st_mode & 0o077 == 0
 
 
+def test_the_key_table_of_the_folder_one_stands_in_lies_beside_it(tmp_path, monkeypatch):
+    sources = cohort(tmp_path / "in")
+    (tmp_path / "store").mkdir()
+    monkeypatch.chdir(tmp_path / "store")
+    prepare(sources, ".", kind="lits", workers=1)
+    assert (tmp_path / "store.key.csv").is_file()
+    assert (tmp_path / "store" / "manifest.json").is_file()
+
+
 def test_salt_changes_every_pseudonym(tmp_path):
     sources = cohort(tmp_path / "in")
     plain = prepare(sources, tmp_path / "a", kind="lits", workers=1)

@@ -87,6 +87,15 @@ def test_focal_tversky_is_the_reference(scores_and_targets):
     assert float(liver_task(loss="focal_tversky").loss(scores, targets)) == pytest.approx(expected, rel=1e-5)
 
 
+def test_focal_tversky_of_a_batch_without_liver_moves_nothing(scores_and_targets):
+    scores, targets = scores_and_targets(2)
+    scores.requires_grad_()
+    loss = liver_task(loss="focal_tversky").loss(scores, torch.zeros_like(targets))
+    loss.backward()
+    assert float(loss.detach()) < 1e-4
+    assert not scores.grad.any()
+
+
 @pytest.mark.parametrize(("task", "names"), [(lesion_task, "weighted_ce or dice_ce"),
                                              (liver_task, "dice_ce or focal_tversky")])  # fmt: skip
 def test_an_unknown_loss_is_refused_with_the_names(task, names):
