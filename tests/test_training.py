@@ -309,8 +309,8 @@ def test_a_run_that_is_at_work_is_left_alone_by_a_second_command(tmp_path, comma
     with monkeypatch.context() as patch:
         at_step(patch, STEPS + 1, a_second_command)
         assert main(command(run)) == 0
-    assert said == [(2, f"lesionseg: wrong input: {run}: expected one training of a run at a time; got another at work; "
-                        "wait until it ends, or name another --trainer.default_root_dir")]  # fmt: skip
+    line = f"lesionseg: wrong input: {run}: expected one training of a run at a time; got another at work; "
+    assert said == [(2, line + "wait until it ends, or name another --trainer.default_root_dir")]
     assert_same_run(run, whole)
 
 
@@ -327,7 +327,7 @@ def test_a_log_that_was_torn_is_no_hindrance(tmp_path, command, whole, monkeypat
 
 
 def test_a_trial_run_is_not_finished(tmp_path, command):
-    assert main(command(tmp_path / "run", "--trainer.fast_dev_run", "true")) == 0
+    assert main(command(tmp_path / "run", "--trainer.fast_dev_run", "true", schedule="baseline")) == 0
     assert RunInfo.read(tmp_path / "run").state == "running"
 
 
@@ -338,8 +338,8 @@ def test_a_store_that_is_damaged_is_named_whoever_reads_it(tmp_path, finetuning,
         with file.open("r+b") as opened:
             opened.seek(10)
             opened.write(b"?")
-    line = refused(capsys, finetuning(tmp_path / "run", "--data.store", str(store), "--model.init_args.transfer", "false",
-                                      "--data.num_workers", workers))  # fmt: skip
+    more = ("--data.store", str(store), "--model.init_args.transfer", "false", "--data.num_workers", workers)
+    line = refused(capsys, finetuning(tmp_path / "run", *more))
     assert "hu.npy: expected int16 array of shape" in line
 
 
