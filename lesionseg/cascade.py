@@ -82,7 +82,8 @@ class Cascade:
             probabilities: keep the probability of every class.
 
         Raises:
-            InputError: the model was trained on generated CT and the scan is none; the liver is on another grid.
+            InputError: the model was trained on generated CT and the scan is none; a slice that is not axial; the liver
+                is on another grid.
         """
         self._refuse(scan, liver)
         clock = _Clock()
@@ -179,6 +180,9 @@ class Cascade:
         if self.model.generated and not scan.generated:
             raise InputError("model", expected="one trained on real CT", got="a real scan and a model of the phantom",
                              remedy="export a model from runs on LiTS and your own slices")  # fmt: skip
+        if len(scan.hu) == 1 and canonical_axes(scan.affine)[0][0] != 0:  # a volume one voxel high to the nets
+            raise InputError(scan.scan_id, expected="a volume, or an axial slice", got="a slice in another plane",
+                             remedy="give the series that it was cut from")  # fmt: skip
         if liver is not None and liver.shape != scan.hu.shape:
             raise InputError("liver mask", expected=f"the shape of the scan, {scan.hu.shape} (D, H, W)",
                              got=str(liver.shape), remedy="give the mask that was drawn on this scan")  # fmt: skip

@@ -277,6 +277,14 @@ def test_a_given_liver_takes_the_place_of_the_net(cascade):
     assert "empty" in empty.warnings[0]
 
 
+@pytest.mark.parametrize("thickness_mm", [3.0, math.nan])
+def test_a_slice_in_another_plane_is_refused(cascade, thickness_mm):
+    coronal = np.array([[0, 0, -1.0, 0], [1.0, 0, 0, 0], [0, -1.0, 0, 0], [0, 0, 0, 1]])
+    hu = noise((1, 90, 104))
+    with pytest.raises(InputError, match="an axial slice; got a slice in another plane; give the series"):
+        cascade.segment(Scan(hu, "scan", (thickness_mm, 1.0, 1.0), coronal))
+
+
 @pytest.mark.parametrize("order", itertools.permutations(range(3)))
 def test_a_given_liver_gives_the_same_lesions_in_every_orientation(cascade, segmented, order):
     """The labels once lost every lesion where the array of the mask was not in C order."""
