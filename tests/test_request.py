@@ -63,6 +63,14 @@ def test_what_settings_of_any_form_name_is_part_of_the_request(tmp_path, args, f
     assert request_sha256(["fit", "--config", word]) != before
 
 
+def test_settings_full_of_aliases_take_no_longer(tmp_path):
+    laughs = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9) if i else 'x'}]\n" for i in range(12))
+    (tmp_path / "laughs.yaml").write_text(laughs)
+    (tmp_path / "circle.yaml").write_text("a: &a [*a]\n")
+    for name in ("laughs.yaml", "circle.yaml"):
+        assert request_sha256(["fit", "--config", str(tmp_path / name)])
+
+
 def test_a_store_named_only_in_a_config_is_part_of_the_request(tmp_path, args):
     (tmp_path / "base.yaml").write_text(f"data: {{store: {tmp_path / 'store'}, lists: [[{tmp_path / 'encoder.pt'}]]}}")
     short = args[:3]
