@@ -58,7 +58,7 @@ def _files(value: str, depth: int = 0) -> list[Path]:
     if depth > _MOST_NESTED:
         return found
     settings = [path.read_bytes() for path in found if path == Path(value) and path.stat().st_size <= _MOST_SETTINGS]
-    settings += [value.encode(errors="surrogateescape")] * value.lstrip().startswith(("{", "["))
+    settings += [os.fsencode(value)] if value.lstrip().startswith(("{", "[")) else []
     return found + [file for text in settings for inner in _texts(_parsed(text)) for file in _files(inner, depth + 1)]
 
 
@@ -72,7 +72,7 @@ def _contents(text: str) -> list[Path]:
 def _parsed(text: bytes) -> object:
     try:
         return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):
+    except (yaml.YAMLError, ValueError, AttributeError, RecursionError):
         return None  # none; or the training's own parser says what is wrong with it
 
 

@@ -49,9 +49,12 @@ def claimed(folder: Path, held: RunInfo | None) -> Iterator[None]:
         folder: of the run.
         held: what it held when it was looked at.
 
+    A folder that is made here and gets nothing is removed again.
+
     Raises:
         InputError: another training is at work there, or has been since.
     """
+    new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     lock, remedy = FileLock(folder / _LOCK), "wait until it ends, or name another --trainer.default_root_dir"
     try:
@@ -65,6 +68,8 @@ def claimed(folder: Path, held: RunInfo | None) -> Iterator[None]:
                              remedy="give the command again", code="run-busy")  # fmt: skip
         yield
     finally:
+        if new and not _content(folder):
+            shutil.rmtree(folder)
         lock.release()
 
 

@@ -98,8 +98,11 @@ def _trainer_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings that decide what comes out of a run, those that cut it short included."""
     defaults = {**signature(pl.Trainer).parameters, **signature(Trainer).parameters}
     counted = {key: settings[key] for key in _TRAINER_SETTINGS_THAT_COUNT}
-    # as text: 1 batch is not 1.0 of them, though the two are equal
-    return counted | {key: settings[key] for key in _COUNT_IF_SET if repr(settings[key]) != repr(defaults[key].default)}
+    return counted | {key: settings[key] for key in _COUNT_IF_SET if _is_set(settings[key], defaults[key].default)}
+
+
+def _is_set(value: Any, default: Any) -> bool:
+    return value != default or (type(value), value) == (int, 1)  # one batch, where 1.0 is all of them
 
 
 def _refuse_generated_start(source: Path, store: Store) -> None:

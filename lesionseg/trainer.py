@@ -52,11 +52,14 @@ def refuse_limits(trainer: pl.Trainer, *, train: int, validation: int, test: int
     trained = limited(train, trainer.limit_train_batches)
     if not trained:
         _refuse("limit_train_batches", "a batch to train on", f"{trainer.limit_train_batches} of {train}")
-    every = trainer.check_val_every_n_epoch
+    every, interval = (
+        trainer.check_val_every_n_epoch,
+        getattr(trainer, "val_check_interval", None),
+    )  # none: by the clock
     if every is not None and every < 1:
         _refuse("check_val_every_n_epoch", "1 or more", every)
-    if every is not None and isinstance(trainer.val_check_interval, int) and trainer.val_check_interval > trained:
-        _refuse("val_check_interval", f"at most the {trained} batches of an epoch", trainer.val_check_interval)
+    if isinstance(interval, int) and (interval < 1 or (every and trainer.limit_val_batches and interval > trained)):
+        _refuse("val_check_interval", f"1 to {trained}, the batches of an epoch", interval)
 
 
 def limited(batches: int, limit: int | float) -> int:

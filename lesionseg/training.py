@@ -76,7 +76,8 @@ class RunCLI(LightningCLI):
 
     def __init__(self, args: Sequence[str], claims: ExitStack) -> None:
         """Run what a command line asks for; `claims` holds the run folder from before its first change on."""
-        self.claims, self.checkpoint, self.held = claims, None, None  # type: tuple[ExitStack, Path | None, RunInfo | None]
+        self.claims = claims
+        self.checkpoint: Path | None = None
         self.configs = read_configs(args)
         raising = {"exit_on_error": False}
         super().__init__(
@@ -150,10 +151,11 @@ class RunCLI(LightningCLI):
             self._refuse_other_options(finished_run(self.run_dir))
             self.checkpoint = self.run_dir / LAST_CHECKPOINT
             return
-        self.held = held = held_run(self.run_dir)
+        held = held_run(self.run_dir)
         if held is None:
             rank_zero_only(refuse_foreign)(self.run_dir)
-        elif held.fingerprint == self.run.fingerprint:
+        rank_zero_only(self.claims.enter_context)(claimed(self.run_dir, held))
+        if held is not None and held.fingerprint == self.run.fingerprint:
             if held.state == "finished":
                 rank_zero_only(RunInfo.write)(replace(held, request_sha256=self.run.request_sha256), self.run_dir)
                 raise RunIsDone(self.run_dir)
@@ -272,7 +274,6 @@ class RunCLI(LightningCLI):
     @rank_zero_only
     def _announce(self) -> None:
         """Describe the run in its folder; an earlier run there gives way only now that nothing was refused."""
-        self.claims.enter_context(claimed(self.run_dir, self.held))
         if self.checkpoint is None:
             clear(self.run_dir)
         remove_parts(self.run_dir / LAST_CHECKPOINT.parent)

@@ -7,7 +7,7 @@ import pytest
 import pytorch_lightning as pl
 from pytorch_lightning.cli import LightningArgumentParser
 
-from lesionseg.trainer import Trainer
+from lesionseg.trainer import Trainer, refuse_limits
 
 
 @pytest.fixture
@@ -51,3 +51,21 @@ def test_what_nobody_limits_is_all_and_is_not_announced(caplog):
     trainer = Trainer(accelerator="cpu", logger=False)
     assert [getattr(trainer, name) for name in LIMITS] == [1.0, 1.0, 1.0, 1.0, 0.0]
     assert "was configured" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "batches"),
+    [
+        ({"val_check_interval": "00:00:01:00"}, (3, 1, 1)),
+        ({"val_check_interval": 10, "limit_val_batches": 0}, (3, 1, 1)),
+        ({"val_check_interval": 10, "check_val_every_n_epoch": None}, (3, 1, 1)),
+        ({"val_check_interval": 0.5}, (3, 1, 1)),
+        ({"limit_val_batches": 0, "limit_test_batches": 0.0}, (3, 4, 5)),
+        ({"limit_test_batches": 0.1}, (3, 0, 0)),
+        ({"fast_dev_run": True}, (1, 1, 1)),
+        ({"overfit_batches": 1}, (3, 1, 1)),
+    ],
+)
+def test_limits_that_leave_something_are_taken(settings, batches):
+    train, validation, test = batches
+    refuse_limits(Trainer(accelerator="cpu", logger=False, **settings), train=train, validation=validation, test=test)

@@ -26,6 +26,7 @@ from torch import Tensor
 from lesionseg.data.datamodule import LesionDataModule
 from lesionseg.data.dataset import Batch
 from lesionseg.tasks import LesionTask
+from lesionseg.trainer import limited
 
 SCRATCH, FINETUNED = "nnunet", "nnunet_finetuned"
 CHECKPOINT = "checkpoint_final.pth"
@@ -55,8 +56,7 @@ def trainer_of(dataset: str, fold: int, slices: int, epochs: int) -> Any:
 
 def slices_per_epoch(cell: Cell, data: LesionDataModule) -> int:
     """How many slices our nets see in an epoch."""
-    batches, most = len(data.train_dataloader()), cell.config["trainer"]["limit_train_batches"]
-    return data.batch_size * (batches if most is None else min(batches, most))
+    return data.batch_size * limited(len(data.train_dataloader()), cell.config["trainer"]["limit_train_batches"])
 
 
 def predict(trainer: Any, data: LesionDataModule, images: Path) -> dict[int, Tensor]:

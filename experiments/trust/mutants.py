@@ -69,6 +69,8 @@ def mutated(module: str, folder: Path) -> Counter[str]:
     ends = dict(re.findall(r"^\s+(\S+): ([\w ]+)$", results, re.MULTILINE))
     if not ends:
         sys.exit(done.stdout[-3000:] + done.stderr[-3000:])
+    if not lives("", module, folder, f"not {LEFT_OUT}"):
+        sys.exit("the tests fail where nothing is changed")
     alive = {name for name, end in ends.items() if end == "survived" and lives(name, module, folder, LEFT_OUT)}
     (folder / "survived.txt").write_text("\n".join(sorted(alive)))
     (folder / "killed.txt").write_text("\n".join(name for name, end in ends.items() if end == "killed"))
@@ -84,6 +86,8 @@ def lives(name: str, module: str, folder: Path, tests: str) -> bool:
     done = subprocess.run(
         words, cwd=folder / "mutants", env={**environment, "MUTANT_UNDER_TEST": name}, capture_output=True
     )
+    if done.returncode not in (0, 1, 2, 5):
+        sys.exit(f"pytest failed\n{done.stdout.decode()}{done.stderr.decode()}")
     return done.returncode in (0, 5)  # 5: no such tests
 
 

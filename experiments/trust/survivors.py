@@ -17,6 +17,8 @@ REASONS = {
     r"device=self\.device\).* → .*(device=None\)|int64, \))": "on a CPU the same",
     r"_FALSE_POSITIVE, 0, x\.area_px, 0, 0": "columns of reference lesions, not read of others",
     r"reshape\(-1, 3\).* → .*reshape\(-2, 3\)": "numpy takes any negative number",
+    r"super\(\)\.sync\(dist_sync_fn, ": "torchmetrics itself puts the same in the place of None",
+    r"should_sync: bool = True, →": "torchmetrics always says which",
     r"base is None and base_draws is None": "both are None, or neither",
     r"> 1e-9 .*>= 1e-9|> 1e-9 .* → .*>= 1e-9": "a bound of rounding: nothing lies on it",
     r"norm\.sf\(far\), \)": "numpy fills in 0 anyway",

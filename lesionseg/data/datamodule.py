@@ -147,7 +147,7 @@ class LesionDataModule(pl.LightningDataModule):
                              code="shared-memory")  # fmt: skip
 
     def batches(self) -> dict[str, int]:
-        """Batches of an epoch of training, and of the whole validation and test, on each rank: `train`, …."""
+        """Batches of an epoch of training, and of the whole validation and test, by `train`, `validation`, `test`."""
         loaders = {"train": self.train_dataloader(), "validation": self.val_dataloader()}
         return {name: len(loader) for name, loader in loaders.items()} | {
             "test": len(self.test_dataloader()) if len(self.test) else 0

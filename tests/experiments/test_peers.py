@@ -130,6 +130,12 @@ def test_nnunet_trains_and_validates_on_our_parts(cell):
     assert {name.rpartition("-s")[0] for name in parts["train"]} == set(held["train"])
     assert {name.rpartition("-s")[0] for name in parts["val"]} == set(held["validation"])
     assert nnunet.slices_per_epoch(Cell.read(cell), data) == 2
+    whole = len(data.train_dataloader())
+    assert whole > 1
+    for limit, batches in ((1.0, whole), (0.5, whole // 2), (99, whole)):
+        held = Cell.read(cell)
+        held.config["trainer"]["limit_train_batches"] = limit
+        assert nnunet.slices_per_epoch(held, data) == 2 * batches
 
 
 def test_a_measured_job_is_done_once_and_again_when_what_it_rests_on_changed(tmp_path):
