@@ -52,10 +52,8 @@ def refuse_limits(trainer: pl.Trainer, *, train: int, validation: int, test: int
     trained = limited(train, trainer.limit_train_batches)
     if not trained:
         _refuse("limit_train_batches", "a batch to train on", f"{trainer.limit_train_batches} of {train}")
-    every, interval = (
-        trainer.check_val_every_n_epoch,
-        getattr(trainer, "val_check_interval", None),
-    )  # none: by the clock
+    every = trainer.check_val_every_n_epoch
+    interval = getattr(trainer, "val_check_interval", None)  # there is none where the clock tells
     if every is not None and every < 1:
         _refuse("check_val_every_n_epoch", "1 or more", every)
     if isinstance(interval, int) and (interval < 1 or (every and trainer.limit_val_batches and interval > trained)):

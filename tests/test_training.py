@@ -610,14 +610,8 @@ def test_a_folder_of_something_else(command, capsys, tmp_path):
         (["--trainer.limit_val_batches", "0.01"], ["trainer.limit_val_batches: expected a share that is one of"]),
         (["--trainer.limit_test_batches", "0.01"], ["trainer.limit_test_batches: expected a share that is one of"]),
         (["--trainer.overfit_batches", "0.01"], ["expected a share that is one of"]),
-        (
-            ["--trainer.val_check_interval", "1000"],
-            ["val_check_interval: expected 1 to 3, the batches of an epoch; got 1000"],
-        ),
-        (
-            ["--trainer.val_check_interval", "0"],
-            ["val_check_interval: expected 1 to 3, the batches of an epoch; got 0"],
-        ),
+        (["--trainer.val_check_interval", "1000"], ["expected 1 to 3, the batches of an epoch; got 1000"]),
+        (["--trainer.val_check_interval", "0"], ["expected 1 to 3, the batches of an epoch; got 0"]),
         (["--trainer.check_val_every_n_epoch", "0"], ["trainer.check_val_every_n_epoch: expected 1 or more; got 0"]),
         (["--trainer.accelerator", "tpu"], ["trainer: expected settings for this machine"]),
         (["--trainer.devices", "x"], ["trainer: expected settings for this machine"]),
