@@ -25,7 +25,7 @@ from kills import Verb, verbs
 from rows import Row, asked, publish
 
 from lesionseg.cli import WRONG_INPUT
-from lesionseg.runs import LAST_CHECKPOINT, RUN_FILE
+from lesionseg.runs import LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, RUN_FILE
 
 Try = Callable[[Verb, Path, object, np.random.Generator], Iterator[str]]
 #: A training has begun when its first checkpoint lies there; so long is waited for it.
@@ -64,9 +64,10 @@ def worker_killed(verb: Verb, output: Path, expected: object, rng: np.random.Gen
 
 
 def checkpoint_cut(verb: Verb, output: Path, expected: object, rng: np.random.Generator) -> Iterator[str]:
-    """The last checkpoint of a stopped training loses its end."""
+    """The last checkpoint of a stopped training, which has one before it, loses its end."""
     process, began = _started(verb.words(output)), time.monotonic()
-    while process.poll() is None and _epochs(output) < 2 and time.monotonic() - began < BEGIN_S:
+    before = output / PREVIOUS_CHECKPOINT
+    while process.poll() is None and not before.exists() and time.monotonic() - began < BEGIN_S:
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     process.communicate()
@@ -75,11 +76,6 @@ def checkpoint_cut(verb: Verb, output: Path, expected: object, rng: np.random.Ge
         return
     os.truncate(last, int(rng.integers(last.stat().st_size)))
     yield from _continued(verb, output, expected, verb.words(output))
-
-
-def _epochs(output: Path) -> int:
-    """How many checkpoints lie there."""
-    return sum(1 for _ in (output / LAST_CHECKPOINT.parent).glob("*.ckpt"))
 
 
 def _continued(verb: Verb, output: Path, expected: object, words: Sequence[str]) -> Iterator[str]:
