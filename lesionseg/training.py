@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import yaml
@@ -51,6 +51,9 @@ from lesionseg.runs import (
 from lesionseg.tasks.base import SegmentationTask
 from lesionseg.trainer import Trainer, refuse_limits
 from lesionseg.writing import remove_parts
+
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
 
 #: How Lightning begins what it says on every start, whatever the run.
 _SMALL_TALK = (
@@ -312,7 +315,7 @@ def run(args: list[str]) -> int:
     except RuntimeError as error:
         if (wrong := input_error_in(str(error))) is not None:  # torch makes such of what a process that reads raises
             raise wrong from None
-        if not str(error).startswith("DataLoader worker"):
+        if not _of_a_killed_reader(error):
             raise
         what = "a process that reads the slices was killed, perhaps for want of memory"
         raise ChildProcessError(f"{what}; the same command continues; data.num_workers says how many") from error
@@ -323,8 +326,19 @@ def run(args: list[str]) -> int:
     return 0
 
 
+def _of_a_killed_reader(error: BaseException | None) -> bool:
+    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
+
+
+def _unraisable(told: UnraisableHookArgs) -> None:
+    """Say nothing of a killed reader where Python cannot raise it: torch raises it again at the next batch."""
+    if not _of_a_killed_reader(told.exc_value):
+        sys.__unraisablehook__(told)
+
+
 def _quieten() -> None:
-    """Silence what Lightning and W&B say that a user of this package can do nothing about."""
+    """Silence what Lightning, W&B and torch say that a user of this package can do nothing about."""
+    sys.unraisablehook = _unraisable
     for message in ("The number of training batches", "The '.*_dataloader' does not have many workers", "isinstance",
                     "Total length of `list`", "Experiment logs directory", "Checkpoint directory",
                     "You're resuming from a checkpoint that ended before",

@@ -15,6 +15,7 @@ import torch
 import yaml
 from torch import nn
 
+from lesionseg import training
 from lesionseg.cli import main
 from lesionseg.data.store import Store
 from lesionseg.results import read_run
@@ -462,6 +463,21 @@ def test_a_reader_of_slices_that_is_killed_ends_the_run_in_one_line_and_it_goes_
     assert "Traceback" not in done.stderr
     assert main(command(run)) == 0
     assert_same_run(run, whole)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"), [("DataLoader worker (pid 7) is killed by signal: Killed.", False), ("x", True)]
+)
+def test_a_killed_reader_is_no_noise_where_python_cannot_raise_it(capsys, monkeypatch, text, told):
+    """As in a lock that is given back around a fork: torch's handler of signals raises wherever Python is."""
+
+    class Noisy:
+        def __del__(self):
+            raise RuntimeError(text)
+
+    monkeypatch.setattr(sys, "unraisablehook", training._unraisable)
+    Noisy()
+    assert ("RuntimeError" in capsys.readouterr().err) == told
 
 
 def test_without_a_checkpoint_that_can_be_read_a_run_is_left_as_it_is(tmp_path, command, monkeypatch, capsys):
