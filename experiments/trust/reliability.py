@@ -33,7 +33,7 @@ def page(folder: Path) -> str:
         lines += [f"## {path.stem}.py\n", "| what | tried | failures | |\n|---|---|---|---|"]
         lines += [f"| {row['what']} | {row['count']} | {row['failures']} | {row['detail']} |" for row in held["rows"]]
         lines += [f"\nSeed {held['seed']}, commit {held['commit']}, {held['machine']}.\n"]
-        lines += [f"- {fault}" for fault in held["faults"]]
+        lines += [f"- {fault}" for fault in held["faults"]] + [""] * bool(held["faults"])
     return "\n".join(lines).rstrip() + "\n"
 
 
