@@ -211,7 +211,7 @@ class RunCLI(LightningCLI):
         All of it before `_announce`, which removes an earlier run.
         """
         self.datamodule.setup("fit")
-        self.datamodule.share(self.trainer.world_size)
+        self.datamodule.check_ranks(self.trainer.world_size)
         self.datamodule.check_shared_memory(self.trainer.num_devices)
         validates = bool(self.trainer.limit_val_batches * len(self.datamodule.validation))
         refuse_limits(self.trainer, **self.datamodule.batches())

@@ -120,6 +120,19 @@ class LesionDataModule(pl.LightningDataModule):
                              remedy=f"set it to {' or '.join(map(str, fitting))}, or change the devices")  # fmt: skip
         return self.batch_size // ranks
 
+    def check_ranks(self, ranks: int) -> None:
+        """Refuse a training in which so many ranks would not take equally many slices of each step.
+
+        Raises:
+            InputError: as `share`; or several ranks, and an epoch of less than one batch.
+        """
+        self.share(ranks)
+        slices = self._training_sampler().slices
+        if ranks > 1 and slices < self.batch_size:
+            raise InputError("data.batch_size", expected=f"{slices} or less, the slices of an epoch, as {ranks} ranks "
+                             "share each batch", got=str(self.batch_size),
+                             remedy="lower it, or train on one device")  # fmt: skip
+
     def check_shared_memory(self, ranks: int, shared: Path = Path("/dev/shm")) -> None:
         """Refuse worker processes whose batches the shared memory cannot hold: they would die in mid-epoch.
 
@@ -155,19 +168,7 @@ class LesionDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Batches of the epoch the trainer stands at, less those it has seen (a run resumed in mid-epoch)."""
-        rank, world_size = self._ranks()
-        epoch, batch = self._next_batch()
-        sampler = TrainingSampler(
-            self.train.slices.foreground,
-            keep_empty=self.keep_empty,
-            batch_size=self.batch_size,
-            seed=self.seed,
-            rank=rank,
-            world_size=world_size,
-            start_epoch=epoch,
-            start_batch=batch,
-        )
-        return self._loader(self.train, sampler)
+        return self._loader(self.train, self._training_sampler())
 
     def val_dataloader(self) -> DataLoader | list:
         """Inner-validation slices in a fixed shuffle; an empty list without any, unless it is asked for."""
@@ -205,6 +206,20 @@ class LesionDataModule(pl.LightningDataModule):
             len(dataset), batch_size=self.share(world_size), rank=rank, world_size=world_size, seed=seed
         )
         return self._loader(dataset, sampler)
+
+    def _training_sampler(self) -> TrainingSampler:
+        rank, world_size = self._ranks()
+        epoch, batch = self._next_batch()
+        return TrainingSampler(
+            self.train.slices.foreground,
+            keep_empty=self.keep_empty,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            rank=rank,
+            world_size=world_size,
+            start_epoch=epoch,
+            start_batch=batch,
+        )
 
     def _loader(self, dataset: SliceDataset, sampler: TrainingSampler | EvaluationSampler) -> DataLoader:
         return DataLoader(

@@ -147,7 +147,8 @@ class TrainingSampler(Sampler[list[Draw]]):
     """Batches of one epoch: every foreground slice, and a fresh share of the others, shuffled by (seed, epoch).
 
     Every rank draws the same order and takes its share of each batch, so that any number of ranks sees the same
-    batches, in as many steps. An incomplete last batch is left out (batch norm), unless it is the only one.
+    batches, in as many steps. An incomplete last batch is left out (batch norm), unless it is the only one, which one
+    rank takes alone (`LesionDataModule.check_ranks`).
 
     Args:
         foreground: for each slice of the dataset, whether it holds what the net is to find.
@@ -193,9 +194,13 @@ class TrainingSampler(Sampler[list[Draw]]):
         kept = rng.choice(self.empty, self.kept, replace=False)
         return rng.permutation(np.concatenate([self.found, kept]))
 
+    @property
+    def slices(self) -> int:
+        """Slices of an epoch, all ranks together."""
+        return len(self.found) + self.kept
+
     def __len__(self) -> int:
-        n = len(self.found) + self.kept
-        return max(n // self.batch_size, 1) if n >= self.world_size else 0
+        return max(self.slices // self.batch_size, 1) if self.slices else 0
 
     def __iter__(self) -> Iterator[list[Draw]]:
         epoch = self.epoch

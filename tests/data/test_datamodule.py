@@ -145,6 +145,15 @@ def test_ranks_share_a_batch_alike_or_not_at_all(store):
         data.share(4)
 
 
+def test_several_ranks_need_a_whole_batch(store):
+    data = module(store, folds=1, inner_validation=0, keep_empty=0.0, batch_size=24)  # the 24 slices with a lesion
+    data.check_ranks(2)
+    data = module(store, folds=1, inner_validation=0, keep_empty=0.0, batch_size=26)
+    data.check_ranks(1)
+    with pytest.raises(InputError, match="24 or less, the slices of an epoch, as 2 ranks share each batch; got 26"):
+        data.check_ranks(2)
+
+
 def test_workers_need_shared_memory_for_their_batches(store, tmp_path, monkeypatch):
     batches = 2 * 3 * 2  # training and validation, of three workers, two each
     needed = batches * 3 * (32 * 32 * 20 + 32 * 32)

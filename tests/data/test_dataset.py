@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from made_cases import AFFINE, Made, made, source
 
@@ -306,12 +306,10 @@ def test_order_is_a_function_of_seed_and_epoch():
 def test_any_number_of_ranks_sees_the_same_batches(n, share, world_size, epoch):
     foreground, batch_size = (FOREGROUND * 2)[:n], share * world_size
     alone = epoch_of(sampler(batch_size=batch_size, foreground=foreground), epoch)
+    assume(world_size == 1 or sum(map(len, alone)) >= batch_size)  # `LesionDataModule.check_ranks` refuses the others
     ranks = [
         epoch_of(sampler(rank, world_size, batch_size, foreground=foreground), epoch) for rank in range(world_size)
     ]
-    if sum(map(len, alone)) < world_size:  # fewer slices than processes: nothing to train on
-        assert not any(ranks)
-        return
     assert all(len(rank) == len(alone) for rank in ranks)
     assert all(batch for rank in ranks for batch in rank)  # a rank without samples would hang the others
     assert len(alone) == 1 or {len(batch) for rank in ranks for batch in rank} == {share}
