@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lesionseg import __version__
+from lesionseg.collector import collector_at_rest
 from lesionseg.errors import InputError, printable
 from lesionseg.labels import LESION_TYPES
 
@@ -57,7 +58,10 @@ def _run(args: list[str]) -> int:
         if args[0] == "fit" and is_done(args):
             print("this run is done already")
             return DONE
-        from lesionseg.training import run
+        with collector_at_rest():
+            import wandb.apis.public  # noqa: F401 (while modules are few: it looks at all of them, many times)
+
+            from lesionseg.training import run
 
         return run([args[0], "--help"] if args[1:] == ["--help", "all"] else args)
     options = _with_absolute_paths(_parser().parse_args(args))
@@ -73,24 +77,28 @@ def _with_absolute_paths(options: argparse.Namespace) -> argparse.Namespace:
 
 
 def _phantom(options: argparse.Namespace) -> None:
-    from lesionseg.phantom.write import write_phantom
+    with collector_at_rest():
+        from lesionseg.phantom.write import write_phantom
 
     write_phantom(options.output, volumes=options.volumes, slices=options.slices, size=options.size, seed=options.seed)
 
 
 def _prepare_lits(options: argparse.Namespace) -> None:
-    from lesionseg.data import lits
+    with collector_at_rest():
+        from lesionseg.data import lits
 
     sources = lits.cases(options.root, groups=options.groups, exclude=options.exclude, strict=options.strict)
     _prepare(sources, "lits", options)
 
 
 def _prepare_slices(options: argparse.Namespace) -> None:
-    from lesionseg.data import slices
+    with collector_at_rest():
+        from lesionseg.data import slices
 
     predict = None
     if options.liver is not None:
-        from lesionseg.cascade import LiverPredictor
+        with collector_at_rest():
+            from lesionseg.cascade import LiverPredictor
 
         predict = LiverPredictor(options.liver)
     sources = slices.cases(
@@ -100,14 +108,16 @@ def _prepare_slices(options: argparse.Namespace) -> None:
 
 
 def _prepare(sources: Sequence[CaseSource], kind: StoreKind, options: argparse.Namespace) -> None:
-    from lesionseg.data.prepare import prepare
+    with collector_at_rest():
+        from lesionseg.data.prepare import prepare
 
     salt = _salt(options.salt_file)
     prepare(sources, options.output, kind=kind, salt=salt, workers=options.workers, dask=options.dask)
 
 
 def _implant(options: argparse.Namespace) -> None:
-    from lesionseg.data.implanted import implant_store
+    with collector_at_rest():
+        from lesionseg.data.implanted import implant_store
 
     implant_store(
         options.store,
@@ -120,7 +130,8 @@ def _implant(options: argparse.Namespace) -> None:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from lesionseg.data.check import report
+    with collector_at_rest():
+        from lesionseg.data.check import report
 
     sheet = options.output or Path(f"{options.target.resolve().stem}-check.png")
     wrong = report(
@@ -136,20 +147,23 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from lesionseg.compare import compare
+    with collector_at_rest():
+        from lesionseg.compare import compare
 
     compare(options.root, options.output, against=options.against)
 
 
 def _export(options: argparse.Namespace) -> None:
-    from lesionseg.export import best_runs, export
+    with collector_at_rest():
+        from lesionseg.export import best_runs, export
 
     lesions, selected = (options.lesion, None) if options.best_of is None else best_runs(options.best_of)
     export(options.liver, lesions, options.output, selected=selected)
 
 
 def _segment(options: argparse.Namespace) -> int:
-    from lesionseg.segment import segment
+    with collector_at_rest():
+        from lesionseg.segment import segment
 
     outcomes = segment(
         options.input,
@@ -176,7 +190,8 @@ def _segment(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from lesionseg.evaluation.evaluate import evaluate
+    with collector_at_rest():
+        from lesionseg.evaluation.evaluate import evaluate
 
     evaluate(
         options.store,

@@ -52,24 +52,18 @@ def renamed(case: dict, k: int) -> dict:
 
 def fit(store: Path, run: Path, began: float) -> None:
     """Train in this process until the first batch; print seconds since `began` and the peak of memory, and end."""
-    import pytorch_lightning as pl
-
-    import lesionseg.training
     from lesionseg.cli import main
 
-    class Stop(pl.Callback):
-        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-            print(f"FIRST {time.time() - began} {peak_mb()}", flush=True)
-            os._exit(0)
-
-    lesionseg.training.logs = lambda folder: [Stop()]
     parts = ("finetune/lesion", "schedules/baseline", "profiles/phantom")
     configs = [word for part in parts for word in ("--config", str(EXPERIMENTS / f"{part}.yaml"))]
-    main(["fit", *configs, "--data.store", str(store), "--trainer.default_root_dir", str(run)])
+    stop = ["--trainer.callbacks", "first_batch.FirstBatch", "--trainer.callbacks.began", repr(began)]
+    main(["fit", *configs, "--data.store", str(store), "--trainer.default_root_dir", str(run), *stop])
 
 
 def setup(store: Path, target: str) -> None:
     """Set the data module up in this process; print seconds, MB more than before, slices, seconds of an order."""
+    from first_batch import peak_mb
+
     from lesionseg.data.datamodule import LesionDataModule
     from lesionseg.inputs import InputSpec
 
@@ -82,12 +76,6 @@ def setup(store: Path, target: str) -> None:
     next(iter(sampler))
     slices = len(data.train) + len(data.validation) + len(data.test)
     print(f"FIRST {took} {more} {slices} {time.perf_counter() - begin}")
-
-
-def peak_mb() -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    (peak,) = (line.split()[1] for line in lines if line.startswith("VmHWM"))
-    return int(peak) / 1000
 
 
 def child(kind: str, store: Path) -> list[float]:

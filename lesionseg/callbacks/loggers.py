@@ -13,6 +13,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+import wandb
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
@@ -109,8 +110,6 @@ def _continued(folder: Path, checkpoint: Path | None) -> str | None:
 
 def _wandb(folder: Path, run: RunInfo, checkpoint: Path | None) -> WandbLogger:
     os.environ.setdefault("WANDB_DATA_DIR", str(folder / "wandb-data"))
-    import wandb  # reads the environment when it is imported
-
     settings = wandb.Settings(
         x_disable_meta=True,
         x_disable_machine_info=True,

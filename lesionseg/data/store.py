@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from lesionseg.collector import collector_at_rest
 from lesionseg.data.records import CaseRecord, LesionRecord, array_sha256
 from lesionseg.errors import InputError
 from lesionseg.scan import Scan
@@ -71,8 +72,8 @@ class Store:
         """
         store = read_manifest(Path(path))
         for record in store.records:
-            folder = case_folder(store.path, record.case_id)
-            problem = array_damage(folder, record, verify=True) if verify else size_damage(folder, record)
+            folder = os.path.join(store.path, CASES, record.case_id)  # text: of many cases, Paths take most of the time
+            problem = array_damage(Path(folder), record, verify=True) if verify else size_damage(folder, record)
             if problem is not None:
                 raise problem
         return store
@@ -152,7 +153,8 @@ def read_manifest(path: Path) -> Store:
     text = _manifest_bytes(path)
     checksum = hashlib.sha256(text).hexdigest()
     if _last_read is None or (_last_read.path, _last_read.manifest_sha256) != (path, checksum):
-        _last_read = Store(path, *_parse_manifest(path / MANIFEST, text), checksum)
+        with collector_at_rest():
+            _last_read = Store(path, *_parse_manifest(path / MANIFEST, text), checksum)
     return _last_read
 
 
@@ -169,16 +171,16 @@ def array_damage(folder: Path, record: CaseRecord, *, verify: bool = False) -> I
     return None
 
 
-def size_damage(folder: Path, record: CaseRecord) -> InputError | None:
+def size_damage(folder: str | Path, record: CaseRecord) -> InputError | None:
     """What the sizes of the files in the folder of a case tell: an array that is missing, short or long."""
     for name, dtype in _DTYPES.items():
         expected = len(_header(record.shape, dtype)) + math.prod(record.shape) * dtype.itemsize
         try:
-            size = os.stat(os.path.join(folder, name)).st_size  # a Path of each file takes longer than its size
+            size = os.stat(file := os.path.join(folder, name)).st_size
         except OSError as error:
-            return _damaged(folder / name, f"{dtype} array of shape {record.shape}", f"no file ({error.strerror})")
+            return _damaged(file, f"{dtype} array of shape {record.shape}", f"no file ({error.strerror})")
         if size != expected:
-            return _damaged(folder / name, f"{dtype} array of shape {record.shape}, {expected} bytes", f"{size} bytes")
+            return _damaged(file, f"{dtype} array of shape {record.shape}, {expected} bytes", f"{size} bytes")
     return None
 
 
