@@ -10,10 +10,10 @@ import lesionseg
 ROOT = Path(lesionseg.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 FLOORS: list[set[str]] = [
-    {"__init__", "errors"},
+    {"__init__", "collector", "errors"},
     {"labels", "scan", "inputs", "reading", "request", "trainer", "unet", "writing"},
-    {"lesions", "measurements", "variance", "crops", "networks", "schedules", "runs", "ranks", "phantom", "figures",
-     "schedule_figure", "parallel"},
+    {"arguments", "lesions", "measurements", "variance", "crops", "networks", "schedules", "runs", "ranks", "phantom",
+     "figures", "schedule_figure", "parallel"},
     {"segmentation", "metrics", "results", "run_folder", "inference", "calibration", "matching", "pacing", "burned_in",
      "implant"},
     {"formats", "model", "findings", "command_line"},

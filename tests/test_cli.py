@@ -72,7 +72,8 @@ def test_a_command_line_that_does_not_parse_is_wrong_input(args, capsys):
 def test_nothing_heavy_is_loaded_for_help_or_a_wrong_verb():
     code = """
 import sys
-from lesionseg.cli import TRAINING_VERBS, main
+from lesionseg.arguments import TRAINING_VERBS
+from lesionseg.cli import main
 verbs = ("phantom", "prepare", "implant", "check", "compare", "segment", *TRAINING_VERBS)
 for args in (["--help"], ["--version"], ["frobnicate"], ["phantom", "--size", "x"], *([v, "--help"] for v in verbs)):
     try:
@@ -108,7 +109,7 @@ def test_how_a_verb_ends_decides_the_status(error, status, line, monkeypatch, ca
     def fails(options):
         raise error
 
-    monkeypatch.setattr(cli, "_compare", fails)
+    monkeypatch.setitem(cli.VERBS, "compare", fails)
     assert main(["compare", "runs", "-o", "out"]) == status
     assert capsys.readouterr().err == line + "\n"
     for args in (["--debug", "compare", "runs", "-o", "out"], ["compare", "runs", "-o", "out", "--debug"]):
@@ -122,7 +123,7 @@ def test_a_mistake_of_ours_is_not_passed_off_as_wrong_input(monkeypatch):
     def fails(options):
         raise KeyError("bug")
 
-    monkeypatch.setattr(cli, "_compare", fails)
+    monkeypatch.setitem(cli.VERBS, "compare", fails)
     with pytest.raises(KeyError):
         main(["compare", "runs", "-o", "out"])
 
