@@ -21,7 +21,8 @@ from lesionseg.findings import measure_findings
 from lesionseg.inference import Lesions, Pass, clean_liver, lesion_ids, predict_lesions, predict_liver
 from lesionseg.inputs import Box, InputSpec, liver_box
 from lesionseg.labels import LESION_IDS, LIVER, UNTYPED_LESION
-from lesionseg.model import Model, Net, Thresholds
+from lesionseg.model import Model, Thresholds
+from lesionseg.model_net import Net
 from lesionseg.reading import first_sentence
 from lesionseg.runs import liver_run, weights_sha256
 from lesionseg.scan import Scan, canonical, canonical_axes, from_canonical

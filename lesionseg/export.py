@@ -22,7 +22,8 @@ from lesionseg.inference import lesion_ids, predict_lesions
 from lesionseg.labels import LIVER, TARGETS, is_liver
 from lesionseg.lesions import FIRST_TYPE
 from lesionseg.matching import number_lesions
-from lesionseg.model import MOST_NETS, Model, Net, Thresholds
+from lesionseg.model import MOST_NETS, Model, Thresholds
+from lesionseg.model_net import Net
 from lesionseg.reading import first_sentence
 from lesionseg.runs import CONFIG_FILE, RUN_FILE, SPLIT_FILE, RunInfo, finished_run, liver_run
 from lesionseg.statistics import FIGURES, PRIMARY, estimates, patient_sums

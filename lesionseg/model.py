@@ -23,32 +23,20 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load, save
-from torch import Tensor, nn
-
 from lesionseg.errors import InputError
-from lesionseg.inputs import InputSpec
 from lesionseg.labels import TARGETS
-from lesionseg.networks import build_unet
-from lesionseg.runs import finished_run, provenance, read_net
+from lesionseg.model_net import Net, refused
+from lesionseg.runs import provenance
 from lesionseg.segmentation import RESEARCH_USE_ONLY
-from lesionseg.unet import DEEP_HEADS, SEGMENTING_PARTS
 
 MODEL_FILE = "model.json"
 #: Changes with the layout of the folder.
 MODEL_FORMAT = 1
 #: More lesion nets than this are no ensemble but a broken file.
 MOST_NETS = 100
-#: Fields of `run.json` that say where a net comes from; none names a machine's path or a patient.
-PROVENANCE = ("name", "fold", "folds", "seed", "epochs", "encoder", "encoder_weights", "commit", "version", "machine",
-              "store_sha256", "config_sha256", "weights_sha256", "generated")  # fmt: skip
-#: Names of encoders; a colon or slash would make a library fetch from elsewhere.
-_ENCODER = re.compile(r"[A-Za-z0-9_.-]+")
 #: Of a model folder.
 _FILES = re.compile(rf"{re.escape(MODEL_FILE)}|liver\.safetensors|lesion-\d+\.safetensors")
 _PARTIAL = ".lesionseg-partial"
-_DESCRIPTION = ("encoder", "decoder_channels", "input", "target", "classes")
 
 
 @dataclass(frozen=True)
@@ -76,52 +64,6 @@ class Thresholds:
             raise ValueError("thresholds must be finite")
         if min(self.min_lesion_mm2, self.min_lesion_mm3, self.min_lesion_px) < 0:
             raise ValueError("least sizes must be 0 or more")
-
-
-@dataclass(frozen=True, eq=False)
-class Net:
-    """One trained net.
-
-    Attributes:
-        description: how it is built and fed: encoder, decoder_channels, input, target, classes.
-        tensors: its state by name.
-        provenance: the fields `PROVENANCE` of its run.
-    """
-
-    description: dict[str, Any]
-    tensors: dict[str, Tensor] = field(repr=False)
-    provenance: dict[str, Any]
-
-    @classmethod
-    def from_run(cls, run: Path) -> Net:
-        """The net of a finished run, its last weights; `InputError` for an unfinished one, or types not from pixels."""
-        info = finished_run(run)
-        description, tensors = read_net(run)
-        tensors = {name: tensor for name, tensor in tensors.items() if name.partition(".")[0] != DEEP_HEADS}
-        if other := {name.partition(".")[0] for name in tensors} - set(SEGMENTING_PARTS):
-            raise InputError(run, expected="a net that names every pixel", got=f"one with a {other.pop()}",
-                             remedy="name runs of another schedule, such as no_freezing")  # fmt: skip
-        return cls(
-            {key: description[key] for key in _DESCRIPTION},
-            {name: tensor.contiguous() for name, tensor in tensors.items()},
-            {name: getattr(info, name) for name in PROVENANCE},
-        )
-
-    @property
-    def spec(self) -> InputSpec:
-        """The input it was trained on."""
-        return InputSpec(**self.description["input"])
-
-    def build(self) -> nn.Module:
-        """The net with its weights, in eval mode; `InputError` where the tensors are of another net."""
-        encoder, channels = self.description["encoder"], self.description["decoder_channels"]
-        classes = len(self.description["classes"])
-        net = build_unet(encoder, classes=classes, encoder_weights=None, decoder_channels=channels)
-        try:
-            net.load_state_dict(self.tensors)
-        except RuntimeError:
-            raise _refused(Path(encoder), "tensors of another net than the one described") from None
-        return net.eval()
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,7 +137,7 @@ class Model:
         partial.mkdir(parents=True)
         try:
             for name, net in self._files():
-                (partial / name).write_bytes(save(net.tensors))
+                (partial / name).write_bytes(net.to_bytes())
             (partial / MODEL_FILE).write_text(self._text)
             if folder.exists():  # a folder with files cannot be replaced in one step
                 folder.rename(old)
@@ -221,8 +163,8 @@ class Model:
             if not 1 <= len(content["lesions"]) <= MOST_NETS:
                 raise ValueError(f"{len(content['lesions'])} lesion nets")
             model = cls(
-                _read_net(folder / "liver.safetensors", content["liver"]),
-                tuple(_read_net(folder / f"lesion-{i}.safetensors", net) for i, net in enumerate(content["lesions"])),
+                Net.read(folder / "liver.safetensors", content["liver"]),
+                tuple(Net.read(folder / f"lesion-{i}.safetensors", net) for i, net in enumerate(content["lesions"])),
                 Thresholds(**content["thresholds"]),
                 float(content["temperature"]),
                 content["calibration"],
@@ -237,9 +179,9 @@ class Model:
         except OSError as error:
             nothing = "a file" if folder.is_file() else "no such folder"
             got = f"no {MODEL_FILE} ({error.strerror})" if folder.is_dir() else nothing
-            raise _refused(folder, got, "name a folder made by `lesionseg export`") from None
+            raise refused(folder, got, "name a folder made by `lesionseg export`") from None
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-            raise _refused(path, f"{type(error).__name__}: {error}") from None
+            raise refused(path, f"{type(error).__name__}: {error}") from None
         return model
 
     def _check(self) -> None:
@@ -258,8 +200,7 @@ class Model:
     @cached_property
     def _text(self) -> str:
         """Of `model.json`. Made once: the checksums go over every weight."""
-        nets = [{**net.description, "sha256": _sha256(save(net.tensors)), "provenance": net.provenance}
-                for _, net in self._files()]  # fmt: skip
+        nets = [net.to_json() for _, net in self._files()]
         content = {
             "format": MODEL_FORMAT,
             "use": RESEARCH_USE_ONLY,
@@ -315,36 +256,3 @@ def _finite(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"the number {text}")
     return value
-
-
-def _read_net(path: Path, content: dict[str, Any]) -> Net:
-    """A net of a model folder; whether its tensors fit shows when it is built."""
-    data = _bytes(path, content["sha256"])
-    description = {key: content[key] for key in _DESCRIPTION}
-    target = TARGETS[description["target"]]
-    if tuple(description["classes"]) != target.classes or not _ENCODER.fullmatch(description["encoder"]):
-        raise ValueError(f"classes {description['classes']} of encoder {description['encoder']!r}")
-    try:
-        net = Net(description, load(data), dict(content["provenance"]))
-    except SafetensorError as error:
-        raise _refused(path, f"SafetensorError: {error}") from None
-    _ = net.spec  # refuses what is no InputSpec
-    return net
-
-
-def _bytes(path: Path, sha256: str) -> bytes:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise _refused(path, f"no readable file ({error.strerror})") from None
-    if _sha256(data) != sha256:
-        raise _refused(path, "another file than model.json names (checksum)")
-    return data
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def _refused(where: Path, got: str, remedy: str = "copy the model again, or export it anew") -> InputError:
-    return InputError(where, expected="a model folder made by `lesionseg export`", got=got, remedy=remedy, code="model")

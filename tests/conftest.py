@@ -131,7 +131,8 @@ def make_model() -> Callable:
 
     from lesionseg.inputs import InputSpec
     from lesionseg.labels import TARGETS
-    from lesionseg.model import PROVENANCE, Model, Net, Thresholds
+    from lesionseg.model import Model, Thresholds
+    from lesionseg.model_net import PROVENANCE, Net
     from lesionseg.networks import build_unet
 
     def net(target: str, spec: InputSpec, seed: int) -> Net:

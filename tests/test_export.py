@@ -28,7 +28,8 @@ from lesionseg.errors import InputError
 from lesionseg.export import ENSEMBLE, OPTIMISTIC, best_runs, export
 from lesionseg.inputs import InputSpec, paste, resize
 from lesionseg.labels import LESION_TYPES, is_liver
-from lesionseg.model import MODEL_FILE, Model, Net
+from lesionseg.model import MODEL_FILE, Model
+from lesionseg.model_net import Net
 from lesionseg.runs import LAST_CHECKPOINT, RunInfo
 from lesionseg.scan import Scan
 

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from lesionseg.errors import InputError
-from lesionseg.model import MODEL_FILE, Model, Net, Thresholds
+from lesionseg.model import MODEL_FILE, Model, Thresholds
+from lesionseg.model_net import Net
 
 
 class Bomb:

@@ -22,7 +22,7 @@ from lesionseg.inputs import liver_box
 from lesionseg.labels import LESION_TYPES, TARGETS
 from lesionseg.lesions import dice
 from lesionseg.metrics import LesionFigures
-from lesionseg.model import Net
+from lesionseg.model_net import Net
 from lesionseg.results import read_run
 from lesionseg.runs import RunInfo
 from lesionseg.scan import Scan

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lesionseg.cli import main
-from lesionseg.model import Net
+from lesionseg.model_net import Net
 from lesionseg.results import read_run
 from lesionseg.runs import RunInfo
 from lesionseg.tasks import CropClassifierTask, YNetTask

@@ -1,0 +1,120 @@
+"""One trained net as the shareable model keeps it: a description in `model.json`, its tensors in a safetensors file."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from lesionseg.errors import InputError
+from lesionseg.inputs import InputSpec
+from lesionseg.labels import TARGETS
+from lesionseg.networks import build_unet
+from lesionseg.runs import finished_run, read_net
+from lesionseg.unet import DEEP_HEADS, SEGMENTING_PARTS
+
+#: Fields of `run.json` that say where a net comes from; none names a machine's path or a patient.
+PROVENANCE = ("name", "fold", "folds", "seed", "epochs", "encoder", "encoder_weights", "commit", "version", "machine",
+              "store_sha256", "config_sha256", "weights_sha256", "generated")  # fmt: skip
+#: Names of encoders; a colon or slash would make a library fetch from elsewhere.
+_ENCODER = re.compile(r"[A-Za-z0-9_.-]+")
+_DESCRIPTION = ("encoder", "decoder_channels", "input", "target", "classes")
+
+
+@dataclass(frozen=True, eq=False)
+class Net:
+    """One trained net.
+
+    Attributes:
+        description: how it is built and fed: encoder, decoder_channels, input, target, classes.
+        tensors: its state by name.
+        provenance: the fields `PROVENANCE` of its run.
+    """
+
+    description: dict[str, Any]
+    tensors: dict[str, Tensor] = field(repr=False)
+    provenance: dict[str, Any]
+
+    @classmethod
+    def from_run(cls, run: Path) -> Net:
+        """The net of a finished run, its last weights; `InputError` for an unfinished one, or types not from pixels."""
+        info = finished_run(run)
+        description, tensors = read_net(run)
+        tensors = {name: tensor for name, tensor in tensors.items() if name.partition(".")[0] != DEEP_HEADS}
+        if other := {name.partition(".")[0] for name in tensors} - set(SEGMENTING_PARTS):
+            raise InputError(run, expected="a net that names every pixel", got=f"one with a {other.pop()}",
+                             remedy="name runs of another schedule, such as no_freezing")  # fmt: skip
+        return cls(
+            {key: description[key] for key in _DESCRIPTION},
+            {name: tensor.contiguous() for name, tensor in tensors.items()},
+            {name: getattr(info, name) for name in PROVENANCE},
+        )
+
+    @classmethod
+    def read(cls, path: Path, content: dict[str, Any]) -> Net:
+        """A net of a model folder, as `model.json` describes it; whether its tensors fit shows when it is built.
+
+        Raises:
+            InputError: a file that is missing, or another one than described.
+            ValueError: a description of no such net; also `KeyError`, `TypeError`, `AttributeError`.
+        """
+        data = _bytes(path, content["sha256"])
+        description = {key: content[key] for key in _DESCRIPTION}
+        target = TARGETS[description["target"]]
+        if tuple(description["classes"]) != target.classes or not _ENCODER.fullmatch(description["encoder"]):
+            raise ValueError(f"classes {description['classes']} of encoder {description['encoder']!r}")
+        try:
+            net = cls(description, load(data), dict(content["provenance"]))
+        except SafetensorError as error:
+            raise refused(path, f"SafetensorError: {error}") from None
+        _ = net.spec  # refuses what is no InputSpec
+        return net
+
+    @property
+    def spec(self) -> InputSpec:
+        """The input it was trained on."""
+        return InputSpec(**self.description["input"])
+
+    def to_json(self) -> dict[str, Any]:
+        """What `model.json` says of it."""
+        return {**self.description, "sha256": _sha256(self.to_bytes()), "provenance": self.provenance}
+
+    def to_bytes(self) -> bytes:
+        """Its tensors, as a file of safetensors holds them."""
+        return save(self.tensors)
+
+    def build(self) -> nn.Module:
+        """The net with its weights, in eval mode; `InputError` where the tensors are of another net."""
+        encoder, channels = self.description["encoder"], self.description["decoder_channels"]
+        classes = len(self.description["classes"])
+        net = build_unet(encoder, classes=classes, encoder_weights=None, decoder_channels=channels)
+        try:
+            net.load_state_dict(self.tensors)
+        except RuntimeError:
+            raise refused(Path(encoder), "tensors of another net than the one described") from None
+        return net.eval()
+
+
+def _bytes(path: Path, sha256: str) -> bytes:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise refused(path, f"no readable file ({error.strerror})") from None
+    if _sha256(data) != sha256:
+        raise refused(path, "another file than model.json names (checksum)")
+    return data
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def refused(where: Path, got: str, remedy: str = "copy the model again, or export it anew") -> InputError:
+    """The error for a model folder with something wrong in it."""
+    return InputError(where, expected="a model folder made by `lesionseg export`", got=got, remedy=remedy, code="model")
