@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from lesionseg.compare_table import BASELINE, PAPER, data_kind, in_paper_order, markdown, print_table, title
+from lesionseg.compare_table import markdown, print_table
 from lesionseg.comparison_page import write_page
 from lesionseg.errors import InputError
 from lesionseg.grid import Grid, read_grid
+from lesionseg.grid_basis import data_kind
+from lesionseg.paper import BASELINE, PAPER, in_paper_order, title
 from lesionseg.ranking import ranks
 from lesionseg.runs import write_text
 from lesionseg.schedule_figure import schedules_figure

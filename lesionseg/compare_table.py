@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence, Sized
 
 import pandas as pd
 from rich import box
@@ -11,28 +11,16 @@ from rich.console import Console
 from rich.table import Table
 
 from lesionseg.grid import Grid
+from lesionseg.grid_basis import data_kind, encoder_weights, provenance
 from lesionseg.lesions import MIN_OVERLAP
-from lesionseg.results import MISSED, REFERENCE
-from lesionseg.runs import RunInfo
+from lesionseg.paper import BASELINE, PAPER, title
+from lesionseg.results import MISSED
 from lesionseg.significance import PERMUTATIONS
 from lesionseg.statistics import FIGURES, PRIMARY, RESAMPLES, confusion
 from lesionseg.wording import ALPHA, cell, difference_cell, is_shown, p_cell, power, rank_cell, verdict
 
-BASELINE = "baseline"
 #: Columns that the printed table needs to show intervals.
 _FULL_WIDTH = 160
-#: Below this many patients the table warns of its intervals, and below this many degrees of freedom between runs, folds
-#: x (seeds − 1), of its tests: what `experiments/benchmarks/simulated_comparisons.py` printed stands in the warnings.
-FEW_PATIENTS, FEW_RUNS = 30, 6
-
-#: Rows of the paper's table (arXiv 1907.13409), in its order. Its "accuracy" most likely is that of the lesions found.
-PAPER: dict[str, dict[str, float]] = {
-    "baseline": {"dice1": 0.49, "dice2": 0.44, "success_rate": 0.89, "accuracy": 0.56},
-    "no_freezing": {"dice1": 0.57, "dice2": 0.55, "success_rate": 0.94, "accuracy": 0.64},
-    "hierarchical_freezing": {"dice1": 0.65, "dice2": 0.60, "success_rate": 0.93, "accuracy": 0.68},
-    "freeze_encoder": {"dice1": 0.57, "dice2": 0.54, "success_rate": 0.94, "accuracy": 0.63},
-    "hierarchical_unfreezing": {"dice1": 0.64, "dice2": 0.60, "success_rate": 0.94, "accuracy": 0.73},
-}
 HEADINGS = {
     "dice1": "Dice1",
     "dice2": "Dice2",
@@ -75,17 +63,6 @@ The definitions are this package's own.
   by this table is a choice by test results."""
 
 
-def in_paper_order(schedules: Iterable[str]) -> list[str]:
-    """The rows of the paper's table in its order, then all others by name."""
-    names = set(schedules)
-    return [name for name in PAPER if name in names] + sorted(names - set(PAPER))
-
-
-def title(schedule: str) -> str:
-    """A schedule's name for readers."""
-    return schedule.replace("_", " ")
-
-
 def markdown(grid: Grid, schedules: Sequence[str], table: pd.DataFrame, against: str | None) -> str:
     """The whole of `table.md`. `against`: the row that the others are compared with; None: no such row."""
     rows = {name: _rows(table, name) for name in schedules}
@@ -119,104 +96,11 @@ def markdown(grid: Grid, schedules: Sequence[str], table: pd.DataFrame, against:
     return "\n\n".join(parts) + "\n"
 
 
-def provenance(grid: Grid) -> list[str]:
-    """What the table rests on, one sentence each."""
-    infos = [run.info for run in grid.runs]
-    info = infos[0]
-    slices, lesions = grid.tables(grid.schedules[0])
-    reference = lesions[(lesions.kind == REFERENCE) & (lesions.seed == grid.seeds[0])]
-    n_slices = len(slices[["case_id", "slice"]].drop_duplicates())
-    types = ", ".join(f"{name} {(reference.type == name).sum()}" for name in grid.lesion_types)
-    seeds, folds = ", ".join(map(str, grid.seeds)), ", ".join(map(str, grid.folds))
-    commits, versions = _listed(i.commit or "unknown" for i in infos), _listed(i.version for i in infos)
-    encoder_weights = next((i.encoder_weights for i in infos if i.encoder_weights), None)
-    lines = [
-        f"Data: {data_kind(grid)}; store {info.store_sha256[:12]}.",
-        f"Test: {len(grid.patients)} patients, {n_slices} slices, {len(reference)} lesions ({types}); "
-        f"folds {folds} of {info.folds}; seeds {seeds}; last weights after {info.epochs} epochs.",
-        f"Net: encoder {info.encoder}, {_encoder_weights(encoder_weights)}; configuration {info.config_sha256[:12]}.",
-        f"Code: commit {commits}, version {versions}; machine: {_listed(i.machine for i in infos)}.",
-    ]
-    if len(grid.seeds) == 1:
-        lines.append("One seed: the intervals hold given these trained models, they do not cover training anew.")
-    else:
-        lines.append(f"{len(grid.seeds)} seeds: figures are means over seeds; the intervals cover patients and runs.")
-    lines += few_patients(len(grid.patients)) + few_runs(len(grid.folds), len(grid.seeds))
-    return lines + mixed_code(grid) + mixed_ranks(grid)
-
-
-def few_patients(n: int) -> list[str]:
-    """What to say of intervals over so few patients, if anything."""
-    if n >= FEW_PATIENTS:
-        return []
-    return [
-        f"Only {n} patients: intervals of so few may be too narrow (simulated, a 95 % interval of a figure held the "
-        "truth in 90 to 97 % of tables of 5 patients, 94 to 95 % of 12, 94 to 96 % of 30)."
-    ]
-
-
-def few_runs(folds: int, seeds: int) -> list[str]:
-    """What to say of tests over so few runs, if anything."""
-    if seeds == 1 or folds * (seeds - 1) >= FEW_RUNS:
-        return []
-    return [
-        f"Only {folds * seeds} runs a row: the tests are somewhat too sure (simulated, 5 rows without a difference: a "
-        "false alarm after Holm in 5 to 8 % of tables of 3 folds and 2 seeds, 9 to 11 % of 1 fold and 3 seeds)."
-    ]
-
-
-def mixed_code(grid: Grid) -> list[str]:
-    """What to say of runs that were not all trained by one committed state of the code, if anything.
-
-    A finished run stays as it is when the code changes: its fingerprint is of settings, data and weights.
-    """
-    commits = {run.info.commit or "unknown" for run in grid.runs}
-    if len(commits) == 1 and not any(commit.endswith("-dirty") for commit in commits):
-        return []
-    return [
-        "**Rows may differ by their code** and not by their schedule alone: it was changed between runs, or not "
-        f"committed (-dirty). Rows by commit: {_rows_by(grid, lambda info: info.commit or 'unknown')}."
-    ]
-
-
-def mixed_ranks(grid: Grid) -> list[str]:
-    """What to say of runs that were not all trained by as many ranks, if anything; `docs/scaling.md` says why."""
-    if len({run.info.ranks for run in grid.runs}) == 1:
-        return []
-    return [
-        "**Rows may differ by the number of ranks that trained them** and not by their schedule alone: batch norm and "
-        f"loss see the share of one rank. Rows by ranks: {_rows_by(grid, lambda info: str(info.ranks))}."
-    ]
-
-
-def _rows_by(grid: Grid, key: Callable[[RunInfo], str]) -> str:
-    """Names of the rows for each value of something that runs differ in."""
-    rows: dict[str, set[str]] = {}
-    for run in grid.runs:
-        rows.setdefault(key(run.info), set()).add(run.info.name)
-    return "; ".join(f"{value}: {', '.join(in_paper_order(names))}" for value, names in sorted(rows.items()))
-
-
-def data_kind(grid: Grid) -> str:
-    """Generated or real CT, and whether the lesions are the patients' own, in words."""
-    if any(run.info.generated for run in grid.runs):
-        return "phantom, generated CT"
-    return "real CT with implanted lesions" if any(run.info.implanted for run in grid.runs) else "real CT"
-
-
-def _encoder_weights(weights: str | None) -> str:
-    return {None: "no ImageNet", "imagenet": "ImageNet", "file": "weights of a local file"}.get(weights, str(weights))
-
-
 def _start(grid: Grid, schedule: str) -> str:
     """What a row's weights were before fine-tuning."""
     info = next(run.info for run in grid.runs if run.info.name == schedule)
-    encoder = _encoder_weights(info.encoder_weights)
+    encoder = encoder_weights(info.encoder_weights)
     return encoder if info.weights_sha256 is None else f"{encoder}, pretraining {info.weights_sha256[:8]}"
-
-
-def _listed(values: Iterable[str]) -> str:
-    return ", ".join(sorted(set(values)))
 
 
 def _rows(table: pd.DataFrame, schedule: str) -> list[pd.Series]:

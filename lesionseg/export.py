@@ -14,7 +14,6 @@ import yaml
 
 from lesionseg.calibration import TypedLesion, calibrate, true_types
 from lesionseg.cascade import least_voxels
-from lesionseg.compare_table import in_paper_order
 from lesionseg.data.store import CaseRecord, Store
 from lesionseg.errors import InputError, printable
 from lesionseg.grid import SHARED, SHARED_STARTS, read_grid
@@ -24,6 +23,7 @@ from lesionseg.lesions import FIRST_TYPE
 from lesionseg.matching import number_lesions
 from lesionseg.model import MOST_NETS, Model, Thresholds
 from lesionseg.model_net import Net
+from lesionseg.paper import in_paper_order
 from lesionseg.reading import first_sentence
 from lesionseg.runs import CONFIG_FILE, RUN_FILE, SPLIT_FILE, RunInfo, finished_run, liver_run
 from lesionseg.statistics import FIGURES, PRIMARY, estimates, patient_sums

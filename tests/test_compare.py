@@ -15,10 +15,11 @@ import pytest
 from matplotlib.figure import Figure
 
 from lesionseg.compare import compare
-from lesionseg.compare_table import PAPER, few_runs, in_paper_order
 from lesionseg.errors import InputError
 from lesionseg.grid import read_grid
+from lesionseg.grid_basis import few_runs
 from lesionseg.labels import LESION_TYPES
+from lesionseg.paper import PAPER, in_paper_order
 from lesionseg.results import (
     LESION_COLUMNS,
     LESIONS_FILE,

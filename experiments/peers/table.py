@@ -19,16 +19,10 @@ import pandas as pd
 from cell import PEER_FILE
 
 from lesionseg.compare import statistics_of
-from lesionseg.compare_table import (
-    FIGURE_DEFINITIONS,
-    HEADINGS,
-    data_kind,
-    in_paper_order,
-    pipe_table,
-    provenance,
-    title,
-)
+from lesionseg.compare_table import FIGURE_DEFINITIONS, HEADINGS, pipe_table
 from lesionseg.grid import Grid, read_grid
+from lesionseg.grid_basis import data_kind, provenance
+from lesionseg.paper import in_paper_order, title
 from lesionseg.runs import write_text
 from lesionseg.statistics import FIGURES, PRIMARY
 from lesionseg.wording import cell, difference_cell, p_cell, verdict

@@ -20,7 +20,6 @@ import pandas as pd
 
 from lesionseg import __version__
 from lesionseg.cascade_folder import CascadeFolder, process_count
-from lesionseg.compare_table import few_patients
 from lesionseg.data.records import CaseRecord, without_nan
 from lesionseg.data.store import MANIFEST, Store
 from lesionseg.errors import InputError, printable
@@ -41,6 +40,7 @@ from lesionseg.evaluation.scoring import (
 )
 from lesionseg.evaluation.text import definitions, markdown, summary
 from lesionseg.formats.nifti_write import write_nifti_labels
+from lesionseg.grid_basis import few_patients
 from lesionseg.inputs import Box, liver_box
 from lesionseg.labels import LESION_TYPES, TARGETS, is_liver
 from lesionseg.model import Model
