@@ -1,56 +1,19 @@
-"""`fit`, `validate` and `test`: LightningCLI over the tasks, with what a run must do besides training."""
+"""`fit`, `validate` and `test`: one run by `RunCLI`, and how it ends."""
 
 from __future__ import annotations
 
-import json
 import logging
+import signal
 import sys
 import warnings
-from argparse import ArgumentError
-from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import pytorch_lightning as pl
-import yaml
-from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from lesionseg.callbacks.checkpoints import WholeCheckpoints, checkpoints
-from lesionseg.callbacks.freezing import StagedFreezing
-from lesionseg.callbacks.global_batch import GlobalBatch
-from lesionseg.callbacks.guards import FiniteLoss, Interrupted, StopOnSignal
-from lesionseg.callbacks.loggers import run_loggers
-from lesionseg.callbacks.logs import logs
-from lesionseg.callbacks.lost_ranks import LostRanks
-from lesionseg.callbacks.progress import TimeLeft, progress_bar
-from lesionseg.callbacks.results import Results
-from lesionseg.callbacks.seeding import SeedEveryStep
-from lesionseg.command_line import read_configs, wrong_option
-from lesionseg.data.datamodule import MOST_SEED, LesionDataModule
-from lesionseg.data.folds import imbalance
-from lesionseg.errors import InputError, input_error_in
-from lesionseg.networks import blocks
-from lesionseg.ranks import joined, many_ranks, refuse_unfit
-from lesionseg.reading import first_sentence
-from lesionseg.run_folder import claimed, clear, held_run, refuse_foreign
-from lesionseg.run_identity import describe_run
-from lesionseg.runs import (
-    CONFIG_FILE,
-    LAST_CHECKPOINT,
-    PREVIOUS_CHECKPOINT,
-    SPLIT_FILE,
-    RunInfo,
-    checkpoint_to_continue,
-    finished_run,
-    write_text,
-)
-from lesionseg.tasks.base import SegmentationTask
-from lesionseg.trainer import Trainer, refuse_limits
-from lesionseg.writing import remove_parts
+from lesionseg.callbacks.guards import Interrupted
+from lesionseg.errors import input_error_in
+from lesionseg.run_cli import RunCLI, RunIsDone
 
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
@@ -65,232 +28,6 @@ _SMALL_TALK = (
     "Restor",
     "You are using a CUDA",
 )
-
-
-class RunIsDone(Exception):  # noqa: N818 (nothing went wrong)
-    """The run folder holds the finished run that was asked for."""
-
-
-class RunCLI(LightningCLI):
-    """Builds task, data and trainer from YAML; decides between new, continued and finished runs.
-
-    The run folder is `trainer.default_root_dir`.
-    """
-
-    def __init__(self, args: Sequence[str], claims: ExitStack) -> None:
-        """Run what a command line asks for; `claims` holds the run folder from before its first change on."""
-        self.claims = claims
-        self.checkpoint: Path | None = None
-        self.configs = read_configs(args)
-        raising = {"exit_on_error": False}
-        super().__init__(
-            model_class=SegmentationTask,
-            datamodule_class=LesionDataModule,
-            trainer_class=Trainer,
-            subclass_mode_model=True,
-            save_config_callback=None,
-            seed_everything_default=0,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            parser_kwargs={**raising, **{verb: raising.copy() for verb in self.subcommands()}},
-            trainer_defaults={
-                "use_distributed_sampler": False,
-                "num_sanity_val_steps": 0,
-                "enable_model_summary": False,
-            },
-        )
-
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """The three verbs; the checkpoint is the run's own."""
-        skip = {
-            "model",
-            "train_dataloaders",
-            "val_dataloaders",
-            "dataloaders",
-            "datamodule",
-            "weights_only",
-            "ckpt_path",
-        }
-        return {"fit": skip, "validate": skip, "test": skip}
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The schedule, the run's name, and the settings that two classes must share."""
-        parser.add_lightning_class_args(StagedFreezing, "schedule")
-        parser.add_argument("--name", type=str, default="run", help="What the run is called in tables.")
-        parser.add_argument("--cell", type=str | None, default=None, help="Place in a grid: number/total@side-by-side.")
-        parser.link_arguments("data.input", "model.init_args.input")
-        parser.link_arguments("data.target", "model.init_args.target")
-        parser.link_arguments("seed_everything", "data.seed")
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse; `InputError` for what is wrong with a YAML file or the command line."""
-        try:
-            super().parse_arguments(parser, args)
-        except ArgumentError as error:
-            known = self._parser(sys.argv[1]).get_defaults().keys()
-            raise wrong_option(error, sys.argv[1:], self.configs, known) from error
-        seed = self.config[self.config.subcommand].seed_everything
-        if not 0 <= seed <= MOST_SEED:
-            raise InputError("seed_everything", expected=f"0 to {MOST_SEED}", got=str(seed), remedy="change it")
-
-    def instantiate_classes(self) -> None:
-        """Build task, data and trainer; `InputError` for settings that one of them refuses."""
-        try:
-            super().instantiate_classes()
-        except ValueError as error:
-            if isinstance(error.__cause__, InputError):  # jsonargparse wraps what a constructor raises
-                raise error.__cause__ from None
-            got = first_sentence(error)
-            remedy = "change it; --debug shows where it came from"
-            raise InputError("settings", expected="values that fit", got=got, remedy=remedy) from error
-
-    def before_instantiate_classes(self) -> None:
-        """Compare the run asked for with what its folder holds, before anything heavy is built."""
-        self.plain = self._plain_config()
-        self.run_dir = self._run_dir()
-        self.run = describe_run(self.plain, sys.argv[1:])
-        if self.subcommand != "fit":
-            self._refuse_other_options(finished_run(self.run_dir))
-            self.checkpoint = self.run_dir / LAST_CHECKPOINT
-            return
-        held = held_run(self.run_dir)
-        if held is None:
-            rank_zero_only(refuse_foreign)(self.run_dir)
-        rank_zero_only(self.claims.enter_context)(claimed(self.run_dir, held))
-        if held is not None and held.fingerprint == self.run.fingerprint:
-            if held.state == "finished":
-                rank_zero_only(RunInfo.write)(replace(held, request_sha256=self.run.request_sha256), self.run_dir)
-                raise RunIsDone(self.run_dir)
-            self.checkpoint = checkpoint_to_continue(self.run_dir)
-        if self.checkpoint is not None:
-            torn = self.checkpoint.name != LAST_CHECKPOINT.name
-            which = f"the checkpoint before, as {LAST_CHECKPOINT} cannot be read" if torn else "its last checkpoint"
-            rank_zero_info(f"continuing {self.run_dir} from {which}")
-
-    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        """The trainer with callbacks, loggers and strategy of every run; `InputError` for what a Trainer refuses."""
-        config = self.config[self.subcommand]
-        # A plateau is looked for after every epoch, whatever the profile says: the steps of training are the same.
-        validate_every = 1 if self._freezing().plateau else config.trainer.check_val_every_n_epoch
-        kwargs["check_val_every_n_epoch"] = validate_every
-        callbacks: list[pl.Callback] = [
-            *logs(self.run_dir),
-            Results(self.run_dir),
-            SeedEveryStep(self.datamodule.seed),
-            FiniteLoss(),
-            StopOnSignal(self.run_dir / LAST_CHECKPOINT),
-            LostRanks(),
-            GlobalBatch(),
-            TimeLeft(config.cell),
-            *progress_bar(),
-            *checkpoints(
-                self.run_dir,
-                self.model.monitor if self.datamodule.inner_validation else None,
-                validate_every,
-            ),
-        ]
-        given = self._get(self.config_init, "trainer").callbacks or []
-        kwargs["callbacks"] = [*(given if isinstance(given, list) else [given]), *callbacks]
-        kwargs["enable_progress_bar"] = bool(progress_bar())
-        kwargs["logger"] = run_loggers(self.run_dir, self.run, self.checkpoint) if self.subcommand == "fit" else False
-        if config.trainer.strategy == "auto" and many_ranks(config.trainer.devices, config.trainer.num_nodes):
-            kwargs["strategy"] = joined()
-        try:
-            trainer = super().instantiate_trainer(**kwargs)
-        except (MisconfigurationException, TypeError, ValueError, RuntimeError, ImportError) as error:
-            got = " ".join(str(error).split())
-            raise InputError("trainer", expected="settings for this machine", got=got, remedy="change them") from error
-        trainer.strategy.checkpoint_io = WholeCheckpoints()
-        refuse_unfit(trainer, config.trainer.sync_batchnorm)
-        return trainer
-
-    def before_fit(self) -> None:
-        """Refuse what does not fit (ranks, schedule, weights) and test cases that the net has seen; describe the run.
-
-        All of it before `_announce`, which removes an earlier run.
-        """
-        self.datamodule.setup("fit")
-        self.datamodule.check_ranks(self.trainer.world_size)
-        self.datamodule.check_shared_memory(self.trainer.num_devices)
-        validates = bool(self.trainer.limit_val_batches * len(self.datamodule.validation))
-        refuse_limits(self.trainer, **self.datamodule.batches())
-        self._freezing().check(self.trainer.max_epochs or 0, list(blocks(self.model.net)), validates)
-        self.model.check_start()
-        self.run = replace(self._with_training_cases(), ranks=self.trainer.world_size)
-        self._announce()
-
-    def after_fit(self) -> None:
-        """Test the last weights on the test part, then declare the run finished."""
-        if self.trainer.interrupted or self.plain["trainer"]["fast_dev_run"]:  # a trial, which leaves no net
-            return
-        if self.datamodule.folds > 1:
-            self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
-        rank_zero_only(RunInfo.write)(replace(self.run, state="finished"), self.run_dir)
-        (self.run_dir / PREVIOUS_CHECKPOINT).unlink(missing_ok=True)
-
-    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        kwargs = super()._prepare_subcommand_kwargs(subcommand)
-        return {**kwargs, "ckpt_path": self.checkpoint, "weights_only": True}
-
-    def _freezing(self) -> StagedFreezing:
-        return self._get(self.config_init, "schedule")
-
-    def _plain_config(self) -> dict[str, Any]:
-        """The resolved config as plain data, links included."""
-        text = self.parser.dump(self.config, skip_link_targets=False, skip_none=False)
-        return yaml.safe_load(text)[self.subcommand]
-
-    def _run_dir(self) -> Path:
-        folder = self.plain["trainer"]["default_root_dir"]
-        if folder is None:
-            raise InputError(
-                "--trainer.default_root_dir", expected="the run folder", got="none", remedy="name the folder of the run"
-            )
-        return Path(folder)
-
-    def _with_training_cases(self) -> RunInfo:
-        """The run with the voxel hashes of all that trains it; `InputError` where a test case is among them."""
-        records, parts = self.datamodule.records, self.datamodule.split
-        start = finished_run(self.model.weights).trained_on if self.model.weights else ()
-        seen = {*start, *(scan for case in (*parts.train, *parts.validation) for scan in records[case].scans)}
-        known = [case for case in parts.test if records[case].scans & seen]
-        if known:
-            raise InputError(
-                self.datamodule.path,
-                expected="test cases that the net never saw",
-                got=f"{len(known)} that it was trained on ({', '.join(known[:3])})",
-                remedy="leave them out of the pretraining: lesionseg prepare lits --exclude",
-            )
-        return replace(self.run, trained_on=tuple(sorted(seen)))
-
-    def _refuse_other_options(self, held: RunInfo) -> None:
-        """Other options would write tables that are not this run's, of cases it may have seen in training."""
-        if held.fingerprint != self.run.fingerprint:
-            raise InputError(
-                self.run_dir,
-                expected="the options of its fit",
-                got="others",
-                remedy=f"repeat those that {self.run_dir / CONFIG_FILE} lists",
-            )
-
-    @rank_zero_only
-    def _announce(self) -> None:
-        """Describe the run in its folder; an earlier run there gives way only now that nothing was refused."""
-        if self.checkpoint is None:
-            clear(self.run_dir)
-        remove_parts(self.run_dir / LAST_CHECKPOINT.parent)
-        if self.checkpoint == self.run_dir / PREVIOUS_CHECKPOINT:  # or the torn one would take the good one's place
-            (self.run_dir / LAST_CHECKPOINT).unlink(missing_ok=True)
-        self.run.write(self.run_dir)
-        parts = {part: list(cases) for part, cases in asdict(self.datamodule.split).items()}
-        write_text(self.run_dir / SPLIT_FILE, json.dumps(parts, indent=1) + "\n")
-        table = imbalance(list(self.datamodule.records.values()), self.datamodule.split)
-        rank_zero_info(
-            f"{self.run.name}, fold {self.run.fold} of {self.run.folds}, seed {self.run.seed} → {self.run_dir}"
-        )
-        rank_zero_info(f"split by patient\n{table.to_string()}")
-        write_text(self.run_dir / CONFIG_FILE, yaml.safe_dump(self.plain, sort_keys=False))
 
 
 def run(args: list[str]) -> int:
@@ -317,6 +54,8 @@ def run(args: list[str]) -> int:
             raise wrong from None
         if not _of_a_killed_reader(error):
             raise
+        # Whatever child ends next, torch's handler would raise this again, wherever Python is.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         what = "a process that reads the slices was killed, perhaps for want of memory"
         raise ChildProcessError(f"{what}; the same command continues; data.num_workers says how many") from error
     except SystemExit as end:

@@ -20,8 +20,8 @@ FLOORS: list[set[str]] = [
     {"data", "cascade", "grid", "report", "statistics", "studies", "wording"},
     {"tasks", "callbacks", "significance", "ranking", "grid_basis", "run_identity", "study_folder", "deliver",
      "outcomes", "cascade_folder"},
-    {"compare_table", "comparison_page", "training"},
-    {"compare", "evaluation", "export", "segment"},
+    {"compare_table", "comparison_page", "run_cli"},
+    {"compare", "evaluation", "export", "segment", "training"},
     {"cli"},
 ]  # fmt: skip
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

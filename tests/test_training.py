@@ -465,6 +465,25 @@ def test_a_reader_of_slices_that_is_killed_ends_the_run_in_one_line_and_it_goes_
     assert_same_run(run, whole)
 
 
+def test_a_reader_that_ends_later_cannot_raise_once_more(monkeypatch):
+    """As torch's handler did at the end of a process, where that of the trainer had been cut short by another one."""
+
+    def killed(*_):
+        signal.signal(signal.SIGCHLD, lambda *_: 1 / 0)
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+
+    before = signal.getsignal(signal.SIGCHLD)
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    monkeypatch.setattr(training, "RunCLI", killed)
+    try:
+        with pytest.raises(ChildProcessError, match="a process that reads the slices was killed"):
+            training.run(["fit"])
+        os.kill(os.getpid(), signal.SIGCHLD)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
 @pytest.mark.parametrize(
     ("text", "told"), [("DataLoader worker (pid 7) is killed by signal: Killed.", False), ("x", True)]
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -51,7 +52,7 @@ def _until_killed(
     with _pool(workers) as pool:
         try:
             # One more than there are workers lies ready, so that none waits.
-            for future in as_done(lambda item: pool.submit(function, item), waiting, begun, workers + 1):
+            for future in as_done(lambda item: pool.submit(_apply, function, item), waiting, begun, workers + 1):
                 result = future.result()
                 del begun[future]
                 yield result
@@ -83,9 +84,15 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 def _start_worker(workers: int, lifeline: Connection) -> None:
     """Share the CPUs, leave Ctrl-C to the parent, and end with the parent even if that is killed."""
+    gc.disable()  # until the first item, with which what the function needs is imported (`collector_at_rest`)
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
+
+
+def _apply(function: Callable[[Item], Result], item: Item) -> Result:
+    gc.enable()
+    return function(item)
 
 
 def _end_with(lifeline: Connection) -> None:

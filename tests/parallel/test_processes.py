@@ -1,5 +1,6 @@
 """Work on many items in local processes: sharing, kills, early ends. Clusters: `test_cluster.py`."""
 
+import gc
 import os
 import time
 from pathlib import Path
@@ -35,6 +36,10 @@ def sleep_over_zero(number: int) -> int:
     return double(number)
 
 
+def collects(_: int) -> bool:
+    return gc.isenabled()
+
+
 @pytest.fixture
 def at_once(monkeypatch):
     """No work in this process."""
@@ -62,6 +67,10 @@ def test_quick_work_needs_no_further_process():
     assert sorted(each(here, range(5), workers=4, title="x")) == list(range(5))
     assert seen == {os.getpid()}
     assert list(each(double, [], workers=4, title="x")) == []
+
+
+def test_work_is_done_with_the_collector_on(at_once):
+    assert list(each(collects, range(3), workers=2, title="x")) == [True] * 3
 
 
 def test_an_item_that_kills_its_workers_takes_no_other_along(at_once):
