@@ -60,6 +60,12 @@ def wandb_run(trainer: pl.Trainer) -> Any:
     return None
 
 
+def end_wandb_run(failed: bool) -> None:
+    """End the W&B run of this process, if there is one; the next training in it would go on in that run."""
+    if wandb.run is not None:
+        wandb.finish(exit_code=int(failed))
+
+
 class UnlinkLogs(pl.Callback):
     """Removes the link that W&B leaves in a run to its own log in the user's home: it tells that place."""
 

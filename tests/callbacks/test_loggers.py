@@ -1,5 +1,6 @@
 """What W&B is told of a run: its figures, and nothing of a patient, a path, a user or a machine."""
 
+import json
 import os
 import re
 import socket
@@ -152,6 +153,23 @@ def test_wandb_learns_nothing_of_patients_places_users_machines_and_the_command_
     words = (*PATIENT, *PLACE, *USER, *options, *[host] * (len(host) > 5))
     assert hits(files, words) == []
     assert hits(told(run.parent / PLACE[3]), (*PATIENT, *PLACE, *USER)) == []
+
+
+def test_each_training_of_a_process_is_a_run_of_its_own_in_wandb(tmp_path, finetuning, store):
+    """As in a notebook."""
+    options = ("--data.store", str(store), "--trainer.max_epochs", "1")
+    lines = [finetuning(tmp_path / name, *options, "--name", name, schedule="baseline") for name in ("first", "second")]
+    code = "import json, sys; from lesionseg.cli import main; sys.exit(sum(map(main, json.loads(sys.argv[1]))))"
+    command = [sys.executable, "-c", code, json.dumps(lines)]
+    environment = {**os.environ, "WANDB_MODE": "offline"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    for name in ("first", "second"):
+        (log,) = (tmp_path / name / "wandb").rglob("*.wandb")
+        (told_run,) = [r.run for r in records(log) if r.WhichOneof("record_type") == "run"]
+        assert told_run.display_name == f"{name}-fold0-seed0"
+        (left,) = [r.exit for r in records(log) if r.WhichOneof("record_type") == "exit"]
+        assert left.exit_code == 0
 
 
 @pytest.mark.parametrize(
