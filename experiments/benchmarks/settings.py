@@ -2,7 +2,7 @@
 
 Usage: settings.py [--nets phantom paper] [--compiled phantom] [--rounds N] [--epochs N] [--slices N] [--output JSON]
 
-torch.compile is left out unless `--compiled` names a net: on two CPU cores its C++ alone takes minutes.
+torch.compile is left out unless `--compiled` names a net: on a CPU it needs a C++ compiler, which may take minutes.
 
 Speed: forward, backward and AdamW on one batch, all settings in turn, each against plain fp32 (as torch gives it).
 Figures: one fine-tuning of the phantom for each setting by `lesionseg fit`, all alike but for that setting, seed and
