@@ -52,8 +52,8 @@ def _run(args: list[str]) -> int:
             print("this run is done already")
             return DONE
         with collector_at_rest():
-            import wandb.apis.public  # noqa: F401 (while modules are few: it looks at all of them, many times)
-
+            if args[0] == "fit":  # W&B will ask for it; it looks at all modules, many times: while they are few
+                import wandb.apis.public  # noqa: F401
             from lesionseg.training import run
 
         return run([args[0], "--help"] if args[1:] == ["--help", "all"] else args)

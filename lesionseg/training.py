@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 
 from lesionseg.callbacks.guards import Interrupted
-from lesionseg.callbacks.loggers import end_wandb_run
 from lesionseg.errors import input_error_in
 from lesionseg.run_cli import RunCLI, RunIsDone
 
@@ -41,7 +40,6 @@ def run(args: list[str]) -> int:
     _quieten()
     try:
         with ExitStack() as claims:
-            claims.push(lambda kind, *_: end_wandb_run(failed=kind is not None))
             RunCLI(args, claims)
     except RunIsDone as done:
         rank_zero_info(f"{done} is done already")

@@ -65,6 +65,8 @@ def test_all_devices_are_as_many_as_there_are(monkeypatch, devices, gpus, many):
         ({}, "--trainer.devices 4 --data.batch_size 6", "data.batch_size: expected a multiple of 4, as 4 ranks share "
          "each batch; got 6; set it to 4 or 8, or change the devices"),
         ({}, "--trainer.devices 8 --data.batch_size 6", "set it to 8, or"),
+        ({}, "--trainer.devices 2 --data.batch_size 1000",
+         "or less, the slices of an epoch, as 2 ranks share each batch; got 1000; train on one device, or lower it"),
         ({}, "--trainer.num_nodes 2", "trainer.num_nodes: expected ranks that torchrun or srun has started"),
         (TORCHRUN, "--trainer.devices 1",
          "trainer.devices, trainer.num_nodes: expected 2 ranks, as many as torchrun or srun has started; got 1 x 1"),

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 import torch
+import wandb
 from torch import Tensor
 
 from lesionseg.callbacks.loggers import log_figures, told_to_wandb, wandb_run
@@ -67,8 +68,6 @@ class LesionLogs(pl.Callback):
         noted = _gathered(self._noted)
         run = wandb_run(trainer)
         if run is not None:
-            import wandb
-
             shown = table.assign(probability=_of_predicted(table, noted, metric.lesion_types))
             run.log({"val/lesions": wandb.Html(as_html(shown)), "trainer/global_step": trainer.global_step})
 

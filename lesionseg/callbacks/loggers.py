@@ -6,6 +6,7 @@ import contextlib
 import csv
 import logging
 import os
+import secrets
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +19,10 @@ from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from lesionseg.runs import RunInfo
+
+#: What trainings of this process have begun: ids of W&B runs, and folders that W&B was told to keep its own files in.
+_begun_runs: set[str] = set()
+_given_folders: set[str] = set()
 
 
 def run_loggers(folder: Path, run: RunInfo, checkpoint: Path | None = None) -> list[Logger]:
@@ -58,12 +63,6 @@ def wandb_run(trainer: pl.Trainer) -> Any:
             if isinstance(logger, WandbLogger):
                 return logger.experiment
     return None
-
-
-def end_wandb_run(failed: bool) -> None:
-    """End the W&B run of this process, if there is one; the next training in it would go on in that run."""
-    if wandb.run is not None:
-        wandb.finish(exit_code=int(failed))
 
 
 class UnlinkLogs(pl.Callback):
@@ -114,8 +113,19 @@ def _continued(folder: Path, checkpoint: Path | None) -> str | None:
     return logs[-1].name.rpartition("-")[2] if logs else None
 
 
+def _end_earlier() -> None:
+    """End the W&B run of an earlier training in this process, as in a notebook: W&B would go on in it."""
+    if wandb.run is not None and wandb.run.id in _begun_runs:
+        wandb.finish()
+    if os.environ.get("WANDB_DATA_DIR") in _given_folders:
+        del os.environ["WANDB_DATA_DIR"]
+
+
 def _wandb(folder: Path, run: RunInfo, checkpoint: Path | None) -> WandbLogger:
-    os.environ.setdefault("WANDB_DATA_DIR", str(folder / "wandb-data"))
+    _end_earlier()
+    if "WANDB_DATA_DIR" not in os.environ:
+        os.environ["WANDB_DATA_DIR"] = str(folder / "wandb-data")
+        _given_folders.add(os.environ["WANDB_DATA_DIR"])
     settings = wandb.Settings(
         x_disable_meta=True,
         x_disable_machine_info=True,
@@ -130,11 +140,13 @@ def _wandb(folder: Path, run: RunInfo, checkpoint: Path | None) -> WandbLogger:
     )
     logging.getLogger("wandb").addFilter(lambda record: str(folder) not in record.getMessage())
     wandb.setup(settings)  # or Lightning's own use of it is warned about, past the user's power
+    run_id = _continued(folder, checkpoint) or secrets.token_hex(4)
+    _begun_runs.add(run_id)
     told = asdict(run)
     del told["trained_on"]  # hashes of every training scan: of no use in a dashboard, and nobody else's business
     return WandbLogger(
         name=f"{run.name}-fold{run.fold}-seed{run.seed}",
-        id=_continued(folder, checkpoint),
+        id=run_id,
         save_dir=folder,
         project="lesionseg",
         group=run.config_sha256[:12],

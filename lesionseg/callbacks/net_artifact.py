@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import wandb
 from pytorch_lightning.utilities import rank_zero_info
 from safetensors.torch import save_file
 
@@ -63,8 +64,6 @@ def net_artifact(folder: Path, tensors: dict[str, Any], description: dict[str, A
         description: how it is built and fed, see `SegmentationTask.description`.
         sha256: of the tensors.
     """
-    import wandb
-
     path = folder / "net.safetensors"
     save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path)
     artifact = wandb.Artifact(artifact_name(sha256), type="model", metadata={**description, "net_sha256": sha256})

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
+import wandb
 
 from lesionseg.burned_in import png, side_by_side
 from lesionseg.callbacks.loggers import wandb_run
@@ -59,8 +60,6 @@ class Overlays(pl.Callback):
         path.write_bytes(png(sheet))
         run = wandb_run(trainer)
         if run is not None:
-            import wandb
-
             images = {f"overlays/slice{i}": _with_masks(view) for i, view in enumerate(seen)}
             images["overlays/burned_in"] = wandb.Image(str(path))  # copied, not packed again
             run.log({**images, "trainer/global_step": trainer.global_step})
@@ -74,8 +73,6 @@ def fixed_positions(part: SliceDataset) -> list[int]:
 
 def _with_masks(view: View) -> Any:
     """The slice as W&B shows it, with masks to switch on and off."""
-    import wandb
-
     names = {label: name for label, name in NAMES.items() if label != BACKGROUND}
     masks = {"reference": view.reference, "prediction": view.predicted}
     grey = (255 * window(crop(view.hu, view.box, fill=_AIR_HU))).astype(np.uint8)

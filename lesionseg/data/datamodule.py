@@ -128,10 +128,10 @@ class LesionDataModule(pl.LightningDataModule):
         """
         self.share(ranks)
         slices = self._training_sampler().slices
-        if ranks > 1 and slices < self.batch_size:
+        if ranks > 1 and 0 < slices < self.batch_size:
             raise InputError("data.batch_size", expected=f"{slices} or less, the slices of an epoch, as {ranks} ranks "
                              "share each batch", got=str(self.batch_size),
-                             remedy="lower it, or train on one device")  # fmt: skip
+                             remedy="train on one device" + ", or lower it" * (slices >= ranks))  # fmt: skip
 
     def check_shared_memory(self, ranks: int, shared: Path = Path("/dev/shm")) -> None:
         """Refuse worker processes whose batches the shared memory cannot hold: they would die in mid-epoch.

@@ -146,12 +146,16 @@ def test_ranks_share_a_batch_alike_or_not_at_all(store):
 
 
 def test_several_ranks_need_a_whole_batch(store):
-    data = module(store, folds=1, inner_validation=0, keep_empty=0.0, batch_size=24)  # the 24 slices with a lesion
-    data.check_ranks(2)
-    data = module(store, folds=1, inner_validation=0, keep_empty=0.0, batch_size=26)
-    data.check_ranks(1)
-    with pytest.raises(InputError, match="24 or less, the slices of an epoch, as 2 ranks share each batch; got 26"):
-        data.check_ranks(2)
+    def check(ranks: int, batch_size: int) -> None:  # of 24 slices with a lesion
+        module(store, folds=1, inner_validation=0, keep_empty=0.0, batch_size=batch_size).check_ranks(ranks)
+
+    check(2, 24)
+    check(1, 26)
+    said = "24 or less, the slices of an epoch, as 2 ranks share each batch; got 26; train on one device, or lower it"
+    with pytest.raises(InputError, match=said):
+        check(2, 26)
+    with pytest.raises(InputError, match=r"got 48; train on one device$"):
+        check(48, 48)
 
 
 def test_workers_need_shared_memory_for_their_batches(store, tmp_path, monkeypatch):
