@@ -6,7 +6,6 @@ import contextlib
 import csv
 import logging
 import os
-import secrets
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -20,9 +19,9 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from lesionseg.runs import RunInfo
 
-#: What trainings of this process have begun: ids of W&B runs, and folders that W&B was told to keep its own files in.
-_begun_runs: set[str] = set()
-_given_folders: set[str] = set()
+#: Of the latest training in this process: the logger that began its W&B run, and where W&B was to keep its own files.
+_latest_logger: WandbLogger | None = None
+_latest_data_dir: str | None = None
 
 
 def run_loggers(folder: Path, run: RunInfo, checkpoint: Path | None = None) -> list[Logger]:
@@ -115,17 +114,17 @@ def _continued(folder: Path, checkpoint: Path | None) -> str | None:
 
 def _end_earlier() -> None:
     """End the W&B run of an earlier training in this process, as in a notebook: W&B would go on in it."""
-    if wandb.run is not None and wandb.run.id in _begun_runs:
+    if wandb.run is not None and _latest_logger is not None and wandb.run.id == _latest_logger.version:
         wandb.finish()
-    if os.environ.get("WANDB_DATA_DIR") in _given_folders:
+    if _latest_data_dir is not None and os.environ.get("WANDB_DATA_DIR") == _latest_data_dir:
         del os.environ["WANDB_DATA_DIR"]
 
 
 def _wandb(folder: Path, run: RunInfo, checkpoint: Path | None) -> WandbLogger:
+    global _latest_logger, _latest_data_dir
     _end_earlier()
     if "WANDB_DATA_DIR" not in os.environ:
-        os.environ["WANDB_DATA_DIR"] = str(folder / "wandb-data")
-        _given_folders.add(os.environ["WANDB_DATA_DIR"])
+        os.environ["WANDB_DATA_DIR"] = _latest_data_dir = str(folder / "wandb-data")
     settings = wandb.Settings(
         x_disable_meta=True,
         x_disable_machine_info=True,
@@ -140,13 +139,11 @@ def _wandb(folder: Path, run: RunInfo, checkpoint: Path | None) -> WandbLogger:
     )
     logging.getLogger("wandb").addFilter(lambda record: str(folder) not in record.getMessage())
     wandb.setup(settings)  # or Lightning's own use of it is warned about, past the user's power
-    run_id = _continued(folder, checkpoint) or secrets.token_hex(4)
-    _begun_runs.add(run_id)
     told = asdict(run)
     del told["trained_on"]  # hashes of every training scan: of no use in a dashboard, and nobody else's business
-    return WandbLogger(
+    logger = WandbLogger(
         name=f"{run.name}-fold{run.fold}-seed{run.seed}",
-        id=run_id,
+        id=_continued(folder, checkpoint),
         save_dir=folder,
         project="lesionseg",
         group=run.config_sha256[:12],
@@ -155,3 +152,6 @@ def _wandb(folder: Path, run: RunInfo, checkpoint: Path | None) -> WandbLogger:
         config=told,
         settings=settings,
     )
+    if wandb.run is None:  # else it is one of the user's, which goes on
+        _latest_logger = logger
+    return logger
