@@ -89,8 +89,23 @@ def _connected(address: str) -> Iterator[Any]:
     except ImportError:
         raise InputError("--dask", expected="the package distributed", got="none",
                          remedy="pip install 'lesionseg[dask]'", code="dask") from None  # fmt: skip
+
+    class ClosedOnFailure(Client):
+        """A client that closes where it cannot begin.
+
+        Else the garbage collector closes it, perhaps in the thread that starts for the next one, and there it waits for
+        a lock that is held until that thread has started.
+        """
+
+        def start(self, **options: Any) -> Any:
+            try:
+                return super().start(**options)
+            except (OSError, ValueError):
+                self.close()
+                raise
+
     try:
-        client = Client(address, timeout=CONNECT_S, set_as_default=False)
+        client = ClosedOnFailure(address, timeout=CONNECT_S, set_as_default=False)
     except (OSError, ValueError) as error:
         raise _unlike(address, "a Dask scheduler", f"none in {CONNECT_S:g} s ({type(error).__name__})",
                       "start one by `dask scheduler` and give the address that it names") from None  # fmt: skip

@@ -1,5 +1,6 @@
 """The engine on a real scheduler with real workers: results, kills, and what is refused."""
 
+import gc
 import os
 import signal
 import socket
@@ -101,6 +102,7 @@ def test_an_address_where_nobody_listens(tmp_path, monkeypatch):
         for address in (f"tcp://127.0.0.1:{free.getsockname()[1]}", "tcp://nowhere", "abacus://x:1"):
             with pytest.raises(InputError, match=f"{address}: expected a Dask scheduler; got none in 1 s"):
                 list(on(address, tmp_path, double, [1]))
+            assert not {client.status for client in gc.get_objects() if isinstance(client, Client)} - {"closed"}
 
 
 def test_without_dask_it_is_named(tmp_path, monkeypatch):
