@@ -106,13 +106,8 @@ def segment(
         raise InputError("--formats", expected=expected, got=",".join(map(repr, wrong)), remedy=remedy)
     found = find_studies(path, series)
     _refuse_inside(output, path)
-    if liver_mask is not None and len(found.studies) > 1:
-        got = f"{len(found.studies)} studies in {path}"
-        raise InputError("--liver-mask", expected="a single study", got=got, remedy="segment them one by one")
-    if liver_mask is not None and not liver_mask.is_file():
-        raise InputError(
-            liver_mask, expected="a NIfTI file or a DICOM-SEG", got="no such file", remedy="check the path"
-        )
+    if liver_mask is not None:
+        _refuse_liver_mask(liver_mask, path, len(found.studies))
     held = Model.load(model)
     at = CascadeFolder(model, held.identity, device, batch_size, tta)
     identity = {"model": held.identity, "tta": tta, "probabilities": probabilities}
@@ -264,6 +259,14 @@ def _segmented(segmenter: Segmenter, scan: Scan, liver: np.ndarray | None) -> Se
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise InputError(scan.scan_id, expected="a scan that fits into memory", got=f"{scan.hu.shape} (D, H, W)",
                          remedy="give a smaller --batch-size, or --device cpu", code="memory") from error  # fmt: skip
+
+
+def _refuse_liver_mask(mask: Path, path: Path, studies: int) -> None:
+    if studies > 1:
+        got = f"{studies} studies in {path}"
+        raise InputError("--liver-mask", expected="a single study", got=got, remedy="segment them one by one")
+    if not mask.is_file():
+        raise InputError(mask, expected="a NIfTI file or a DICOM-SEG", got="no such file", remedy="check the path")
 
 
 def _refuse_inside(output: Path, path: Path) -> None:
