@@ -1,10 +1,20 @@
-"""Lightning's `Trainer`, whose limits are read as they are written."""
+"""Lightning's `Trainer`, whose limits are read as they are written, and which leaves idle callbacks alone."""
 
+from collections.abc import Iterable
 from typing import Any  # no postponed annotations: the command line would look them up in typing, see below
 
 import pytorch_lightning as pl
 
 from lesionseg.errors import InputError
+
+#: Hooks of callbacks at every step.
+STEP_HOOKS = (
+    *(f"on_{stage}_batch_{end}" for stage in ("train", "validation", "test") for end in ("start", "end")),
+    "on_before_zero_grad",
+    "on_before_backward",
+    "on_after_backward",
+    "on_before_optimizer_step",
+)
 
 
 class Trainer(pl.Trainer):
@@ -35,6 +45,19 @@ class Trainer(pl.Trainer):
             gradient_clip_val=gradient_clip_val,
             **settings,
         )
+        _without_idle_hooks(self.callbacks)
+
+
+def _without_idle_hooks(callbacks: Iterable[pl.Callback]) -> None:
+    """Take the hooks of a step from callbacks that do nothing there.
+
+    Lightning enters a context for each callback at each hook, with a name made for it, unless the hook is None. With
+    the callbacks of a run that is a millisecond a step.
+    """
+    for callback in callbacks:
+        for name in STEP_HOOKS:
+            if getattr(type(callback), name) is getattr(pl.Callback, name) and name not in vars(callback):
+                setattr(callback, name, None)
 
 
 def refuse_limits(trainer: pl.Trainer, *, train: int, validation: int, test: int) -> None:

@@ -1,13 +1,15 @@
-"""Limits of a trainer mean what is written, whatever else its process has met."""
+"""Limits of a trainer mean what is written, whatever else its process has met; callbacks are called as by Lightning."""
 
 import typing
 from typing import Optional, Union
 
 import pytest
 import pytorch_lightning as pl
+from pytorch_lightning.callbacks import LambdaCallback
 from pytorch_lightning.cli import LightningArgumentParser
+from pytorch_lightning.demos.boring_classes import BoringModel
 
-from lesionseg.trainer import Trainer, refuse_limits
+from lesionseg.trainer import STEP_HOOKS, Trainer, refuse_limits
 
 
 @pytest.fixture
@@ -69,3 +71,37 @@ def test_what_nobody_limits_is_all_and_is_not_announced(caplog):
 def test_limits_that_leave_something_are_taken(settings, batches):
     train, validation, test = batches
     refuse_limits(Trainer(accelerator="cpu", logger=False, **settings), train=train, validation=validation, test=test)
+
+
+def called(trainer_class):
+    """The hooks of a step that were called in training, validation and test, by callbacks that have one each."""
+    calls = []
+
+    def noting(name):
+        return lambda *args, **kwargs: calls.append(name)
+
+    of_class = [type(f"Has_{name}", (pl.Callback,), {name: noting(f"{name} of a class")})() for name in STEP_HOOKS]
+    of_object = [LambdaCallback(**{name: noting(f"{name} of an object")}) for name in STEP_HOOKS]
+    trainer = trainer_class(
+        accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, max_epochs=2, limit_train_batches=2, limit_val_batches=1, limit_test_batches=1,
+        callbacks=[*of_class, *of_object, pl.Callback()],
+    )  # fmt: skip
+    trainer.fit(BoringModel())
+    trainer.test(BoringModel(), verbose=False)
+    return trainer, calls
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_hooks_of_a_step_are_called_as_lightning_calls_them_and_idle_ones_are_left_out():
+    _, expected = called(pl.Trainer)
+    trainer, calls = called(Trainer)
+    assert calls == expected
+    assert {call.split()[0] for call in calls} == set(STEP_HOOKS)
+    idle = [[name for name in STEP_HOOKS if getattr(callback, name) is None] for callback in trainer.callbacks]
+    assert sorted(map(len, idle)) == [len(STEP_HOOKS) - 1] * 2 * len(STEP_HOOKS) + [len(STEP_HOOKS)]
+
+
+def test_these_are_all_hooks_of_a_step_but_those_of_prediction():
+    declared = {name for name in vars(pl.Callback) if "_batch_" in name or "before_" in name or "after_" in name}
+    assert declared - {"on_predict_batch_start", "on_predict_batch_end"} == set(STEP_HOOKS)
