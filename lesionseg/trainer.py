@@ -45,7 +45,7 @@ class Trainer(pl.Trainer):
             gradient_clip_val=gradient_clip_val,
             **settings,
         )
-        _without_idle_hooks(self.callbacks)
+        _without_idle_hooks(self.callbacks)  # type: ignore[attr-defined]
 
 
 def _without_idle_hooks(callbacks: Iterable[pl.Callback]) -> None:

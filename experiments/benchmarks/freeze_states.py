@@ -11,8 +11,9 @@ by everything else (norms, activations, sums, optimizer). The rate of each kind 
 nothing frozen, op by op; from there on the time of a state follows from its count alone, as a share of the time
 of the unfrozen step in the same round. The plain count, all multiplications alike, is printed beside it.
 
-The count of memory is what autograd keeps for the backward, each storage once, without weights; against it stands the
-peak of all that the allocator gave out in the step: that holds gradients and what operations need in passing as well.
+The count of memory follows each result of an operation from there to its last use, by its size alone: what autograd
+keeps, gradients, and what is passed on. Its highest sum stands against the peak of all that the allocator gave out in
+the step, in which there is the scratch space of the operations as well.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
+import weakref
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -32,8 +34,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # torch's profiler is talkative;
 
 import torch
 from rounds import Row, publish, rounds, seconds
-from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
+from torch import Tensor, UntypedStorage
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -113,6 +114,38 @@ class Meter(TorchDispatchMode):
         return out
 
 
+class Held(TorchDispatchMode):
+    """Counts the bytes of all results that are still held, each storage once; `peak` is the most at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._storages: dict[int, weakref.ref[UntypedStorage]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {id(storage) for storage in _storages((args, kwargs))}
+        out = func(*args, **(kwargs or {}))
+        for storage in _storages(out):
+            if id(storage) not in given and id(storage) not in self._storages:
+                self._hold(storage)
+        return out
+
+    def _hold(self, storage: UntypedStorage) -> None:
+        key, size = id(storage), storage.nbytes()
+
+        def let_go(_: object) -> None:
+            self.now -= size
+            del self._storages[key]
+
+        self._storages[key] = weakref.ref(storage, let_go)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+
+def _storages(values: Any) -> list[UntypedStorage]:
+    return [leaf.untyped_storage() for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
+
+
 def _bytes(*args: Any, out_val: Any, **kwargs: Any) -> int:
     """Read and written by an operation, each tensor once."""
     held = {id(leaf): leaf for leaf in tree_leaves((args, kwargs, out_val)) if isinstance(leaf, Tensor)}
@@ -126,20 +159,11 @@ def metered(step: Step) -> Meter:
     return meter
 
 
-def kept_bytes(step: Step) -> int:
-    """What autograd keeps of a forward for its backward."""
-    weights = {tensor.untyped_storage().data_ptr() for tensor in step.net.state_dict().values()}
-    kept: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with saved_tensors_hooks(note, lambda tensor: tensor):
-        loss = step.forward()  # held, or its storages would be given out again
-        return sum(kept.values()) if loss.requires_grad else 0
+def held_bytes(step: Step) -> int:
+    """The most that the results of a step's operations take at a time, beyond what was held before it."""
+    with Held() as held:
+        step()
+    return held.peak
 
 
 def peak_bytes(step: Step) -> int:
@@ -155,11 +179,11 @@ def measure(name: str, repeats: int) -> list[Row]:
     """Rows of time and memory for every state of a net."""
     step = Step(*NETS[name])
     states = step.states()
-    meters, kept, peaks = {}, {}, {}
+    meters, held, peaks = {}, {}, {}
     for state, frozen in states.items():
         step.freeze(frozen)
         step()
-        meters[state], kept[state] = metered(step), kept_bytes(step)
+        meters[state], held[state] = metered(step), held_bytes(step)
         peaks[state] = [peak_bytes(step) for _ in range(2)]
     found = rounds({state: partial(_timed, step, frozen) for state, frozen in states.items()}, repeats)
     whole = meters["nothing"]
@@ -176,7 +200,7 @@ def measure(name: str, repeats: int) -> list[Row]:
             rows.append(Row(what, "s", found[state], "count", "limit", counted, least=0.9, most=1.1))
         memory = [peak / 2**20 for peak in peaks[state]]
         what = f"peak memory of a step, {name} net, frozen: {state}"
-        rows.append(Row(what, "MiB", memory, "count", "limit", [kept[state] / 2**20], least=0.9, most=1.1))
+        rows.append(Row(what, "MiB", memory, "count", "limit", [held[state] / 2**20], least=0.9, most=1.1))
     return rows
 
 
