@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import signal
 import sys
 import warnings
@@ -19,14 +20,9 @@ if TYPE_CHECKING:
     from sys import UnraisableHookArgs
 
 #: How Lightning begins what it says on every start, whatever the run.
-_SMALL_TALK = (
-    "Seed set",
-    "GPU available",
-    "TPU available",
-    "💡",
-    "`Trainer.fit` stopped",
-    "Restor",
-    "You are using a CUDA",
+_SMALL_TALK = re.compile(
+    r"(\[rank: \d+\] )?"
+    "(Seed set|GPU available|TPU available|💡|`Trainer.fit` stopped|Restor|You are using a CUDA)"
 )
 
 
@@ -70,8 +66,12 @@ def _of_a_killed_reader(error: BaseException | None) -> bool:
 
 
 def _unraisable(told: UnraisableHookArgs) -> None:
-    """Say nothing of a killed reader where Python cannot raise it: torch raises it again at the next batch."""
-    if not _of_a_killed_reader(told.exc_value):
+    """Say nothing of a killed reader where Python cannot raise it: torch raises it again at the next batch.
+
+    Nor that W&B's process, which W&B ends with ours, is gone already: `LossyWandbLogger` has seen to what it lacks.
+    """
+    wandb_is_gone = isinstance(told.exc_value, ConnectionError) and "atexit" in (told.err_msg or "")
+    if not _of_a_killed_reader(told.exc_value) and not wandb_is_gone:
         sys.__unraisablehook__(told)
 
 
@@ -81,7 +81,7 @@ def _quieten() -> None:
     for message in ("The number of training batches", "The '.*_dataloader' does not have many workers", "isinstance",
                     "Total length of `list`", "Experiment logs directory", "Checkpoint directory",
                     "You're resuming from a checkpoint that ended before",
-                    "It is recommended to use `self.log"):  # fmt: skip
+                    "It is recommended to use `self.log", "The `srun` command is available"):  # fmt: skip
         warnings.filterwarnings("ignore", message=f".*{message}")
     for name in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.seed"):
-        logging.getLogger(name).addFilter(lambda record: not record.getMessage().startswith(_SMALL_TALK))
+        logging.getLogger(name).addFilter(lambda record: not _SMALL_TALK.match(record.getMessage()))

@@ -16,6 +16,7 @@ import yaml
 from torch import nn
 
 from lesionseg import training
+from lesionseg.callbacks.guards import ENDING
 from lesionseg.cli import main
 from lesionseg.data.store import Store
 from lesionseg.results import read_run
@@ -55,6 +56,9 @@ def whole(tmp_path_factory, command):
 @pytest.fixture
 def copy(whole, tmp_path):
     return Path(shutil.copytree(whole, tmp_path / "run"))
+
+
+WANDB_GONE = "W&B's process has ended: from here on, the figures of this run are in metrics.csv alone"
 
 
 def load(run, name="last"):
@@ -358,13 +362,14 @@ def test_implants_are_the_same_when_a_run_goes_on(tmp_path, command, whole, monk
     assert not all(torch.equal(ours[name], plain[name]) for name in plain)
 
 
-def test_sigterm_too_and_the_signals_are_given_back(tmp_path, command, monkeypatch):
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_other_signals_too_and_all_are_given_back(tmp_path, command, monkeypatch, name):
+    before = [signal.getsignal(number) for number in ENDING]
     with monkeypatch.context() as patch:
-        at_step(patch, 1, lambda task: os.kill(os.getpid(), signal.SIGTERM))
+        at_step(patch, 1, lambda task: os.kill(os.getpid(), getattr(signal, name)))
         assert main(command(tmp_path / "run")) == 130
     assert load(tmp_path / "run")["global_step"] == 2
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert [signal.getsignal(number) for number in ENDING] == before
 
 
 def test_a_second_ctrl_c_ends_at_once(tmp_path, command, monkeypatch):
@@ -404,7 +409,7 @@ def assert_same_log(run, whole):
     pd.testing.assert_frame_equal(one, other)
 
 
-def beside_itself(args, step, act):
+def beside_itself(args, step, act, **environment):
     """The command in a process of its own, in which something happens before a step."""
     code = f"""
 import multiprocessing, os, signal, sys
@@ -416,7 +421,26 @@ patch.setattr(LesionTask, "forward", forward_with_dropout)
 at_step(patch, {step}, lambda task: {act})
 sys.exit(main(sys.argv[1:]))
 """
-    return subprocess.run([sys.executable, "-c", code, *args], cwd=ROOT, capture_output=True, text=True, check=False)
+    environment = {**os.environ, **environment}
+    words = [sys.executable, "-c", code, *args]
+    return subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+def below(pid):
+    """All processes that one has started, and those that they have."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    children = [int(child) for task in tasks for child in task.read_text().split()]
+    return [*children, *(further for child in children for further in below(child))]
+
+
+def end_job():
+    """As SLURM and systemd do: a signal to every process of the job, here to the training itself last."""
+    others = below(os.getpid())
+    names = {Path(f"/proc/{pid}/comm").read_text().strip() for pid in others}
+    assert len(others) >= 2, others
+    assert "wandb-core" in names, names
+    for pid in [*others, os.getpid()]:
+        os.kill(pid, signal.SIGTERM)
 
 
 def test_killed_in_the_middle_it_goes_on_from_the_last_epoch(tmp_path, command, whole):
@@ -451,6 +475,36 @@ def test_from_a_last_checkpoint_that_cannot_be_read_it_goes_on_from_the_one_befo
     assert_same_run(run, whole)
     assert_same_log(run, whole)
     assert not (run / "checkpoints" / "previous.ckpt").exists()
+
+
+@pytest.mark.skipif(not Path(f"/proc/self/task/{os.getpid()}/children").exists(), reason="needs Linux")
+@pytest.mark.parametrize("step", [STEPS + 1, 2 * STEPS - 1], ids=["in an epoch", "at the end of one"])
+def test_a_signal_to_every_process_of_a_job_is_no_loss(tmp_path, command, whole, step):
+    """The readers and W&B's process get it too; what comes at the end of an epoch is written before the run ends."""
+    run = tmp_path / "run"
+    act = "__import__('test_training').end_job()"
+    done = beside_itself(command(run, "--data.num_workers", "1"), step, act, WANDB_MODE="offline")
+    assert done.returncode == 130, done.stderr
+    told = [
+        line for line in done.stderr.splitlines() if line.startswith(("lesionseg: ", "Traceback", "SIGTERM", "W&B"))
+    ]
+    assert told[0] == "SIGTERM: saving after this batch; once more to stop at once"
+    assert told[1:-1] == ([WANDB_GONE] if step == 2 * STEPS - 1 else [])
+    assert told[-1] == "lesionseg: interrupted; the same command continues"
+    assert load(run)["global_step"] == step + 1
+    assert main(command(run)) == 0
+    assert_same_run(run, whole)
+
+
+def test_a_run_outlives_the_process_of_wandb(tmp_path, command, whole):
+    run = tmp_path / "run"
+    kill = "[os.kill(pid, signal.SIGKILL) for pid in __import__('test_training').below(os.getpid())]"
+    done = beside_itself(command(run), STEPS + 1, kill, WANDB_MODE="offline")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines().count(WANDB_GONE) == 1
+    assert "Traceback" not in done.stderr
+    assert_same_run(run, whole)
+    assert_same_log(run, whole)
 
 
 def test_a_reader_of_slices_that_is_killed_ends_the_run_in_one_line_and_it_goes_on(tmp_path, command, whole):

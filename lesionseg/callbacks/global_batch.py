@@ -23,10 +23,10 @@ class GlobalBatch(pl.Callback):
             f"{data.batch_size * batches} slices a step = {_counted(ranks, 'rank')} x {share}{times}; "
             f"{_counted(steps, 'step')} an epoch; learning rate {pl_module.lr:g} for any number of ranks"
         )
-        run = wandb_run(trainer)
-        if run is not None:  # a run that goes on may have other ranks
-            told = {"ranks": ranks, "slices_a_step": data.batch_size * batches, "steps_an_epoch": steps}
-            run.config.update(told, allow_val_change=True)
+        with wandb_run(trainer) as run:
+            if run is not None:  # a run that goes on may have other ranks
+                told = {"ranks": ranks, "slices_a_step": data.batch_size * batches, "steps_an_epoch": steps}
+                run.config.update(told, allow_val_change=True)
 
 
 def _counted(n: int, what: str) -> str:

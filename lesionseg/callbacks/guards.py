@@ -13,13 +13,16 @@ from torch import Tensor
 
 from lesionseg.data.dataset import Batch
 
+#: Signals that end a run in order: Ctrl-C, the end of a job, and what clusters often send some time before that.
+ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+
 
 class Interrupted(Exception):  # noqa: N818 (nothing went wrong)
     """The run was stopped by a signal after its checkpoint was written; the same command continues it."""
 
 
 class StopOnSignal(pl.Callback):
-    """After SIGINT or SIGTERM: finish the batch, save `last.ckpt`, end. A second signal ends at once.
+    """After a signal of `ENDING`: finish the batch, save `last.ckpt`, end. A second signal ends at once.
 
     After the last batch of an epoch, its validation and its checkpoint come first. Where several batches make a step
     (`accumulate_grad_batches`), it ends with a step: gradients are no part of a checkpoint.
@@ -33,8 +36,8 @@ class StopOnSignal(pl.Callback):
         self._previous: dict[int, signal.Handlers | object] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take over both signals while training runs."""
-        self._previous = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        """Take over the signals while training runs."""
+        self._previous = {number: signal.signal(number, self._note) for number in ENDING}
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: Batch, batch_idx: int

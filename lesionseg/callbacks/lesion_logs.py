@@ -66,10 +66,10 @@ class LesionLogs(pl.Callback):
         if not told_to_wandb(trainer):
             return
         noted = _gathered(self._noted)
-        run = wandb_run(trainer)
-        if run is not None:
-            shown = table.assign(probability=_of_predicted(table, noted, metric.lesion_types))
-            run.log({"val/lesions": wandb.Html(as_html(shown)), "trainer/global_step": trainer.global_step})
+        with wandb_run(trainer) as run:
+            if run is not None:
+                shown = table.assign(probability=_of_predicted(table, noted, metric.lesion_types))
+                run.log({"val/lesions": wandb.Html(as_html(shown)), "trainer/global_step": trainer.global_step})
 
 
 def _probabilities(classes: Tensor, scores: Tensor, box: Box, reference: Tensor) -> np.ndarray:

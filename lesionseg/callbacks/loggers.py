@@ -6,7 +6,7 @@ import contextlib
 import csv
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,40 @@ import pytorch_lightning as pl
 import torch
 import wandb
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
-from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 
 from lesionseg.runs import RunInfo
 
+
+class LossyWandbLogger(WandbLogger):
+    """Tells W&B of a run for as long as W&B's own process lives; the run outlives it.
+
+    SLURM and systemd send the signal that a training saves at to all of its processes, and W&B's ends of it at once.
+    """
+
+    _lost = False
+
+    @contextlib.contextmanager
+    def reached(self) -> Iterator[Any]:
+        """The W&B run, or None once W&B's process is gone; that it goes meanwhile is no error."""
+        if self._lost:
+            yield None
+            return
+        try:
+            yield self.experiment
+        except ConnectionError:
+            self._lost = True
+            rank_zero_info("W&B's process has ended: from here on, the figures of this run are in metrics.csv alone")
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """As Lightning's, where W&B can be reached."""
+        with self.reached() as run:
+            if run is not None:
+                super().log_metrics(metrics, step)
+
+
 #: Of the latest training in this process: the logger that began its W&B run, and where W&B was to keep its own files.
-_latest_logger: WandbLogger | None = None
+_latest_logger: LossyWandbLogger | None = None
 _latest_data_dir: str | None = None
 
 
@@ -52,16 +80,15 @@ def log_figures(trainer: pl.Trainer, figures: Mapping[str, float]) -> None:
 
 def told_to_wandb(trainer: pl.Trainer) -> bool:
     """Whether W&B is told of this training: the same in every process, though only the first one has a run."""
-    return any(isinstance(logger, WandbLogger) for logger in trainer.loggers)
+    return any(isinstance(logger, LossyWandbLogger) for logger in trainer.loggers)
 
 
-def wandb_run(trainer: pl.Trainer) -> Any:
-    """The W&B run of this process, or None: disabled, not fitting, or not the first process."""
-    if trainer.is_global_zero:
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                return logger.experiment
-    return None
+@contextlib.contextmanager
+def wandb_run(trainer: pl.Trainer) -> Iterator[Any]:
+    """The W&B run of this process, or None: disabled, out of reach, not fitting, or not the first process."""
+    loggers = [logger for logger in trainer.loggers if isinstance(logger, LossyWandbLogger)]
+    with loggers[0].reached() if loggers and trainer.is_global_zero else contextlib.nullcontext() as run:
+        yield run
 
 
 class UnlinkLogs(pl.Callback):
@@ -69,9 +96,9 @@ class UnlinkLogs(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin W&B's run, which makes the link."""
-        run = wandb_run(trainer)
-        if run is not None:
-            for path in Path(run.dir).parent.rglob("*.log"):
+        with wandb_run(trainer) as run:
+            logs = [] if run is None else Path(run.dir).parent.rglob("*.log")
+            for path in logs:
                 if path.is_symlink():
                     path.unlink()
 
@@ -120,7 +147,7 @@ def _end_earlier() -> None:
         del os.environ["WANDB_DATA_DIR"]
 
 
-def _wandb(folder: Path, run: RunInfo, checkpoint: Path | None) -> WandbLogger:
+def _wandb(folder: Path, run: RunInfo, checkpoint: Path | None) -> LossyWandbLogger:
     global _latest_logger, _latest_data_dir
     _end_earlier()
     if "WANDB_DATA_DIR" not in os.environ:
@@ -141,7 +168,7 @@ def _wandb(folder: Path, run: RunInfo, checkpoint: Path | None) -> WandbLogger:
     wandb.setup(settings)  # or Lightning's own use of it is warned about, past the user's power
     told = asdict(run)
     del told["trained_on"]  # hashes of every training scan: of no use in a dashboard, and nobody else's business
-    logger = WandbLogger(
+    logger = LossyWandbLogger(
         name=f"{run.name}-fold{run.fold}-seed{run.seed}",
         id=_continued(folder, checkpoint),
         save_dir=folder,

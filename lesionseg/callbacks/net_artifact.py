@@ -26,28 +26,28 @@ class NetArtifact(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Name the net that training starts from."""
-        run = wandb_run(trainer)
-        if run is None or run.offline or not run.config.get("weights_sha256"):
-            return
-        name = f"{artifact_name(run.config['weights_sha256'])}:latest"
-        try:
-            run.use_artifact(name)
-        except Exception as error:
-            # whatever W&B raises: the LiTS run may have been logged offline, or elsewhere; training goes on without
-            rank_zero_info(f"no line to {name} in W&B: {first_sentence(error)}")
+        with wandb_run(trainer) as run:
+            if run is None or run.offline or not run.config.get("weights_sha256"):
+                return
+            name = f"{artifact_name(run.config['weights_sha256'])}:latest"
+            try:
+                run.use_artifact(name)
+            except Exception as error:
+                # whatever W&B raises: the LiTS run may have been logged offline, or elsewhere; training goes on without
+                rank_zero_info(f"no line to {name} in W&B: {first_sentence(error)}")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the net as training leaves it."""
-        run = wandb_run(trainer)
-        if run is None:
-            return
-        tensors = pl_module.get_submodule("net").state_dict()
-        sha256 = tensors_sha256({name: tensor.cpu() for name, tensor in tensors.items()})
-        run.summary["net_sha256"] = sha256
-        if not run.offline:
-            with tempfile.TemporaryDirectory() as folder:  # its path is neutral, and W&B keeps it
-                artifact = net_artifact(Path(folder), tensors, pl_module.description, sha256)  # type: ignore[arg-type]
-                run.log_artifact(artifact).wait()
+        with wandb_run(trainer) as run:
+            if run is None:
+                return
+            tensors = pl_module.get_submodule("net").state_dict()
+            sha256 = tensors_sha256({name: tensor.cpu() for name, tensor in tensors.items()})
+            run.summary["net_sha256"] = sha256
+            if not run.offline:
+                with tempfile.TemporaryDirectory() as folder:  # its path is neutral, and W&B keeps it
+                    artifact = net_artifact(Path(folder), tensors, pl_module.description, sha256)  # type: ignore[arg-type]
+                    run.log_artifact(artifact).wait()
 
 
 def artifact_name(sha256: str) -> str:

@@ -58,11 +58,11 @@ class Overlays(pl.Callback):
         sheet = np.concatenate([side_by_side(view.hu, view.reference, view.predicted, view.box) for view in seen])
         path = self.folder / f"epoch-{trainer.current_epoch:03d}.png"
         path.write_bytes(png(sheet))
-        run = wandb_run(trainer)
-        if run is not None:
-            images = {f"overlays/slice{i}": _with_masks(view) for i, view in enumerate(seen)}
-            images["overlays/burned_in"] = wandb.Image(str(path))  # copied, not packed again
-            run.log({**images, "trainer/global_step": trainer.global_step})
+        with wandb_run(trainer) as run:
+            if run is not None:
+                images = {f"overlays/slice{i}": _with_masks(view) for i, view in enumerate(seen)}
+                images["overlays/burned_in"] = wandb.Image(str(path))  # copied, not packed again
+                run.log({**images, "trainer/global_step": trainer.global_step})
 
 
 def fixed_positions(part: SliceDataset) -> list[int]:

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from lesionseg.data.augment import Augmentation
 from lesionseg.data.dataset import EvaluationSampler, SliceDataset, TrainingSampler, collate
 from lesionseg.data.folds import Split, split
+from lesionseg.data.reader import heed_the_trainer_alone
 from lesionseg.data.slice_table import SliceTable
 from lesionseg.data.store import Store
 from lesionseg.errors import InputError
@@ -229,6 +230,7 @@ class LesionDataModule(pl.LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             prefetch_factor=PREFETCHED if self.num_workers else None,
+            worker_init_fn=heed_the_trainer_alone,
         )
 
     def _next_batch(self) -> tuple[int, int]:
