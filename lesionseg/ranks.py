@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import socket
+import struct
+import sys
 from datetime import timedelta
 
 import pytorch_lightning as pl
@@ -29,7 +33,72 @@ def many_ranks(devices: str | int | list[int], nodes: int) -> bool:
 
 def joined() -> DDPStrategy:
     """The strategy of many ranks: blocks freeze after the wrap, and some encoders hold parameters of no use."""
-    return DDPStrategy(find_unused_parameters=True, timeout=TIMEOUT)
+    return _Joined(find_unused_parameters=True, timeout=TIMEOUT)
+
+
+class _Joined(DDPStrategy):
+    def setup_distributed(self) -> None:
+        """As Lightning's, once gloo listens where the ranks of other machines can reach it."""
+        if self.num_nodes > 1 and self._get_process_group_backend() == "gloo":
+            assert self.cluster_environment is not None
+            listen_for(self.cluster_environment.main_address)
+        super().setup_distributed()
+
+
+def listen_for(first: str) -> None:
+    """Name the network interface that gloo listens on, where it would choose one that no other machine can reach.
+
+    It takes that to which the machine's own name leads: on Debian and Ubuntu 127.0.1.1, this machine alone. The right
+    one leads to the first machine; on the first machine it is the only one that leads out.
+
+    Args:
+        first: name or address of the machine of the first rank.
+
+    Raises:
+        InputError: on the first machine, several interfaces lead out, or none does.
+    """
+    named = os.environ.get("GLOO_SOCKET_IFNAME")
+    if named or sys.platform != "linux" or not _is_here(socket.gethostname()) or first in ("localhost", "127.0.0.1"):
+        return
+    towards, addresses = _address_towards(first), _addresses()
+    fitting = [name for name, address in addresses.items()
+               if (not _is_here(address) if _is_here(towards) else address == towards)]  # fmt: skip
+    if len(fitting) != 1:
+        raise InputError("GLOO_SOCKET_IFNAME", expected="the network interface by which the other machines reach this "
+                         f"one, as {first} is this machine's name for itself", got=", ".join(fitting) or "none",
+                         remedy="set it, or let MEET name an address in place of a name")  # fmt: skip
+    os.environ["GLOO_SOCKET_IFNAME"] = fitting[0]
+
+
+def _is_here(name: str) -> bool:
+    """Whether a name or an address leads to no other machine; gloo takes one that leads nowhere for such."""
+    try:
+        return socket.gethostbyname(name).startswith("127.")
+    except OSError:
+        return True
+
+
+def _address_towards(other: str) -> str:
+    """The address of this machine on the way to another; nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
+        try:
+            way.connect((other, 9))
+        except OSError:
+            return "127.0.0.1"
+        return str(way.getsockname()[0])
+
+
+def _addresses() -> dict[str, str]:
+    """The IPv4 address of each network interface that has one (Linux, netdevice(7))."""
+    found, get_address = {}, 0x8915
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        for _, name in socket.if_nameindex():
+            try:
+                answer = fcntl.ioctl(any_socket, get_address, struct.pack("256s", name.encode()))
+            except OSError:
+                continue  # it has none
+            found[name] = socket.inet_ntoa(answer[20:24])
+    return found
 
 
 def refuse_unfit(trainer: pl.Trainer, sync_batchnorm: bool) -> None:

@@ -17,8 +17,10 @@ import pytest
 import torch
 import yaml
 
+from lesionseg import ranks
 from lesionseg.cli import main
-from lesionseg.ranks import many_ranks
+from lesionseg.errors import InputError
+from lesionseg.ranks import listen_for, many_ranks
 from lesionseg.results import read_run
 from lesionseg.runs import RunInfo
 
@@ -57,6 +59,59 @@ def test_more_than_one_rank_is_known_beforehand(devices, nodes, many):
 def test_all_devices_are_as_many_as_there_are(monkeypatch, devices, gpus, many):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     assert many_ranks(devices, 1) == many
+
+
+#: Names as on Debian, on the first and on the second of two machines.
+FIRST = {"one": "127.0.1.1", "two": "10.0.0.2", "localhost": "127.0.0.1"}
+SECOND = {"one": "10.0.0.1", "two": "127.0.1.1", "localhost": "127.0.0.1"}
+WIRE = {"lo": "127.0.0.1", "eth0": "10.0.0.2"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is set")
+@pytest.mark.parametrize(
+    ("own", "names", "interfaces", "first", "expected"),
+    [
+        ("two", SECOND, WIRE, "one", "eth0"),
+        ("two", SECOND, WIRE | {"docker0": "172.17.0.1"}, "one", "eth0"),
+        ("one", FIRST, WIRE, "one", "eth0"),
+        (
+            "one",
+            FIRST,
+            WIRE | {"docker0": "172.17.0.1"},
+            "one",
+            "one is this machine's name for itself; got eth0, docker0",
+        ),
+        ("one", FIRST, {"lo": "127.0.0.1"}, "one", "one is this machine's name for itself; got none"),
+        ("one", FIRST, WIRE, "localhost", None),  # all on one machine
+        ("two", FIRST, WIRE, "one", None),  # its name leads out: gloo takes that
+        ("nameless", SECOND, WIRE, "one", "eth0"),
+    ],
+)
+def test_gloo_listens_where_other_machines_reach_it(monkeypatch, own, names, interfaces, first, expected):
+    def resolved(name):
+        if name in interfaces.values() or name.startswith("127."):
+            return name
+        if name not in names:
+            raise socket.gaierror
+        return names[name]
+
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "")
+    monkeypatch.setattr(socket, "gethostname", lambda: own)
+    monkeypatch.setattr(socket, "gethostbyname", resolved)
+    monkeypatch.setattr(ranks, "_addresses", lambda: interfaces)
+    way = {"10.0.0.1": "10.0.0.2", "127.0.1.1": "127.0.0.1"}
+    monkeypatch.setattr(ranks, "_address_towards", lambda other: way[resolved(other)])
+    if expected is None or expected in interfaces:
+        listen_for(first)
+        assert os.environ["GLOO_SOCKET_IFNAME"] == (expected or "")
+    else:
+        with pytest.raises(InputError, match=expected):
+            listen_for(first)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is set")
+def test_the_loopback_is_the_way_to_this_machine():
+    assert ranks._addresses()["lo"] == ranks._address_towards("localhost") == "127.0.0.1"
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def verbs(folder: Path) -> dict[str, Verb]:
     """Every verb that writes, on the small grid of a folder."""
     return {
         "prepare": Verb(partial(small_grid.prepare, folder), _store),
-        "fit": Verb(partial(small_grid.fit, folder, epochs=6), _run),
+        "fit": Verb(lambda run: [*small_grid.fit(folder, run, epochs=6), "--data.num_workers", "1"], _run),
         "export": Verb(partial(small_grid.export, folder, folder / "run"), _model),
         "segment": Verb(partial(small_grid.segment, folder), _studies),
     }
@@ -137,11 +137,17 @@ def disturbed(
 
 
 def _killed(process: subprocess.Popen[bytes], number: signal.Signals, count: Count) -> list[str]:
-    """Send the signal and see the process go, with those it has left, as where a machine goes down."""
+    """Send the signal and see the process go, with those it has left, as where a machine goes down.
+
+    SIGTERM goes to all of its processes at once, as a scheduler sends it.
+    """
     count.kills += 1
     count.terms += number == signal.SIGTERM
     began, faults = time.monotonic(), []
-    process.send_signal(number)
+    if number == signal.SIGTERM:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
     try:
         process.wait(LEAVE_S)
     except subprocess.TimeoutExpired:
