@@ -45,8 +45,10 @@ SEEDS := 0
 AGAINST :=
 
 TORCHRUN := $(BIN)/torchrun
+# It knows its own machine by name, or by an address to which that name leads: on Debian none that others reach.
+OWN_ADDRESS = $(filter $(firstword $(subst :, ,$(MEET))),$(shell hostname -I 2>/dev/null))
 MEETING = $(TORCHRUN) --nnodes $(or $(NODES),1) --nproc-per-node $(or $(DEVICES),gpu) \
-  --rdzv-backend c10d --rdzv-endpoint $(MEET) --rdzv-id=$(subst /,-,$(1))
+  --rdzv-backend c10d --rdzv-endpoint $(MEET) $(if $(OWN_ADDRESS),--rdzv-conf is_host=1) --rdzv-id=$(subst /,-,$(1))
 # $(1): the run folder.
 FIT = $(if $(MEET),$(MEETING) -m lesionseg.cli,$(LESIONSEG)) fit --trainer.default_root_dir $(1)
 PROFILE_FILE := experiments/profiles/$(PROFILE).yaml

@@ -278,6 +278,15 @@ def test_trainings_on_many_machines_prepare_nothing_and_meet():
         assert options(words).items() >= {"--trainer.devices": "4", "--trainer.num_nodes": "2"}.items()
 
 
+def test_torchrun_is_told_that_an_address_is_its_own():
+    """By itself it looks up the machine's name, which leads to 127.0.1.1 on Debian: no machine would take the lead."""
+    own = subprocess.run(["hostname", "-I"], capture_output=True, text=True, check=False).stdout.split()
+    for address in ("192.0.2.77", "gpu1", *[address for address in own if "." in address]):
+        printed = make("-n", "pretrain-lesion", "NODES=2", "DEVICES=1", f"MEET={address}:29500").stdout
+        assert f"--rdzv-endpoint {address}:29500" in printed
+        assert ("--rdzv-conf is_host=1" in printed) == (address in own)
+
+
 def test_export_takes_the_schedule_named_or_the_best():
     runs = "runs/given"
     start, end = ["export", "--liver", f"{runs}/pretrain/liver"], ["--output", f"{runs}/model"]
