@@ -8,7 +8,8 @@ is logging, guards and schedule. An epoch runs from its first hook to its last b
 are left out, as a bare loop has none.
 
 Waiting for data is the time in `next()` of the loader. Without workers that is all the reading and augmenting of the
-samples, and no other work goes on meanwhile.
+samples, and no other work goes on meanwhile. What that costs is told by an epoch of the run without workers beside one
+of a bare loop with one worker.
 """
 
 from __future__ import annotations
@@ -67,14 +68,16 @@ class Waiting(Profiler):
 class BareLoop:
     """The loop that anyone would write: batches to the device, forward, backward, step."""
 
-    def __init__(self, trainer: pl.Trainer, task: pl.LightningModule, compiled: bool) -> None:
+    def __init__(self, trainer: pl.Trainer, task: pl.LightningModule, compiled: bool, workers: int | None) -> None:
         self.device, self.context = task.device, _precision(trainer)
         self.net, self.loss = copy.deepcopy(task.net), copy.deepcopy(task.loss)
         if compiled:
             self.net.compile()
         groups = parameter_groups(self.net, task.lr, task.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, fused=True if self.device.type == "cpu" else None)
-        self.loader = trainer.datamodule.train_dataloader()
+        data = copy.copy(trainer.datamodule)
+        data.num_workers = data.num_workers if workers is None else workers
+        self.loader = data.train_dataloader()
         self.epochs = Epochs(steps=int(trainer.num_training_batches))
 
     def epoch(self, number: int) -> None:
@@ -101,15 +104,15 @@ class BareLoop:
 class Beside(pl.Callback):
     """Trains a bare loop beside the run, and times both."""
 
-    def __init__(self, compiled: bool = False) -> None:
-        self.compiled = compiled
+    def __init__(self, compiled: bool = False, workers: int | None = None) -> None:
+        self.compiled, self.workers = compiled, workers
         self.waiting, self.epochs = Waiting(), Epochs()
         self.bare: BareLoop
         self.same = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         trainer.profiler = self.waiting  # its default looks at nothing, at the same calls
-        self.bare = BareLoop(trainer, pl_module, self.compiled)
+        self.bare = BareLoop(trainer, pl_module, self.compiled, self.workers)
         self.epochs.steps = self.bare.epochs.steps
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -144,10 +147,17 @@ def _precision(trainer: pl.Trainer) -> AbstractContextManager[Any]:
     return torch.autocast(trainer.strategy.root_device.type, half[trainer.precision], cache_enabled=False)
 
 
-def beside(store: Path, epochs: int, *options: str, profile: str = "phantom", compiled: bool = False) -> Beside:
-    """Train a run and a bare loop beside each other, without validation and test."""
+def beside(
+    store: Path,
+    epochs: int,
+    *options: str,
+    profile: str = "phantom",
+    compiled: bool = False,
+    workers: int | None = None,
+) -> Beside:
+    """Train a run beside a bare loop, which may have another number of workers; no validation, no test."""
     with tempfile.TemporaryDirectory() as folder:
-        pair, run = Beside(compiled), Path(folder) / "run"
+        pair, run = Beside(compiled, workers), Path(folder) / "run"
         short = ["--trainer.max_epochs", str(epochs), "--data.inner_validation", "0", "--data.folds", "1"]
         fit(command(store, run, *short, *options, profile=profile), pair)
     return pair
@@ -169,12 +179,18 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--epochs", type=int, default=41, help="of the phantom's net; the first does not count")
     parser.add_argument("--slices", type=int, default=160)
+    parser.add_argument(
+        "--worker-epochs", type=int, default=13, help="of the phantom's net beside a loop with a worker"
+    )
     parser.add_argument("--paper-epochs", type=int, default=3, help="of SE-ResNet50, 8 steps of 2 slices each")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmark/training_step.json"))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         store = phantom_store(Path(folder), options.slices)
         found = rows(beside(store, options.epochs), "phantom net, no workers", most=1.03)
+        helped = beside(store, options.worker_epochs, workers=1)
+        ours, theirs = helped.epochs.seconds[1:], helped.bare.epochs.seconds[1:]
+        found.append(Row("epoch, phantom net, no workers", "s", ours, "bare loop, 1 worker", "rival", theirs))
         short = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--data.batch_size", "2"]
         paper = beside(store, options.paper_epochs, *short, "--trainer.limit_train_batches", "8", profile="paper")
         found += rows(paper, "SE-ResNet50 at 320 pixels, 4 workers")
