@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.utilities import rank_zero_info
 
 from lesionseg.errors import InputError
 
@@ -49,25 +50,21 @@ def listen_for(first: str) -> None:
     """Name the network interface that gloo listens on, where it would choose one that no other machine can reach.
 
     It takes that to which the machine's own name leads: on Debian and Ubuntu 127.0.1.1, this machine alone. The right
-    one leads to the first machine; on the first machine it is the only one that leads out.
+    one leads to the first machine; on the first machine it is the one that leads out. Where several do, a line says
+    what to set.
 
     Args:
         first: name or address of the machine of the first rank.
-
-    Raises:
-        InputError: on the first machine, several interfaces lead out, or none does.
     """
-    named = os.environ.get("GLOO_SOCKET_IFNAME")
-    if named or sys.platform != "linux" or not _is_here(socket.gethostname()) or first in ("localhost", "127.0.0.1"):
+    if os.environ.get("GLOO_SOCKET_IFNAME") or sys.platform != "linux" or not _is_here(socket.gethostname()):
         return
     towards, addresses = _address_towards(first), _addresses()
-    fitting = [name for name, address in addresses.items()
-               if (not _is_here(address) if _is_here(towards) else address == towards)]  # fmt: skip
-    if len(fitting) != 1:
-        raise InputError("GLOO_SOCKET_IFNAME", expected="the network interface by which the other machines reach this "
-                         f"one, as {first} is this machine's name for itself", got=", ".join(fitting) or "none",
-                         remedy="set it, or let MEET name an address in place of a name")  # fmt: skip
-    os.environ["GLOO_SOCKET_IFNAME"] = fitting[0]
+    outward = [name for name, address in addresses.items() if not _is_here(address)]
+    fitting = outward if _is_here(towards) else [name for name in outward if addresses[name] == towards]
+    if len(fitting) == 1:
+        os.environ["GLOO_SOCKET_IFNAME"] = fitting[0]
+    elif fitting:
+        rank_zero_info(f"should other machines not reach this one: GLOO_SOCKET_IFNAME={' or '.join(fitting)} says how")
 
 
 def _is_here(name: str) -> bool:
