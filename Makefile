@@ -45,10 +45,15 @@ SEEDS := 0
 AGAINST :=
 
 TORCHRUN := $(BIN)/torchrun
-# It knows its own machine by name, or by an address to which that name leads: on Debian none that others reach.
-OWN_ADDRESS = $(filter $(firstword $(subst :, ,$(MEET))),$(shell hostname -I 2>/dev/null))
+# torchrun tells others where a machine is by its own name, which they need not know, and knows by that name that it is
+# the one at MEET. The address on the way to MEET is what others reach (127.*: MEET is a name that leads to itself here).
+MEET_HOST = $(firstword $(subst :, ,$(MEET)))
+TOWARDS = $(filter-out 127.% None,$(shell $(BIN)/python -c \
+  'from lesionseg.addresses import address_towards; print(address_towards("$(MEET_HOST)"))' 2>/dev/null))
 MEETING = $(TORCHRUN) --nnodes $(or $(NODES),1) --nproc-per-node $(or $(DEVICES),gpu) \
-  --rdzv-backend c10d --rdzv-endpoint $(MEET) $(if $(OWN_ADDRESS),--rdzv-conf is_host=1) --rdzv-id=$(subst /,-,$(1))
+  --rdzv-backend c10d --rdzv-endpoint $(MEET) $(TOWARDS:%=--local-addr %) \
+  $(if $(filter $(MEET_HOST),$(TOWARDS)),--rdzv-conf is_host=1) --rdzv-id=$(subst /,-,$(1)) \
+  --signals-to-handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1
 # $(1): the run folder.
 FIT = $(if $(MEET),$(MEETING) -m lesionseg.cli,$(LESIONSEG)) fit --trainer.default_root_dir $(1)
 PROFILE_FILE := experiments/profiles/$(PROFILE).yaml

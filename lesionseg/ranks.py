@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import socket
-import struct
 import sys
 from datetime import timedelta
+from typing import Any
 
+import psutil
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.plugins.environments import SLURMEnvironment
+from pytorch_lightning.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities import rank_zero_info
 
+from lesionseg.addresses import address_towards, leads_here
 from lesionseg.errors import InputError
 
 #: The longest that a rank waits for the others: what ends a run whose rank hangs, or is gone without a word.
@@ -37,6 +38,19 @@ def joined() -> DDPStrategy:
     return _Joined(find_unused_parameters=True, timeout=TIMEOUT)
 
 
+def with_cluster(plugins: Any) -> list[Any]:
+    """Plugins of a trainer, and under SLURM its ranks as Lightning finds them, which then does not queue a job again.
+
+    Lightning would save at SIGUSR1 a checkpoint of its own, and take that before any other from then on. `StopOnSignal`
+    saves here, and who queues a job again is SLURM.
+    """
+    given = plugins if isinstance(plugins, list) else [] if plugins is None else [plugins]
+    told = any(isinstance(plugin, ClusterEnvironment) for plugin in given)
+    if not told and SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
+        return [*given, SLURMEnvironment(auto_requeue=False)]
+    return given
+
+
 class _Joined(DDPStrategy):
     def setup_distributed(self) -> None:
         """As Lightning's, once gloo listens where the ranks of other machines can reach it."""
@@ -56,46 +70,18 @@ def listen_for(first: str) -> None:
     Args:
         first: name or address of the machine of the first rank.
     """
-    if os.environ.get("GLOO_SOCKET_IFNAME") or sys.platform != "linux" or not _is_here(socket.gethostname()):
+    if os.environ.get("GLOO_SOCKET_IFNAME") or sys.platform != "linux" or not leads_here(socket.gethostname()):
         return
-    towards, addresses = _address_towards(first), _addresses()
-    outward = [name for name, address in addresses.items() if not _is_here(address)]
-    fitting = outward if _is_here(towards) else [name for name in outward if addresses[name] == towards]
+    if (towards := address_towards(first)) is None:
+        return
+    own = [(name, each.address) for name, addresses in psutil.net_if_addrs().items() for each in addresses
+           if each.family == socket.AF_INET]  # fmt: skip
+    outward = [name for name, address in own if not leads_here(address)]
+    fitting = outward if leads_here(towards) else [name for name, address in own if address == towards]
     if len(fitting) == 1:
         os.environ["GLOO_SOCKET_IFNAME"] = fitting[0]
     elif fitting:
         rank_zero_info(f"should other machines not reach this one: GLOO_SOCKET_IFNAME={' or '.join(fitting)} says how")
-
-
-def _is_here(name: str) -> bool:
-    """Whether a name or an address leads to no other machine; gloo takes one that leads nowhere for such."""
-    try:
-        return socket.gethostbyname(name).startswith("127.")
-    except OSError:
-        return True
-
-
-def _address_towards(other: str) -> str:
-    """The address of this machine on the way to another; nothing is sent."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
-        try:
-            way.connect((other, 9))
-        except OSError:
-            return "127.0.0.1"
-        return str(way.getsockname()[0])
-
-
-def _addresses() -> dict[str, str]:
-    """The IPv4 address of each network interface that has one (Linux, netdevice(7))."""
-    found, get_address = {}, 0x8915
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-        for _, name in socket.if_nameindex():
-            try:
-                answer = fcntl.ioctl(any_socket, get_address, struct.pack("256s", name.encode()))
-            except OSError:
-                continue  # it has none
-            found[name] = socket.inet_ntoa(answer[20:24])
-    return found
 
 
 def refuse_unfit(trainer: pl.Trainer, sync_batchnorm: bool) -> None:

@@ -32,7 +32,7 @@ from lesionseg.data.datamodule import MOST_SEED, LesionDataModule
 from lesionseg.data.folds import imbalance
 from lesionseg.errors import InputError
 from lesionseg.networks import blocks
-from lesionseg.ranks import joined, many_ranks, refuse_unfit
+from lesionseg.ranks import joined, many_ranks, refuse_unfit, with_cluster
 from lesionseg.reading import first_sentence
 from lesionseg.run_folder import claimed, clear, held_run, refuse_foreign
 from lesionseg.run_identity import describe_run
@@ -180,6 +180,7 @@ class RunCLI(LightningCLI):
         kwargs["logger"] = run_loggers(self.run_dir, self.run, self.checkpoint) if self.subcommand == "fit" else False
         if config.trainer.strategy == "auto" and many_ranks(config.trainer.devices, config.trainer.num_nodes):
             kwargs["strategy"] = joined()
+        kwargs["plugins"] = with_cluster(self._get(self.config_init, "trainer").plugins)
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, TypeError, ValueError, RuntimeError, ImportError) as error:

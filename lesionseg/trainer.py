@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from typing import Any  # no postponed annotations: the command line would look them up in typing, see below
 
 import pytorch_lightning as pl
-from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
 from lesionseg.errors import InputError
 
@@ -24,9 +23,6 @@ class Trainer(pl.Trainer):
     Which of the two a `1` on the command line is, depends on the first type that takes it. Lightning declares
     `Optional[Union[int, float]]`; for that, `typing` hands out whichever order of the two any package of the process
     has asked for first. In a process that had read data before it trained, a limit of 1 was the whole epoch.
-
-    Under SLURM, Lightning would save at SIGUSR1 a checkpoint of its own, which it takes before any other from then on,
-    and queue the job again. `StopOnSignal` saves here, and whoever queues a job again is SLURM.
     """
 
     def __init__(
@@ -40,8 +36,6 @@ class Trainer(pl.Trainer):
         gradient_clip_val: float | None = None,
         **settings: Any,
     ) -> None:
-        if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
-            settings["plugins"] = SLURMEnvironment(auto_requeue=False)
         super().__init__(
             limit_train_batches=_unannounced(limit_train_batches),
             limit_val_batches=_unannounced(limit_val_batches),

@@ -6,11 +6,13 @@ import logging
 import re
 import signal
 import sys
+import traceback
 import warnings
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from lesionseg.callbacks.guards import Interrupted
 from lesionseg.errors import input_error_in
@@ -55,7 +57,8 @@ def run(args: list[str]) -> int:
         what = "a process that reads the slices was killed, perhaps for want of memory"
         raise ChildProcessError(f"{what}; the same command continues; data.num_workers says how many") from error
     except SystemExit as end:
-        if isinstance(end.__context__, KeyboardInterrupt):  # interrupted outside of training, or twice
+        outside = isinstance(end.__context__, KeyboardInterrupt) or isinstance(end, SIGTERMException)
+        if outside:  # interrupted outside of training, or twice
             raise KeyboardInterrupt from None
         raise
     return 0
@@ -68,9 +71,11 @@ def _of_a_killed_reader(error: BaseException | None) -> bool:
 def _unraisable(told: UnraisableHookArgs) -> None:
     """Say nothing of a killed reader where Python cannot raise it: torch raises it again at the next batch.
 
-    Nor that W&B's process, which W&B ends with ours, is gone already: `LossyWandbLogger` has seen to what it lacks.
+    Nor that W&B's process, which W&B ends with ours, is gone already.
     """
-    wandb_is_gone = isinstance(told.exc_value, ConnectionError) and "atexit" in (told.err_msg or "")
+    frames = traceback.walk_tb(told.exc_traceback)
+    in_wandb = any(frame.f_globals.get("__name__", "").startswith("wandb.") for frame, _ in frames)
+    wandb_is_gone = isinstance(told.exc_value, ConnectionError) and in_wandb
     if not _of_a_killed_reader(told.exc_value) and not wandb_is_gone:
         sys.__unraisablehook__(told)
 

@@ -6,20 +6,28 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
+import psutil
 import pytest
+import pytorch_lightning as pl
 import torch
 import yaml
+from pytorch_lightning.callbacks import LambdaCallback
+from pytorch_lightning.demos.boring_classes import BoringModel
+from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEnvironment
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from lesionseg import ranks
 from lesionseg.cli import main
-from lesionseg.ranks import listen_for, many_ranks
+from lesionseg.ranks import listen_for, many_ranks, with_cluster
 from lesionseg.results import read_run
 from lesionseg.runs import RunInfo
 
@@ -81,7 +89,7 @@ WIRE = {"lo": "127.0.0.1", "eth0": "10.0.0.2"}
 )
 def test_gloo_listens_where_other_machines_reach_it(monkeypatch, caplog, own, names, interfaces, first, expected):
     def resolved(name):
-        if name in interfaces.values() or name.startswith("127."):
+        if name[0].isdigit():
             return name
         if name not in names:
             raise socket.gaierror
@@ -90,9 +98,10 @@ def test_gloo_listens_where_other_machines_reach_it(monkeypatch, caplog, own, na
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "")
     monkeypatch.setattr(socket, "gethostname", lambda: own)
     monkeypatch.setattr(socket, "gethostbyname", resolved)
-    monkeypatch.setattr(ranks, "_addresses", lambda: interfaces)
+    found = {name: [SimpleNamespace(family=socket.AF_INET, address=address)] for name, address in interfaces.items()}
+    monkeypatch.setattr(psutil, "net_if_addrs", lambda: found)
     way = {"10.0.0.1": "10.0.0.2", "127.0.1.1": "127.0.0.1"}
-    monkeypatch.setattr(ranks, "_address_towards", lambda other: way[resolved(other)])
+    monkeypatch.setattr(ranks, "address_towards", lambda other: way[resolved(other)])
     with caplog.at_level("INFO"):
         listen_for(first)
     assert os.environ["GLOO_SOCKET_IFNAME"] == (expected or "")
@@ -100,9 +109,47 @@ def test_gloo_listens_where_other_machines_reach_it(monkeypatch, caplog, own, na
     assert ("GLOO_SOCKET_IFNAME=eth0 or docker0 says how" in caplog.text) == several
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is set")
-def test_the_loopback_is_the_way_to_this_machine():
-    assert ranks._addresses()["lo"] == ranks._address_towards("localhost") == "127.0.0.1"
+@pytest.fixture
+def in_slurm(monkeypatch):
+    """What a process is told that srun has started."""
+    for name in ("SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.setenv(name, "1")
+    for name in ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setenv("SLURM_JOB_NAME", "lesionseg")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("plugins", "taken"), [(with_cluster, False), (lambda given: given, True)])
+def test_under_slurm_lightning_neither_saves_nor_queues_by_itself(in_slurm, tmp_path, plugins, taken):
+    handlers = []
+    trainer = pl.Trainer(
+        plugins=plugins(None),
+        accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, max_epochs=1, limit_train_batches=1, limit_val_batches=0, default_root_dir=tmp_path,
+        callbacks=[LambdaCallback(on_train_start=lambda *_: handlers.append(signal.getsignal(signal.SIGUSR1)))],
+    )  # fmt: skip
+    trainer.fit(BoringModel())
+    assert [handler != signal.SIG_DFL for handler in handlers] == [taken]
+
+
+def kinds(plugins):
+    return [type(plugin) for plugin in plugins]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_plugin_of_the_users_stays_under_slurm(in_slurm, monkeypatch):
+    assert kinds(with_cluster(None)) == [SLURMEnvironment]
+    assert kinds(with_cluster(TorchCheckpointIO())) == [TorchCheckpointIO, SLURMEnvironment]
+    assert kinds(with_cluster([LightningEnvironment()])) == [LightningEnvironment]
+    for name, value in {"TORCHELASTIC_RUN_ID": "a", "WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert with_cluster(None) == []  # torchrun in a job: its ranks count
+
+
+def test_elsewhere_plugins_are_the_users():
+    assert with_cluster(None) == []
+    assert kinds(with_cluster([TorchCheckpointIO()])) == [TorchCheckpointIO]
 
 
 @pytest.mark.parametrize(

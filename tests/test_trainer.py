@@ -1,6 +1,5 @@
 """Limits of a trainer mean what is written, whatever else its process has met; callbacks are called as by Lightning."""
 
-import signal
 import typing
 from typing import Optional, Union
 
@@ -106,21 +105,3 @@ def test_hooks_of_a_step_are_called_as_lightning_calls_them_and_idle_ones_are_le
 def test_these_are_all_hooks_of_a_step_but_those_of_prediction():
     declared = {name for name in vars(pl.Callback) if "_batch_" in name or "before_" in name or "after_" in name}
     assert declared - {"on_predict_batch_start", "on_predict_batch_end"} == set(STEP_HOOKS)
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("trainer_class", "taken"), [(Trainer, False), (pl.Trainer, True)])
-def test_under_slurm_lightning_neither_saves_nor_queues_by_itself(monkeypatch, tmp_path, trainer_class, taken):
-    for name in ("SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"):
-        monkeypatch.setenv(name, "1")
-    for name in ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID"):
-        monkeypatch.setenv(name, "0")
-    monkeypatch.setenv("SLURM_JOB_NAME", "lesionseg")
-    handlers = []
-    trainer = trainer_class(
-        accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, max_epochs=1, limit_train_batches=1, limit_val_batches=0, default_root_dir=tmp_path,
-        callbacks=[LambdaCallback(on_train_start=lambda *_: handlers.append(signal.getsignal(signal.SIGUSR1)))],
-    )  # fmt: skip
-    trainer.fit(BoringModel())
-    assert [handler != signal.SIG_DFL for handler in handlers] == [taken]

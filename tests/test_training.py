@@ -10,12 +10,14 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 import torch
 import yaml
 from torch import nn
 
 from lesionseg import training
+from lesionseg.callbacks import guards
 from lesionseg.callbacks.guards import ENDING
 from lesionseg.cli import main
 from lesionseg.data.store import Store
@@ -364,9 +366,10 @@ def test_implants_are_the_same_when_a_run_goes_on(tmp_path, command, whole, monk
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
 def test_other_signals_too_and_all_are_given_back(tmp_path, command, monkeypatch, name):
+    """What comes again at once, from `make` or `torchrun`, is the same signal."""
     before = [signal.getsignal(number) for number in ENDING]
     with monkeypatch.context() as patch:
-        at_step(patch, 1, lambda task: os.kill(os.getpid(), getattr(signal, name)))
+        at_step(patch, 1, lambda task: [os.kill(os.getpid(), getattr(signal, name)) for _ in range(2)])
         assert main(command(tmp_path / "run")) == 130
     assert load(tmp_path / "run")["global_step"] == 2
     assert [signal.getsignal(number) for number in ENDING] == before
@@ -378,6 +381,7 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path, command, monkeypatch):
         interrupt()
 
     with monkeypatch.context() as patch:
+        patch.setattr(guards, "ONE_SIGNAL_S", -1)
         at_step(patch, STEPS + 1, twice)
         assert main(command(tmp_path / "run")) == 130
     assert load(tmp_path / "run")["global_step"] == STEPS  # of the epoch before
@@ -395,6 +399,7 @@ def test_ctrl_c_elsewhere(tmp_path, command, whole, monkeypatch, hook, step, epo
     run = tmp_path / "run"
     twice = hook == "on_train_epoch_start"  # at once: from the checkpoint of the epoch before
     with monkeypatch.context() as patch:
+        patch.setattr(guards, "ONE_SIGNAL_S", -1)
         at_step(patch, step, lambda _: [interrupt() for _ in range(1 + twice)], hook)
         assert main(command(run)) == 130
     assert load(run)["global_step"] == epochs_done * STEPS
@@ -426,21 +431,14 @@ sys.exit(main(sys.argv[1:]))
     return subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
-def below(pid):
-    """All processes that one has started, and those that they have."""
-    tasks = Path(f"/proc/{pid}/task").glob("*/children")
-    children = [int(child) for task in tasks for child in task.read_text().split()]
-    return [*children, *(further for child in children for further in below(child))]
-
-
 def end_job():
-    """As SLURM and systemd do: a signal to every process of the job, here to the training itself last."""
-    others = below(os.getpid())
-    names = {Path(f"/proc/{pid}/comm").read_text().strip() for pid in others}
+    """As SLURM and systemd do: a signal to every process of a job. The training gets it from `make` once more."""
+    training = psutil.Process()
+    others = training.children(recursive=True)
     assert len(others) >= 2, others
-    assert "wandb-core" in names, names
-    for pid in [*others, os.getpid()]:
-        os.kill(pid, signal.SIGTERM)
+    assert any("wandb" in other.name() for other in others), others
+    for process in (*others, training, training):
+        process.terminate()
 
 
 def test_killed_in_the_middle_it_goes_on_from_the_last_epoch(tmp_path, command, whole):
@@ -465,6 +463,7 @@ def test_from_a_last_checkpoint_that_cannot_be_read_it_goes_on_from_the_one_befo
     assert load(run, "previous")["global_step"] == 3 * STEPS
     last.unlink() if damage is None else last.write_bytes(damage(last.read_bytes()))
     with monkeypatch.context() as patch, caplog.at_level("INFO"):  # and stopped again before it has saved anything
+        patch.setattr(guards, "ONE_SIGNAL_S", -1)
         at_step(patch, 3 * STEPS, lambda _: [interrupt() for _ in range(2)], "on_train_epoch_start")
         assert main(command(run)) == 130
     assert not last.exists()  # or the next save would put it in the place of the one that can be read
@@ -477,7 +476,7 @@ def test_from_a_last_checkpoint_that_cannot_be_read_it_goes_on_from_the_one_befo
     assert not (run / "checkpoints" / "previous.ckpt").exists()
 
 
-@pytest.mark.skipif(not Path(f"/proc/self/task/{os.getpid()}/children").exists(), reason="needs Linux")
+@pytest.mark.skipif(sys.platform != "linux", reason="readers elsewhere cannot tell who sends a signal")
 @pytest.mark.parametrize("step", [STEPS + 1, 2 * STEPS - 1], ids=["in an epoch", "at the end of one"])
 def test_a_signal_to_every_process_of_a_job_is_no_loss(tmp_path, command, whole, step):
     """The readers and W&B's process get it too; what comes at the end of an epoch is written before the run ends."""
@@ -496,9 +495,18 @@ def test_a_signal_to_every_process_of_a_job_is_no_loss(tmp_path, command, whole,
     assert_same_run(run, whole)
 
 
+def test_sigterm_in_the_test_is_an_interrupt_too(tmp_path, command, whole, monkeypatch):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        at_step(patch, EPOCHS * STEPS, lambda task: os.kill(os.getpid(), signal.SIGTERM), "on_test_batch_start")
+        assert main(command(run)) == 130
+    assert main(command(run)) == 0
+    assert_same_run(run, whole)
+
+
 def test_a_run_outlives_the_process_of_wandb(tmp_path, command, whole):
     run = tmp_path / "run"
-    kill = "[os.kill(pid, signal.SIGKILL) for pid in __import__('test_training').below(os.getpid())]"
+    kill = "[child.kill() for child in __import__('psutil').Process().children(recursive=True)]"
     done = beside_itself(command(run), STEPS + 1, kill, WANDB_MODE="offline")
     assert done.returncode == 0, done.stderr
     assert done.stderr.splitlines().count(WANDB_GONE) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from pathlib import Path
 from types import FrameType
 
@@ -15,6 +16,8 @@ from lesionseg.data.dataset import Batch
 
 #: Signals that end a run in order: Ctrl-C, the end of a job, and what clusters often send some time before that.
 ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+#: So long, more of them are the same one: what reaches all processes of a job comes again from `make` or `torchrun`.
+ONE_SIGNAL_S = 1.0
 
 
 class Interrupted(Exception):  # noqa: N818 (nothing went wrong)
@@ -22,7 +25,7 @@ class Interrupted(Exception):  # noqa: N818 (nothing went wrong)
 
 
 class StopOnSignal(pl.Callback):
-    """After a signal of `ENDING`: finish the batch, save `last.ckpt`, end. A second signal ends at once.
+    """After a signal of `ENDING`: finish the batch, save `last.ckpt`, end. Another signal later ends at once.
 
     After the last batch of an epoch, its validation and its checkpoint come first. Where several batches make a step
     (`accumulate_grad_batches`), it ends with a step: gradients are no part of a checkpoint.
@@ -33,6 +36,7 @@ class StopOnSignal(pl.Callback):
     def __init__(self, checkpoint: Path) -> None:
         self.checkpoint = checkpoint
         self._received: int | None = None
+        self._received_s = 0.0
         self._previous: dict[int, signal.Handlers | object] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -67,9 +71,13 @@ class StopOnSignal(pl.Callback):
         return _on_any_rank(trainer, pl_module, self._received is not None)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._received = number
-        self._restore()
-        rank_zero_info(f"{signal.Signals(number).name}: saving after this batch; once more to stop at once")
+        now = time.monotonic()
+        if self._received is None:
+            self._received, self._received_s = number, now
+            rank_zero_info(f"{signal.Signals(number).name}: saving after this batch; once more to stop at once")
+        elif now - self._received_s > ONE_SIGNAL_S:
+            self._restore()
+            signal.raise_signal(number)
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

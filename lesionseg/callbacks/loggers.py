@@ -31,11 +31,16 @@ class LossyWandbLogger(WandbLogger):
     @contextlib.contextmanager
     def reached(self) -> Iterator[Any]:
         """The W&B run, or None once W&B's process is gone; that it goes meanwhile is no error."""
-        if self._lost:
-            yield None
-            return
+        run = None
+        with self._noticing():
+            run = None if self._lost else self.experiment
+        with self._noticing():
+            yield run
+
+    @contextlib.contextmanager
+    def _noticing(self) -> Iterator[None]:
         try:
-            yield self.experiment
+            yield
         except ConnectionError:
             self._lost = True
             rank_zero_info("W&B's process has ended: from here on, the figures of this run are in metrics.csv alone")
@@ -142,7 +147,12 @@ def _continued(folder: Path, checkpoint: Path | None) -> str | None:
 def _end_earlier() -> None:
     """End the W&B run of an earlier training in this process, as in a notebook: W&B would go on in it."""
     if wandb.run is not None and _latest_logger is not None and wandb.run.id == _latest_logger.version:
-        wandb.finish()
+        try:
+            wandb.finish()
+        except Exception:  # whatever W&B meets where its process was; it may leave the run in place
+            with contextlib.suppress(Exception):
+                wandb.teardown()
+            wandb.run = None
     if _latest_data_dir is not None and os.environ.get("WANDB_DATA_DIR") == _latest_data_dir:
         del os.environ["WANDB_DATA_DIR"]
 

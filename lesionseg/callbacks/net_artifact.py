@@ -44,10 +44,15 @@ class NetArtifact(pl.Callback):
             tensors = pl_module.get_submodule("net").state_dict()
             sha256 = tensors_sha256({name: tensor.cpu() for name, tensor in tensors.items()})
             run.summary["net_sha256"] = sha256
-            if not run.offline:
-                with tempfile.TemporaryDirectory() as folder:  # its path is neutral, and W&B keeps it
-                    artifact = net_artifact(Path(folder), tensors, pl_module.description, sha256)  # type: ignore[arg-type]
+            if run.offline:
+                return
+            with tempfile.TemporaryDirectory() as folder:  # its path is neutral, and W&B keeps it
+                artifact = net_artifact(Path(folder), tensors, pl_module.description, sha256)  # type: ignore[arg-type]
+                try:
                     run.log_artifact(artifact).wait()
+                except Exception as error:
+                    # whatever W&B raises where its process, or the way to its server, is gone: the run is whole without
+                    rank_zero_info(f"the net is not in W&B: {first_sentence(error)}")
 
 
 def artifact_name(sha256: str) -> str:

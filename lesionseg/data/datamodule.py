@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -27,6 +28,9 @@ VALIDATION_ORDER_SEED = 0
 MOST_SEED = 2**32 - 1
 #: Batches that each worker process reads ahead, torch's own number.
 PREFETCHED = 2
+#: How workers begin on Linux: as copies of the training, so that they share its tables and have no thread but their own
+#: (`heed_the_trainer_alone`). From Python 3.14 on it would else be by a server, which a signal to all processes ends.
+FORK = "fork" if sys.platform == "linux" else None
 
 
 class LesionDataModule(pl.LightningDataModule):
@@ -230,6 +234,7 @@ class LesionDataModule(pl.LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             prefetch_factor=PREFETCHED if self.num_workers else None,
+            multiprocessing_context=FORK if self.num_workers else None,
             worker_init_fn=heed_the_trainer_alone,
         )
 

@@ -13,6 +13,8 @@ def heed_the_trainer_alone(worker: int) -> None:
 
     SLURM and systemd send a signal to all processes of a job. The training then finishes its batch and saves, for which
     it needs its readers. A reader whose training is gone ends by itself, as all of torch's do.
+
+    Only a forked reader has no other thread in which a signal could be delivered.
     """
     for name in ("SIGINT", "SIGUSR1"):
         if hasattr(signal, name):
@@ -25,6 +27,6 @@ def heed_the_trainer_alone(worker: int) -> None:
 def _end_when_told() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid and parent.is_alive():
         pass
     os._exit(0)

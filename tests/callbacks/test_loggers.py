@@ -155,16 +155,24 @@ def test_wandb_learns_nothing_of_patients_places_users_machines_and_the_command_
     assert hits(told(run.parent / PLACE[3]), (*PATIENT, *PLACE, *USER)) == []
 
 
-def test_each_training_of_a_process_is_a_run_of_its_own_in_wandb(tmp_path, finetuning, store):
+@pytest.mark.parametrize("gone", [False, True], ids=["", "W&B's process is gone in between"])
+def test_each_training_of_a_process_is_a_run_of_its_own_in_wandb(tmp_path, finetuning, store, gone):
     """As in a notebook."""
     options = ("--data.store", str(store), "--trainer.max_epochs", "1")
     lines = [finetuning(tmp_path / name, *options, "--name", name, schedule="baseline") for name in ("first", "second")]
-    code = "import json, sys; from lesionseg.cli import main; sys.exit(sum(map(main, json.loads(sys.argv[1]))))"
+    code = (
+        "import json, psutil, sys; from lesionseg.cli import main\n"
+        "first, second = json.loads(sys.argv[1])\n"
+        "failed = main(first)\n"
+        f"if {gone}: [child.kill() for child in psutil.Process().children(recursive=True)]\n"
+        "sys.exit(failed + main(second))"
+    )
     command = [sys.executable, "-c", code, json.dumps(lines)]
     environment = {**os.environ, "WANDB_MODE": "offline"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    for name in ("first", "second"):
+    assert "Traceback" not in done.stderr
+    for name in ("second",) if gone else ("first", "second"):
         (log,) = (tmp_path / name / "wandb").rglob("*.wandb")
         (told_run,) = [r.run for r in records(log) if r.WhichOneof("record_type") == "run"]
         assert told_run.display_name == f"{name}-fold0-seed0"

@@ -47,16 +47,16 @@ def test_a_reader_ends_when_its_training_says_so():
 def test_a_reader_ends_when_its_training_is_gone(tmp_path):
     """Torch sees to that, also after a signal that was left alone."""
     code = (
-        "import os, signal, subprocess\n"
+        "import os, pathlib, signal, subprocess\n"
         "from test_reader import reading\n"
         "batches, reader = reading()\n"
         "subprocess.run(['kill', '-TERM', str(reader.pid)])\n"
-        "print(reader.pid, flush=True)\n"
+        f"pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(reader.pid))\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=os.path.dirname(__file__), capture_output=True, text=True)
-    pid = int(done.stdout)
-    until = time.monotonic() + 20
+    done = subprocess.run([sys.executable, "-c", code], cwd=os.path.dirname(__file__), timeout=60, check=False)
+    assert done.returncode == -signal.SIGKILL
+    pid, until = int((tmp_path / "pid").read_text()), time.monotonic() + 20
     while time.monotonic() < until and alive(pid):
         time.sleep(0.1)
     assert not alive(pid)
