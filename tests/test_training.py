@@ -1,5 +1,6 @@
 """`fit`, `validate` and `test` by the real command line on the real YAML: what a run leaves, continues and refuses."""
 
+import contextlib
 import json
 import math
 import os
@@ -427,6 +428,7 @@ at_step(patch, {step}, lambda task: {act})
 sys.exit(main(sys.argv[1:]))
 """
     environment = {**os.environ, **environment}
+    environment.pop("WANDB_SERVICE", None)  # of a process of W&B that this one has: it is to have its own
     words = [sys.executable, "-c", code, *args]
     return subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
@@ -438,7 +440,8 @@ def end_job():
     assert len(others) >= 2, others
     assert any("wandb" in other.name() for other in others), others
     for process in (*others, training, training):
-        process.terminate()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
 
 
 def test_killed_in_the_middle_it_goes_on_from_the_last_epoch(tmp_path, command, whole):
