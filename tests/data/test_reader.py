@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
@@ -65,7 +66,6 @@ def test_a_reader_ends_when_its_training_is_gone(tmp_path):
 def alive(pid):
     """Not even a process that has ended and is not yet collected."""
     try:
-        with open(f"/proc/{pid}/stat") as stat:
-            return stat.read().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
