@@ -47,6 +47,12 @@ def store(tmp_path_factory) -> Path:
     return prepare(sources, folder.parent / PLACE[1], kind="slices", workers=1).path
 
 
+def offline(**more: str) -> dict[str, str]:
+    """The environment of a process that has a W&B process of its own, whatever this one has come by in other tests."""
+    inherited = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+    return {**inherited, **more, "WANDB_MODE": "offline"}
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, finetuning, store) -> Path:
     """Folder of a run logged offline, by a process of its own."""
@@ -54,7 +60,7 @@ def run(tmp_path_factory, finetuning, store) -> Path:
     folder, home = base / PLACE[2], base / PLACE[3]
     home.mkdir()
     named = {"HOME": str(home), "USER": USER[0], "LOGNAME": USER[0], "HOSTNAME": USER[1]}
-    environment = {**os.environ, **named, "WANDB_MODE": "offline"}
+    environment = offline(**named)
     args = finetuning(folder, "--data.store", str(store), "--trainer.max_epochs", "1", *EVERY, schedule="baseline")
     command = [sys.executable, "-m", "lesionseg.cli", *args]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
@@ -168,7 +174,7 @@ def test_each_training_of_a_process_is_a_run_of_its_own_in_wandb(tmp_path, finet
         "sys.exit(failed + main(second))"
     )
     command = [sys.executable, "-c", code, json.dumps(lines)]
-    environment = {**os.environ, "WANDB_MODE": "offline"}
+    environment = offline()
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
