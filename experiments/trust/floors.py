@@ -3,7 +3,7 @@
 Usage: floors.py [--seed N] [--output JSON]   (`make floors`, which installs them into an environment of their own)
 
 It is what a user gets whose other packages hold ours back. Nothing but the end of each command is looked at: numbers
-may differ from those of newer versions in their last digits, and folds by another version of scikit-learn.
+may differ from those of newer versions in their last digits.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,6 @@ from fractions import Fraction
 
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import StratifiedGroupKFold
 
 from lesionseg.data.records import CaseRecord
 from lesionseg.errors import InputError
@@ -111,7 +110,7 @@ def _set_aside(records: list[CaseRecord], share: float, seed: int) -> tuple[list
 def _parts(records: list[CaseRecord], count: int, seed: int) -> list[list[CaseRecord]]:
     """Disjoint parts by patient, none empty, balanced by stratum; `count` is at most the number of patients."""
     names, alike = strata(records), [NO_LESION] * len(records)
-    if max(Counter(names).values()) < count:  # scikit-learn refuses: no stratum could reach every part
+    if max(Counter(names).values()) < count:  # no stratum could reach every part
         names = alike
     parts = _divided(records, names, count, seed)
     # With few patients a part may get none for the sake of the balance; without strata each goes to the smallest part.
@@ -119,12 +118,73 @@ def _parts(records: list[CaseRecord], count: int, seed: int) -> list[list[CaseRe
 
 
 def _divided(records: list[CaseRecord], names: list[str], count: int, seed: int) -> list[list[CaseRecord]]:
-    splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
-    with warnings.catch_warnings():
-        # Scarce types are reported by `imbalance`, in words of this package.
-        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
-        divided = splitter.split(np.zeros(len(records)), names, [record.patient_id for record in records])
-        return [[records[i] for i in test] for _, test in divided]
+    """Parts of whole patients, dealt out one by one, those first whose cases are most unevenly spread over the strata.
+
+    The algorithm of `StratifiedGroupKFold` of scikit-learn 1.8 and later, with its draw. Not that class itself: earlier
+    versions make other folds, and two computers that compare their runs must have the same.
+    """
+    strata, stratum = np.unique(names, return_inverse=True)
+    patients, patient = np.unique([record.patient_id for record in records], return_inverse=True)
+    cases = np.zeros((len(patients), len(strata)), int)
+    np.add.at(cases, (patient, stratum), 1)
+    drawn = np.random.RandomState(seed).permutation(len(patients))
+    order = drawn[np.argsort(-cases[drawn].std(axis=1), kind="stable")]
+    part_of = np.empty(len(patients), int)
+    part_of[order] = _dealt(cases[order].tolist(), count)
+    parts: list[list[CaseRecord]] = [[] for _ in range(count)]
+    for record, part in zip(records, part_of[patient].tolist(), strict=True):
+        parts[part].append(record)
+    return parts
+
+
+def _dealt(cases: list[list[int]], count: int) -> list[int]:
+    """The part of each patient, in their order: where the strata are spread most evenly with it, of such the smallest.
+
+    Plain numbers, as a call of numpy for a few of them takes ten times as long.
+
+    Args:
+        cases: of each patient, how many there are of each stratum.
+        count: of parts.
+    """
+    totals = [sum(column) for column in zip(*cases, strict=True)]
+    held, sizes = [[0] * count for _ in totals], [0] * count
+    spread = [0.0] * len(totals)  # of each stratum over the parts
+    parts = []
+    for row in cases:
+        own = [(stratum, n) for stratum, n in enumerate(row) if n]
+        best, lowest, smallest, kept = 0, math.inf, math.inf, spread
+        for part, size in enumerate(sizes):
+            tried = spread.copy()
+            for stratum, n in own:
+                held[stratum][part] += n
+                tried[stratum] = _spread(held[stratum], totals[stratum])
+                held[stratum][part] -= n
+            mean = _sum(tried) / len(tried)
+            # the tolerances of `numpy.isclose`
+            if mean < lowest or (abs(mean - lowest) <= 1e-8 + 1e-5 * lowest and size < smallest):
+                best, lowest, smallest, kept = part, mean, size, tried
+        for stratum, n in own:
+            held[stratum][best] += n
+        sizes[best] += sum(row)
+        spread = kept
+        parts.append(best)
+    return parts
+
+
+def _spread(held: list[int], total: int) -> float:
+    """Standard deviation over the parts of the share of a stratum that each holds."""
+    shares = [n / total for n in held]
+    mean = _sum(shares) / len(shares)
+    away = [share - mean for share in shares]
+    return math.sqrt(_sum([difference * difference for difference in away]) / len(shares))
+
+
+def _sum(values: list[float]) -> float:
+    """In order, as ties hang on the last bit: the built-in `sum` rounds in another way from Python 3.12 on."""
+    total = 0.0
+    for value in values:
+        total += value
+    return total
 
 
 def _ids(records: list[CaseRecord]) -> tuple[str, ...]:

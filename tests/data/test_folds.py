@@ -2,8 +2,9 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from sklearn.model_selection import StratifiedGroupKFold
 
 from lesionseg.data.folds import Split, imbalance, split, strata
 from lesionseg.data.records import CaseRecord, LesionRecord
@@ -79,8 +80,43 @@ def test_no_patient_in_two_parts_and_every_case_tested_once(records, folds, shar
     assert folds == 1 or sorted(tested) == sorted(r.case_id for r in records)
 
 
+@given(cohorts(), st.integers(2, 12), st.integers(0, 2**32 - 1))
+@settings(max_examples=2 * settings.default.max_examples, deadline=None)
+def test_test_parts_are_those_of_scikit_learn(records, folds, seed):
+    records = sorted(records, key=lambda r: r.case_id)
+    names, patients = strata(records), [r.patient_id for r in records]
+    # With one stratum it sums eight numbers or more in another order, on whose last bit ties hang.
+    assume(folds <= len(set(patients)) and (folds < 8 or len(set(names)) > 1))
+    assume(max(map(names.count, names)) >= folds)  # it refuses others
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of scarce types
+        theirs = [tuple(records[i].case_id for i in test) for _, test in splitter.split(names, names, patients)]
+    assume(all(theirs))
+    ours = [split(records, folds=folds, fold=k, inner_validation=0, seed=seed).test for k in range(folds)]
+    assert ours == theirs
+
+
+def test_folds_stay_what_they_were():
+    """Runs of one fold are compared across versions and computers: these parts may never change."""
+    kinds = ("cyst", "hemangioma", "metastasis", "cyst", "metastasis", "cyst")
+    records = [record(p, c, (kinds[p % 6],)) for p in range(12) for c in range(1 + p % 3)]
+    parts = [split(records, folds=3, fold=fold, seed=7) for fold in range(3)]
+    tested = [sorted(int(p[1:], 16) for p in patients_of(records, part.test)) for part in parts]
+    aside = [sorted(int(p[1:], 16) for p in patients_of(records, part.validation)) for part in parts]
+    assert tested == [[0, 2, 3, 6, 7], [5, 8, 9], [1, 4, 10, 11]]
+    assert aside == [[5], [2, 3], [5]]
+
+
+@pytest.mark.parametrize("folds", [2, 7, 8, 20])
+def test_patients_of_one_kind_make_parts_of_like_size(folds):
+    records = [record(p, 0, ("cyst",)) for p in range(45)]
+    sizes = [len(split(records, folds=folds, fold=fold, inner_validation=0).test) for fold in range(folds)]
+    assert max(sizes) - min(sizes) <= 1
+
+
 def test_no_part_is_left_without_a_patient():
-    """Balancing the types, scikit-learn gives two of these four patients to one part of four, and none to another."""
+    """To balance the types alone would give two of these four patients to one part of four, and none to another."""
     cysts = {0: [1, 1, 0, 1], 1: [0, 0], 2: [1, 1], 3: [1]}
     records = [record(p, i, ("cyst",) * has) for p, cases in cysts.items() for i, has in enumerate(cases)]
     tested = [patients_of(records, split(records, folds=4, fold=fold, inner_validation=0).test) for fold in range(4)]
