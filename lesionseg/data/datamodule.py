@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 
+from lesionseg.collector import collector_at_rest
 from lesionseg.data.augment import Augmentation
 from lesionseg.data.dataset import EvaluationSampler, SliceDataset, TrainingSampler, collate
 from lesionseg.data.folds import Split, split
@@ -93,6 +94,7 @@ class LesionDataModule(pl.LightningDataModule):
         self.implant_probability = implant_probability
         self.store: Store | None = None
 
+    @collector_at_rest()
     def setup(self, stage: str) -> None:
         """Open the store and split it; every process comes to the same split."""
         if self.store is not None:
