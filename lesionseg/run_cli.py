@@ -61,9 +61,14 @@ class RunCLI(LightningCLI):
     The run folder is `trainer.default_root_dir`.
     """
 
-    def __init__(self, args: Sequence[str], claims: ExitStack) -> None:
-        """Run what a command line asks for; `claims` holds the run folder from before its first change on."""
-        self.claims = claims
+    def __init__(self, args: Sequence[str], ending: ExitStack) -> None:
+        """Run what a command line asks for.
+
+        Args:
+            args: the command line, without the program.
+            ending: what is held until the run has ended: its folder, from before its first change on, and its logs.
+        """
+        self.ending = ending
         self.checkpoint: Path | None = None
         self.configs = read_configs(args)
         raising = {"exit_on_error": False}
@@ -141,7 +146,7 @@ class RunCLI(LightningCLI):
         held = held_run(self.run_dir)
         if held is None:
             rank_zero_only(refuse_foreign)(self.run_dir)
-        rank_zero_only(self.claims.enter_context)(claimed(self.run_dir, held))
+        rank_zero_only(self.ending.enter_context)(claimed(self.run_dir, held))
         if held is not None and held.fingerprint == self.run.fingerprint:
             if held.state == "finished":
                 rank_zero_only(RunInfo.write)(replace(held, request_sha256=self.run.request_sha256), self.run_dir)
@@ -177,7 +182,9 @@ class RunCLI(LightningCLI):
         given = self._get(self.config_init, "trainer").callbacks or []
         kwargs["callbacks"] = [*(given if isinstance(given, list) else [given]), *callbacks]
         kwargs["enable_progress_bar"] = bool(progress_bar())
-        kwargs["logger"] = run_loggers(self.run_dir, self.run, self.checkpoint) if self.subcommand == "fit" else False
+        kwargs["logger"] = False
+        if self.subcommand == "fit":
+            kwargs["logger"] = self.ending.enter_context(run_loggers(self.run_dir, self.run, self.checkpoint))
         if config.trainer.strategy == "auto" and many_ranks(config.trainer.devices, config.trainer.num_nodes):
             kwargs["strategy"] = joined()
         kwargs["plugins"] = with_cluster(self._get(self.config_init, "trainer").plugins)

@@ -37,8 +37,8 @@ def run(args: list[str]) -> int:
     sys.argv = [sys.argv[0], *args]  # Lightning starts the other ranks with the command line of this one
     _quieten()
     try:
-        with ExitStack() as claims:
-            RunCLI(args, claims)
+        with ExitStack() as ending:
+            RunCLI(args, ending)
     except RunIsDone as done:
         rank_zero_info(f"{done} is done already")
     except (Interrupted, FloatingPointError) as error:

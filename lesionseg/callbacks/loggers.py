@@ -52,15 +52,12 @@ class LossyWandbLogger(WandbLogger):
                 super().log_metrics(metrics, step)
 
 
-#: Of the latest training in this process: the logger that began its W&B run, and where W&B was to keep its own files.
-_latest_logger: LossyWandbLogger | None = None
-_latest_data_dir: str | None = None
-
-
-def run_loggers(folder: Path, run: RunInfo, checkpoint: Path | None = None) -> list[Logger]:
+@contextlib.contextmanager
+def run_loggers(folder: Path, run: RunInfo, checkpoint: Path | None = None) -> Iterator[list[Logger]]:
     """`metrics.csv` in the run folder, and W&B by `WANDB_MODE` (offline unless it says otherwise).
 
-    W&B records the command line, the host, the user, the code and the console by default; all of that is off.
+    W&B records the command line, the host, the user, the code and the console by default; all of that is off. Its run
+    ends with this context, failed if that ends by an exception; only one that the user has begun goes on.
 
     Args:
         folder: of the run.
@@ -69,9 +66,11 @@ def run_loggers(folder: Path, run: RunInfo, checkpoint: Path | None = None) -> l
     """
     loggers: list[Logger] = [_csv(folder, checkpoint)]
     os.environ.setdefault("WANDB_MODE", "offline")
-    if os.environ["WANDB_MODE"] != "disabled":
-        loggers.append(_wandb(folder, run, checkpoint))
-    return loggers
+    if os.environ["WANDB_MODE"] == "disabled":
+        yield loggers
+        return
+    with _wandb(folder, run, checkpoint) as logger:
+        yield [*loggers, logger]
 
 
 def log_figures(trainer: pl.Trainer, figures: Mapping[str, float]) -> None:
@@ -144,24 +143,27 @@ def _continued(folder: Path, checkpoint: Path | None) -> str | None:
     return logs[-1].name.rpartition("-")[2] if logs else None
 
 
-def _end_earlier() -> None:
-    """End the W&B run of an earlier training in this process, as in a notebook: W&B would go on in it."""
-    if wandb.run is not None and _latest_logger is not None and wandb.run.id == _latest_logger.version:
-        try:
-            wandb.finish()
-        except Exception:  # whatever W&B meets where its process was; it may leave the run in place
-            with contextlib.suppress(Exception):
-                wandb.teardown()
-            wandb.run = None
-    if _latest_data_dir is not None and os.environ.get("WANDB_DATA_DIR") == _latest_data_dir:
-        del os.environ["WANDB_DATA_DIR"]
+def _end_wandb(status: int, of_the_user: bool, started: bool) -> None:
+    """End W&B's run, and its process where this training has started it.
+
+    What is left of either would be a later training's in this process, as in a notebook, or a child's.
+    """
+    try:
+        if not of_the_user:
+            wandb.finish(status)
+    except Exception:  # whatever W&B meets where its process was
+        wandb.run = None
+    if started:
+        with contextlib.suppress(Exception, SystemExit):  # the status of that process, too
+            wandb.teardown(status)
 
 
-def _wandb(folder: Path, run: RunInfo, checkpoint: Path | None) -> LossyWandbLogger:
-    global _latest_logger, _latest_data_dir
-    _end_earlier()
-    if "WANDB_DATA_DIR" not in os.environ:
-        os.environ["WANDB_DATA_DIR"] = _latest_data_dir = str(folder / "wandb-data")
+@contextlib.contextmanager
+def _wandb(folder: Path, run: RunInfo, checkpoint: Path | None) -> Iterator[LossyWandbLogger]:
+    of_the_user = wandb.run is not None
+    started, placed = ("WANDB_" + name not in os.environ for name in ("SERVICE", "DATA_DIR"))
+    if placed:
+        os.environ["WANDB_DATA_DIR"] = str(folder / "wandb-data")
     settings = wandb.Settings(
         x_disable_meta=True,
         x_disable_machine_info=True,
@@ -189,6 +191,11 @@ def _wandb(folder: Path, run: RunInfo, checkpoint: Path | None) -> LossyWandbLog
         config=told,
         settings=settings,
     )
-    if wandb.run is None:  # else it is one of the user's, which goes on
-        _latest_logger = logger
-    return logger
+    status = 1
+    try:
+        yield logger
+        status = 0
+    finally:
+        _end_wandb(status, of_the_user, started)
+        if placed:
+            del os.environ["WANDB_DATA_DIR"]

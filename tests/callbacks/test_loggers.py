@@ -161,29 +161,62 @@ def test_wandb_learns_nothing_of_patients_places_users_machines_and_the_command_
     assert hits(told(run.parent / PLACE[3]), (*PATIENT, *PLACE, *USER)) == []
 
 
-@pytest.mark.parametrize("gone", [False, True], ids=["", "W&B's process is gone in between"])
-def test_each_training_of_a_process_is_a_run_of_its_own_in_wandb(tmp_path, finetuning, store, gone):
-    """As in a notebook."""
-    options = ("--data.store", str(store), "--trainer.max_epochs", "1")
+def test_each_training_of_a_process_is_a_run_of_its_own_in_wandb(tmp_path, finetuning, store):
+    """As in a notebook: whole when it has ended, and nothing of W&B is left. The second one fails."""
+    options = ("--data.store", str(store), "--trainer.max_epochs", "2")
     lines = [finetuning(tmp_path / name, *options, "--name", name, schedule="baseline") for name in ("first", "second")]
+    lines[1] += ["--model.lr", "1e30"]
     code = (
-        "import json, psutil, sys; from lesionseg.cli import main\n"
+        "import json, os, psutil, sys; from lesionseg.cli import main\n"
         "first, second = json.loads(sys.argv[1])\n"
-        "failed = main(first)\n"
-        f"if {gone}: [child.kill() for child in psutil.Process().children(recursive=True)]\n"
-        "sys.exit(failed + main(second))"
+        "assert main(first) == 0\n"
+        "assert not [name for name in os.environ if name in ('WANDB_SERVICE', 'WANDB_DATA_DIR')]\n"
+        "assert not psutil.Process().children(recursive=True)\n"
+        "os._exit(main(second))"
     )
     command = [sys.executable, "-c", code, json.dumps(lines)]
-    environment = offline()
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    done = subprocess.run(command, env=offline(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
-    for name in ("second",) if gone else ("first", "second"):
+    for name, status in (("first", 0), ("second", 1)):
         (log,) = (tmp_path / name / "wandb").rglob("*.wandb")
         (told_run,) = [r.run for r in records(log) if r.WhichOneof("record_type") == "run"]
         assert told_run.display_name == f"{name}-fold0-seed0"
         (left,) = [r.exit for r in records(log) if r.WhichOneof("record_type") == "exit"]
-        assert left.exit_code == 0
+        assert left.exit_code == status
+
+
+def test_the_log_is_whole_when_a_command_ends_that_shares_wandbs_process(tmp_path, finetuning, store):
+    """As one that a notebook starts which has used W&B, whose process is here killed when the command has ended."""
+    line = finetuning(tmp_path / "run", "--data.store", str(store), "--trainer.max_epochs", "1", schedule="baseline")
+    code = (
+        "import json, psutil, subprocess, sys, wandb; wandb.setup()\n"
+        "status = subprocess.call([sys.executable, '-m', 'lesionseg.cli', *json.loads(sys.argv[1])])\n"
+        "[child.kill() for child in psutil.Process().children(recursive=True)]\n"
+        "sys.exit(status)"
+    )
+    command = [sys.executable, "-c", code, json.dumps(line)]
+    done = subprocess.run(command, env=offline(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (log,) = (tmp_path / "run" / "wandb").rglob("*.wandb")
+    assert [r.exit.exit_code for r in records(log) if r.WhichOneof("record_type") == "exit"] == [0]
+
+
+def test_a_run_of_the_users_own_goes_on(tmp_path, finetuning, store):
+    line = finetuning(tmp_path / "run", "--data.store", str(store), "--trainer.max_epochs", "1", schedule="baseline")
+    code = (
+        "import json, sys, wandb; from lesionseg.cli import main\n"
+        f"run = wandb.init(dir={str(tmp_path)!r})\n"
+        "failed = main(json.loads(sys.argv[1]))\n"
+        "run.log({'mine': 1})\n"
+        "sys.exit(failed + (wandb.run is not run))"
+    )
+    command = [sys.executable, "-c", code, json.dumps(line)]
+    done = subprocess.run(command, env=offline(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (log,) = (tmp_path / "wandb").rglob("*.wandb")
+    assert any("mine" in entry for entry in history(log))
+    assert any("train/loss" in entry for entry in history(log))
 
 
 @pytest.mark.parametrize(
@@ -202,8 +235,8 @@ def test_a_run_that_goes_on_online_is_one_run_in_wandb(tmp_path, run, monkeypatc
     monkeypatch.setattr("wandb.setup", lambda settings: None)
     for name in earlier:
         (tmp_path / "wandb" / name).mkdir(parents=True)
-    _, logger = run_loggers(tmp_path, RunInfo.read(run), tmp_path / "last.ckpt" if goes_on else None)
-    assert logger.version == expected
+    with run_loggers(tmp_path, RunInfo.read(run), tmp_path / "last.ckpt" if goes_on else None) as (_, logger):
+        assert logger.version == expected
 
 
 def test_nothing_is_left_for_wandb_where_it_is_disabled(pretrained):
