@@ -80,21 +80,34 @@ def test_no_patient_in_two_parts_and_every_case_tested_once(records, folds, shar
     assert folds == 1 or sorted(tested) == sorted(r.case_id for r in records)
 
 
+def of_scikit_learn(records, folds, seed):
+    """Case ids of each part; `records` in the order of their ids."""
+    names, patients = strata(records), [r.patient_id for r in records]
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of scarce types
+        return [tuple(records[i].case_id for i in test) for _, test in splitter.split(names, names, patients)]
+
+
 @given(cohorts(), st.integers(2, 12), st.integers(0, 2**32 - 1))
 @settings(max_examples=2 * settings.default.max_examples, deadline=None)
 def test_test_parts_are_those_of_scikit_learn(records, folds, seed):
     records = sorted(records, key=lambda r: r.case_id)
-    names, patients = strata(records), [r.patient_id for r in records]
+    names = strata(records)
     # With one stratum it sums eight numbers or more in another order, on whose last bit ties hang.
-    assume(folds <= len(set(patients)) and (folds < 8 or len(set(names)) > 1))
+    assume(folds <= len(patients_of(records, [r.case_id for r in records])) and (folds < 8 or len(set(names)) > 1))
     assume(max(map(names.count, names)) >= folds)  # it refuses others
-    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of scarce types
-        theirs = [tuple(records[i].case_id for i in test) for _, test in splitter.split(names, names, patients)]
+    theirs = of_scikit_learn(records, folds, seed)
     assume(all(theirs))
     ours = [split(records, folds=folds, fold=k, inner_validation=0, seed=seed).test for k in range(folds)]
     assert ours == theirs
+
+
+def test_many_parts_are_those_of_scikit_learn():
+    records = [record(p, c, (TYPES[p % 2],)) for p in range(150) for c in range(1 + p % 2)]
+    theirs = of_scikit_learn(records, 70, seed=0)
+    for fold in (0, 35, 69):
+        assert split(records, folds=70, fold=fold, inner_validation=0).test == theirs[fold]
 
 
 def test_folds_stay_what_they_were():
