@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import yaml
@@ -24,8 +24,7 @@ from lesionseg.matching import number_lesions
 from lesionseg.model import MOST_NETS, Model, Thresholds
 from lesionseg.model_net import Net
 from lesionseg.paper import in_paper_order
-from lesionseg.reading import first_sentence
-from lesionseg.runs import CONFIG_FILE, RUN_FILE, SPLIT_FILE, RunInfo, finished_run, liver_run
+from lesionseg.runs import CONFIG_FILE, RUN_FILE, SPLIT_FILE, RunInfo, finished_run, left_by_fit, liver_run
 from lesionseg.statistics import FIGURES, PRIMARY, estimates, patient_sums
 
 #: Said of a model whose schedule the comparison chose.
@@ -35,8 +34,6 @@ ENSEMBLE = "figures of each net alone; an ensemble votes by their mean, which is
 #: What the nets of an ensemble share: they are folds and seeds of one schedule.
 _ALIKE = {"name": "schedule", **SHARED, **SHARED_STARTS}
 _TINY = np.finfo(np.float32).tiny
-
-T = TypeVar("T")
 
 
 def export(liver: Path, lesions: Sequence[Path], output: Path, *, selected: dict[str, Any] | None = None) -> Model:
@@ -183,7 +180,7 @@ def _calibrate(runs: Sequence[tuple[Path, RunInfo]], model: Model) -> tuple[floa
 
 def training_store(run: Path, info: RunInfo) -> Store:
     """The store of a run, as it was when the run was trained."""
-    path = _left_by_fit(run, CONFIG_FILE, lambda text: Path(yaml.safe_load(text)["data"]["store"]))
+    path = left_by_fit(run, CONFIG_FILE, lambda text: Path(yaml.safe_load(text)["data"]["store"]))
     if not path.is_dir():
         raise InputError(path, expected=f"the store that {run} was trained on, for its calibration", got="no folder",
                          remedy="call from the folder that the training was called from, or prepare it again",
@@ -197,16 +194,7 @@ def training_store(run: Path, info: RunInfo) -> Store:
 
 def inner_validation(run: Path, store: Store) -> list[CaseRecord]:
     """The cases that steered the training of a run, but that no weights learned from."""
-    return _left_by_fit(run, SPLIT_FILE, lambda text: [store.record(case) for case in json.loads(text)["validation"]])
-
-
-def _left_by_fit(run: Path, name: str, read: Callable[[str], T]) -> T:
-    """What a file of a run folder says."""
-    try:
-        return read((run / name).read_text())
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, RecursionError) as error:
-        got = f"{type(error).__name__}: {first_sentence(error)}"
-        raise InputError(run / name, expected="as its fit left it", got=got, remedy="train the run again") from None
+    return left_by_fit(run, SPLIT_FILE, lambda text: [store.record(case) for case in json.loads(text)["validation"]])
 
 
 def _held_out_lesions(

@@ -29,7 +29,7 @@ from lesionseg.callbacks.results import Results
 from lesionseg.callbacks.seeding import SeedEveryStep
 from lesionseg.command_line import read_configs, wrong_option
 from lesionseg.data.datamodule import MOST_SEED, LesionDataModule
-from lesionseg.data.folds import imbalance
+from lesionseg.data.folds import Split, imbalance
 from lesionseg.errors import InputError
 from lesionseg.networks import blocks
 from lesionseg.ranks import joined, many_ranks, refuse_unfit, with_cluster
@@ -44,6 +44,7 @@ from lesionseg.runs import (
     RunInfo,
     checkpoint_to_continue,
     finished_run,
+    left_by_fit,
     write_text,
 )
 from lesionseg.tasks.base import SegmentationTask
@@ -203,6 +204,8 @@ class RunCLI(LightningCLI):
         All of it before `_announce`, which removes an earlier run.
         """
         self.datamodule.setup("fit")
+        if self.checkpoint is not None:
+            self._refuse_other_split()
         self.datamodule.check_ranks(self.trainer.world_size)
         self.datamodule.check_shared_memory(self.trainer.num_devices)
         validates = bool(self.trainer.limit_val_batches * len(self.datamodule.validation))
@@ -211,6 +214,16 @@ class RunCLI(LightningCLI):
         self.model.check_start()
         self.run = replace(self._with_training_cases(), ranks=self.trainer.world_size)
         self._announce()
+
+    def before_validate(self) -> None:
+        """Refuse other parts than those of the fit."""
+        self.datamodule.setup("validate")
+        self._refuse_other_split()
+
+    def before_test(self) -> None:
+        """Refuse other parts than those of the fit."""
+        self.datamodule.setup("test")
+        self._refuse_other_split()
 
     def after_fit(self) -> None:
         """Test the last weights on the test part, then declare the run finished."""
@@ -265,6 +278,15 @@ class RunCLI(LightningCLI):
                 got="others",
                 remedy=f"repeat those that {self.run_dir / CONFIG_FILE} lists",
             )
+
+    def _refuse_other_split(self) -> None:
+        """Another version may have split the same patients in another way: it would test what it has learned from."""
+        split = left_by_fit(self.run_dir, SPLIT_FILE, lambda text: Split(**{
+            part: tuple(cases) for part, cases in json.loads(text).items()
+        }))  # fmt: skip
+        if split != self.datamodule.split:
+            raise InputError(self.run_dir / SPLIT_FILE, expected="the parts that this version makes of the store",
+                             got="others", remedy="train the run again, in another folder")  # fmt: skip
 
     @rank_zero_only
     def _announce(self) -> None:

@@ -7,17 +7,18 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+import yaml
 from torch import Tensor
 
 from lesionseg import __version__
 from lesionseg.errors import InputError
-from lesionseg.reading import read_torch
+from lesionseg.reading import first_sentence, read_torch
 from lesionseg.writing import whole
 
 #: What the run is, its resolved settings, and its cases of each part.
@@ -25,6 +26,7 @@ RUN_FILE, CONFIG_FILE, SPLIT_FILE = "run.json", "config.yaml", "split.json"
 LAST_CHECKPOINT = Path("checkpoints", "last.ckpt")
 #: The one before, while a run trains: a disk may fail while the last one is written.
 PREVIOUS_CHECKPOINT = LAST_CHECKPOINT.with_name("previous.ckpt")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,15 @@ def liver_run(folder: Path) -> RunInfo:
         raise InputError(folder, expected="a run of the liver net", got=f"target {run.target}",
                          remedy="name the run that `make pretrain` left in pretrain/liver")  # fmt: skip
     return run
+
+
+def left_by_fit(run: Path, name: str, read: Callable[[str], T]) -> T:
+    """What a file of a run folder says; `InputError` where `read` can make nothing of its text."""
+    try:
+        return read((run / name).read_text())
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, RecursionError) as error:
+        got = f"{type(error).__name__}: {first_sentence(error)}"
+        raise InputError(run / name, expected="as its fit left it", got=got, remedy="train the run again") from None
 
 
 def read_net(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

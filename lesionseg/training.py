@@ -6,7 +6,6 @@ import logging
 import re
 import signal
 import sys
-import traceback
 import warnings
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -69,14 +68,8 @@ def _of_a_killed_reader(error: BaseException | None) -> bool:
 
 
 def _unraisable(told: UnraisableHookArgs) -> None:
-    """Say nothing of a killed reader where Python cannot raise it: torch raises it again at the next batch.
-
-    Nor that W&B's process, which W&B ends with ours, is gone already.
-    """
-    frames = traceback.walk_tb(told.exc_traceback)
-    in_wandb = any(frame.f_globals.get("__name__", "").startswith("wandb.") for frame, _ in frames)
-    wandb_is_gone = isinstance(told.exc_value, ConnectionError) and in_wandb
-    if not _of_a_killed_reader(told.exc_value) and not wandb_is_gone:
+    """Say nothing of a killed reader where Python cannot raise it: torch raises it again at the next batch."""
+    if not _of_a_killed_reader(told.exc_value):
         sys.__unraisablehook__(told)
 
 

@@ -62,6 +62,7 @@ def copy(whole, tmp_path):
 
 
 WANDB_GONE = "W&B's process has ended: from here on, the figures of this run are in metrics.csv alone"
+WANDB_LACKS = "W&B has not all of this run; metrics.csv has"
 
 
 def load(run, name="last"):
@@ -491,7 +492,7 @@ def test_a_signal_to_every_process_of_a_job_is_no_loss(tmp_path, command, whole,
         line for line in done.stderr.splitlines() if line.startswith(("lesionseg: ", "Traceback", "SIGTERM", "W&B"))
     ]
     assert told[0] == "SIGTERM: saving after this batch; once more to stop at once"
-    assert told[1:-1] == ([WANDB_GONE] if step == 2 * STEPS - 1 else [])
+    assert told[1:-1] == [WANDB_GONE if step == 2 * STEPS - 1 else WANDB_LACKS]
     assert told[-1] == "lesionseg: interrupted; the same command continues"
     assert load(run)["global_step"] == step + 1
     assert main(command(run)) == 0
@@ -642,6 +643,21 @@ def test_without_an_inner_validation_there_is_nothing_to_validate(tmp_path, comm
     assert main(command(tmp_path / "run", *none)) == 0
     line = refused(capsys, ["validate", *command(tmp_path / "run", *none)[1:]])
     assert "expected an inner validation; got data.inner_validation = 0" in line
+
+
+@pytest.mark.parametrize("verb", ["fit", "test", "validate"])
+def test_a_run_of_another_split_neither_goes_on_nor_is_tested(copy, command, capsys, verb):
+    """As a version that splits the same patients in another way would have left it."""
+    if verb == "fit":
+        _unfinish(copy)
+    split = copy / "split.json"
+    parts = json.loads(split.read_text())
+    parts["train"][0], parts["test"][0] = parts["test"][0], parts["train"][0]
+    split.write_text(json.dumps(parts))
+    before = split.read_bytes()
+    line = refused(capsys, [verb, *command(copy)[1:]])
+    assert "split.json: expected the parts that this version makes of the store; got others" in line
+    assert split.read_bytes() == before
 
 
 @pytest.mark.parametrize("verb", ["test", "validate"])

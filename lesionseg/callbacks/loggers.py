@@ -6,6 +6,7 @@ import contextlib
 import csv
 import logging
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -51,6 +52,20 @@ class LossyWandbLogger(WandbLogger):
             if run is not None:
                 super().log_metrics(metrics, step)
 
+    def end(self, status: int) -> None:
+        """End the W&B run, if this process has one; what is not sent by a second Ctrl-C stays behind."""
+        if wandb.run is None:
+            return
+        if os.environ["WANDB_MODE"] == "online":
+            rank_zero_info("W&B takes the rest of the run; Ctrl-C leaves it out")
+        try:
+            wandb.finish(status)
+        except (Exception, KeyboardInterrupt):  # whatever W&B meets where its process was
+            wandb.run = None
+            _leave_wandb(status)
+            if not self._lost:
+                rank_zero_info("W&B has not all of this run; metrics.csv has")
+
 
 @contextlib.contextmanager
 def run_loggers(folder: Path, run: RunInfo, checkpoint: Path | None = None) -> Iterator[list[Logger]]:
@@ -65,12 +80,12 @@ def run_loggers(folder: Path, run: RunInfo, checkpoint: Path | None = None) -> I
         checkpoint: from which it goes on: what `metrics.csv` holds up to there is kept, and online its W&B run goes on.
     """
     loggers: list[Logger] = [_csv(folder, checkpoint)]
-    os.environ.setdefault("WANDB_MODE", "offline")
-    if os.environ["WANDB_MODE"] == "disabled":
-        yield loggers
-        return
-    with _wandb(folder, run, checkpoint) as logger:
-        yield [*loggers, logger]
+    with _set_meanwhile("WANDB_MODE", "offline"):
+        if os.environ["WANDB_MODE"] == "disabled":
+            yield loggers
+            return
+        with _set_meanwhile("WANDB_DATA_DIR", str(folder / "wandb-data")), _wandb(folder, run, checkpoint) as logger:
+            yield [*loggers, logger]
 
 
 def log_figures(trainer: pl.Trainer, figures: Mapping[str, float]) -> None:
@@ -143,27 +158,44 @@ def _continued(folder: Path, checkpoint: Path | None) -> str | None:
     return logs[-1].name.rpartition("-")[2] if logs else None
 
 
-def _end_wandb(status: int, of_the_user: bool, started: bool) -> None:
-    """End W&B's run, and its process where this training has started it.
-
-    What is left of either would be a later training's in this process, as in a notebook, or a child's.
-    """
+@contextlib.contextmanager
+def _set_meanwhile(name: str, value: str) -> Iterator[None]:
+    """A variable of the environment, where the user has not set it."""
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = value
     try:
-        if not of_the_user:
-            wandb.finish(status)
-    except Exception:  # whatever W&B meets where its process was
-        wandb.run = None
-    if started:
-        with contextlib.suppress(Exception, SystemExit):  # the status of that process, too
-            wandb.teardown(status)
+        yield
+    finally:
+        os.environ.pop(name, None)
+
+
+def _leave_wandb(status: int) -> None:
+    """End W&B's process, if this one has started it."""
+    with contextlib.suppress(Exception, SystemExit, KeyboardInterrupt):  # also if it was killed
+        wandb.teardown(status)
 
 
 @contextlib.contextmanager
 def _wandb(folder: Path, run: RunInfo, checkpoint: Path | None) -> Iterator[LossyWandbLogger]:
-    of_the_user = wandb.run is not None
-    started, placed = ("WANDB_" + name not in os.environ for name in ("SERVICE", "DATA_DIR"))
-    if placed:
-        os.environ["WANDB_DATA_DIR"] = str(folder / "wandb-data")
+    """What is left neither of the run nor of W&B's process would be taken up by the next training, as in a notebook."""
+    of_the_user, started = wandb.run is not None, not os.environ.get("WANDB_SERVICE")
+    hooks, status = (sys.exit, sys.excepthook), 1
+    logger = None
+    try:
+        logger = _logger(folder, run, checkpoint)
+        yield logger
+        status = 0
+    finally:
+        if logger is not None and not of_the_user:
+            logger.end(status)
+        if started:
+            _leave_wandb(status)
+            sys.exit, sys.excepthook = hooks  # W&B puts its own in front of them whenever it starts its process
+
+
+def _logger(folder: Path, run: RunInfo, checkpoint: Path | None) -> LossyWandbLogger:
     settings = wandb.Settings(
         x_disable_meta=True,
         x_disable_machine_info=True,
@@ -180,7 +212,7 @@ def _wandb(folder: Path, run: RunInfo, checkpoint: Path | None) -> Iterator[Loss
     wandb.setup(settings)  # or Lightning's own use of it is warned about, past the user's power
     told = asdict(run)
     del told["trained_on"]  # hashes of every training scan: of no use in a dashboard, and nobody else's business
-    logger = LossyWandbLogger(
+    return LossyWandbLogger(
         name=f"{run.name}-fold{run.fold}-seed{run.seed}",
         id=_continued(folder, checkpoint),
         save_dir=folder,
@@ -191,11 +223,3 @@ def _wandb(folder: Path, run: RunInfo, checkpoint: Path | None) -> Iterator[Loss
         config=told,
         settings=settings,
     )
-    status = 1
-    try:
-        yield logger
-        status = 0
-    finally:
-        _end_wandb(status, of_the_user, started)
-        if placed:
-            del os.environ["WANDB_DATA_DIR"]

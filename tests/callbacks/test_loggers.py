@@ -162,17 +162,19 @@ def test_wandb_learns_nothing_of_patients_places_users_machines_and_the_command_
 
 
 def test_each_training_of_a_process_is_a_run_of_its_own_in_wandb(tmp_path, finetuning, store):
-    """As in a notebook: whole when it has ended, and nothing of W&B is left. The second one fails."""
+    """As in a notebook: whole when it has ended, and W&B's process gone. The second one fails."""
     options = ("--data.store", str(store), "--trainer.max_epochs", "2")
     lines = [finetuning(tmp_path / name, *options, "--name", name, schedule="baseline") for name in ("first", "second")]
     lines[1] += ["--model.lr", "1e30"]
     code = (
         "import json, os, psutil, sys; from lesionseg.cli import main\n"
         "first, second = json.loads(sys.argv[1])\n"
+        "before, hooks = set(os.environ), (sys.exit, sys.excepthook)\n"
         "assert main(first) == 0\n"
-        "assert not [name for name in os.environ if name in ('WANDB_SERVICE', 'WANDB_DATA_DIR')]\n"
-        "assert not psutil.Process().children(recursive=True)\n"
-        "os._exit(main(second))"
+        "failed = main(second)\n"
+        "assert {name for name in os.environ if name.startswith('WANDB')} <= before\n"
+        "assert (sys.exit, sys.excepthook) == hooks and not psutil.Process().children(recursive=True)\n"
+        "os._exit(failed)"
     )
     command = [sys.executable, "-c", code, json.dumps(lines)]
     done = subprocess.run(command, env=offline(), capture_output=True, text=True, timeout=300)
