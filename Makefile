@@ -277,10 +277,10 @@ MEASURED := runs/benchmark
 
 .PHONY: benchmark
 benchmark: .venv/.peers ## our speed against limits and rivals, as one table (`make finetune export` first)
-	@for name in $(BENCHMARKS); do echo "== $$name"; \
+	@for name in $(BENCHMARKS); do echo "== $$name"; rm -f $(MEASURED)/$$name.json; \
 	  $(BIN)/python experiments/benchmarks/$$name.py --output $(MEASURED)/$$name.json || exit; done
 	@$(BIN)/python experiments/benchmarks/scaling.py $(MEASURED)
-	@$(BIN)/python experiments/benchmarks/joined_table.py $(MEASURED)
+	@$(BIN)/python experiments/benchmarks/joined_table.py $(MEASURED) $(BENCHMARKS)
 
 TRUSTS := exactness fuzz kills grid mishaps full_disk leakage privacy
 TRIED := runs/trust

@@ -6,9 +6,10 @@ One thread. Images are (3, S, S) float32 with class indices (S, S). The rivals d
 zoom of each axis, shift, mirror and contrast by their own transforms; salt and pepper by kornia's own, by ours in the
 others, which have none. torchvision zooms both axes alike, shifts by whole pixels and cannot repeat the border.
 
-Whether the distributions are the same is told below the table: an image that holds its own coordinates goes through
-`--draws` times, and where three landmarks come from, along both axes, and the factor of contrast are compared with ours
-by Kolmogorov-Smirnov tests: the smallest of the seven p values, times seven.
+Whether the distributions are the same is told below the table, by Kolmogorov-Smirnov tests of `--draws` images each
+through ours and through a rival: the smallest of the p values, times their number. Of an image that holds its own
+coordinates: where three landmarks come from, along both axes, and the factor of contrast. Of a grey image, for kornia's
+salt and pepper: the shares of the darkest and of the brightest pixels, and that no others have changed.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from lesionseg.data.augment import Augmentation
 
 #: Images (N, 3, S, S) and class indices (N, S, S) → the same, changed.
 Way = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-OURS = "lesionseg"
+OURS, KORNIA = "lesionseg", "kornia on the batch"
 
 
 def one_by_one(way: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], images: Tensor, targets: Tensor):
@@ -126,7 +127,7 @@ def ways_of(ranges: Augmentation, side: int) -> dict[str, Way]:
     makers = {
         OURS: partial(ours, ranges),
         "MONAI dict transforms": partial(monai, ranges, side),
-        "kornia on the batch": partial(kornia, ranges),
+        KORNIA: partial(kornia, ranges),
         "torchvision v2": partial(torchvision, ranges),
     }
     ways = {}
@@ -159,15 +160,40 @@ def shown(way: Way, side: int, draws: int) -> np.ndarray:
     return np.array(found)
 
 
+def speckled(way: Way, side: int, draws: int) -> np.ndarray:
+    """(draws, 2): shares of the pixels of a grey image that become its darkest and its brightest value.
+
+    Raises:
+        ValueError: a pixel became something else, or did not change in all channels.
+    """
+    image = torch.full((1, 3, side, side), 0.5)
+    image[..., 0, :2] = torch.tensor([0.0, 1.0])  # the ends; this row is left out below
+    found = []
+    for _ in range(draws):
+        noisy = way(image.clone(), torch.zeros(1, side, side, dtype=torch.int64))[0][0, :, 1:]
+        dark, bright = (noisy < 1e-4).all(0), (noisy > 1 - 1e-4).all(0)
+        if ((noisy - 0.5).abs() > 1e-4).any(0).ne(dark | bright).any():
+            raise ValueError("a pixel changed and is neither the darkest nor the brightest in all channels")
+        found.append([float(dark.float().mean()), float(bright.float().mean())])
+    return np.array(found)
+
+
+def p_value(mine: np.ndarray, theirs: np.ndarray) -> float:
+    """The smallest p value that columns of draws (N, K) are of one distribution, times K."""
+    found = [stats.ks_2samp(a, b).pvalue for a, b in zip(mine.T, theirs.T, strict=True)]
+    return float(min(1.0, min(found) * len(found)))
+
+
 def likeness(ranges: Augmentation, side: int, draws: int) -> dict[str, float]:
-    """For each rival, the smallest p value that its draws and ours are of one distribution, times their number."""
-    still = replace(ranges, salt_pepper=0.0)
-    found = {name: shown(way, side, draws) for name, way in ways_of(still, side).items()}
-    mine = found.pop(OURS)
-    return {
-        name: min(1.0, min(stats.ks_2samp(a, b).pvalue for a, b in zip(mine.T, theirs.T, strict=True)) * mine.shape[1])
-        for name, theirs in found.items()
-    }
+    """The p value of each rival's moves and contrast against ours, and of kornia's salt and pepper."""
+    moved = ways_of(replace(ranges, salt_pepper=0.0), side)
+    mine = shown(moved.pop(OURS), side, draws)
+    found = {f"moves and contrast, {name}": p_value(mine, shown(way, side, draws)) for name, way in moved.items()}
+    noise = ways_of(Augmentation(0.0, 0.0, 0.0, False, 0.0, ranges.salt_pepper), side)
+    if KORNIA in noise:
+        mine, theirs = (speckled(noise[name], side, draws) for name in (OURS, KORNIA))
+        found[f"salt and pepper, {KORNIA}"] = p_value(mine, theirs)
+    return found
 
 
 def main() -> None:
@@ -188,10 +214,13 @@ def main() -> None:
         mine = rates.pop(OURS)
         figure = f"augmentation at {side} px, one core"
         rows += [Row(figure, "samples/s", mine, name, "rival", theirs, least=1) for name, theirs in rates.items()]
-    p_values = likeness(ranges, min(options.sizes), options.draws)
-    publish(rows, options.output, threads=1, draws=options.draws, same_distribution_p=p_values)
-    for name, p in p_values.items():
-        print(f"same distribution as ours, {name}: p = {p:.2g} ({options.draws} draws each)")
+    p_values = {side: likeness(ranges, side, options.draws) for side in options.sizes}
+    notes = [
+        f"augmentation at {side} px, same distribution as ours: {what}: p = {p:.2g} ({options.draws} draws each)"
+        for side, found in p_values.items()
+        for what, p in found.items()
+    ]
+    publish(rows, options.output, notes=notes, threads=1, draws=options.draws, same_distribution_p=p_values)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,10 @@ by everything else (norms, activations, sums, optimizer). The rate of each kind 
 nothing frozen, op by op; from there on the time of a state follows from its count alone, as a share of the time
 of the unfrozen step in the same round. The plain count, all multiplications alike, is printed beside it.
 
-The count of memory follows each result of an operation from there to its last use, by its size alone: what autograd
-keeps, gradients, and what is passed on. Its highest sum stands against the peak of all that the allocator gave out in
-the step, in which there is the scratch space of the operations as well.
+The count of memory follows each result of an operation from there to the last operation that reads it, by its size
+alone: what the backward needs, gradients, and what is passed on. Its highest sum stands against the peak of all that
+the allocator gave out in the step: there is also the scratch space of the operations, and whatever is held longer than
+it is used. torch, for one, keeps the inputs of frozen convolutions and norms above a block that learns.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from __future__ import annotations
 import argparse
 import os
 import time
-import weakref
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -34,7 +35,8 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # torch's profiler is talkative;
 
 import torch
 from rounds import Row, publish, rounds, seconds
-from torch import Tensor, UntypedStorage
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -114,36 +116,65 @@ class Meter(TorchDispatchMode):
         return out
 
 
-class Held(TorchDispatchMode):
-    """Counts the bytes of all results that are still held, each storage once; `peak` is the most at a time."""
+@dataclass
+class Life:
+    """A result: its bytes, and the operations that make it and use it last, by their place in the step."""
+
+    size: int
+    made: int
+    last: int
+
+
+class Tape(TorchDispatchMode):
+    """Follows every storage that a step makes from there to the last operation that reads it.
+
+    How long autograd or Python hold on to it makes no difference. A view reads nothing.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.now = self.peak = 0
-        self._storages: dict[int, weakref.ref[UntypedStorage]] = {}
+        self._length = 0
+        # The reference keeps the address of a storage that is gone from going to another one.
+        self._lives: dict[StorageWeakRef, Life] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {id(storage) for storage in _storages((args, kwargs))}
+        given = _storages((args, kwargs))
         out = func(*args, **(kwargs or {}))
-        for storage in _storages(out):
-            if id(storage) not in given and id(storage) not in self._storages:
-                self._hold(storage)
+        if not func.is_view:
+            for storage in _storages((_read(func, args), kwargs)).keys() & self._lives.keys():
+                self._lives[storage].last = self._length
+            for storage, size in _storages(out).items():
+                if storage not in given:
+                    self._lives[storage] = Life(size, self._length, self._length)
+            self._length += 1
         return out
 
-    def _hold(self, storage: UntypedStorage) -> None:
-        key, size = id(storage), storage.nbytes()
-
-        def let_go(_: object) -> None:
-            self.now -= size
-            del self._storages[key]
-
-        self._storages[key] = weakref.ref(storage, let_go)
-        self.now += size
-        self.peak = max(self.peak, self.now)
+    def peak(self) -> int:
+        """The most bytes at a time, each from the operation that makes it to the one that reads it last."""
+        changes = [0] * (self._length + 1)
+        for life in self._lives.values():
+            changes[life.made] += life.size
+            changes[life.last + 1] -= life.size
+        return max(accumulate(changes))
 
 
-def _storages(values: Any) -> list[UntypedStorage]:
-    return [leaf.untyped_storage() for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
+def _read(func: Any, args: Any) -> Any:
+    """The arguments, without an input that is given for its shape alone, as the weight needs no gradient."""
+    if func is torch.ops.aten.convolution_backward.default:
+        *_, (_, weight, _) = args
+        unread = not weight
+    elif func is torch.ops.aten.native_batch_norm_backward.default:
+        *_, training, _, (_, weight, _) = args
+        unread = not training and not weight
+    else:
+        unread = False
+    return (args[0], *args[2:]) if unread else args
+
+
+def _storages(values: Any) -> dict[StorageWeakRef, int]:
+    """The bytes of each storage; views share one."""
+    storages = [leaf.untyped_storage() for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
+    return {StorageWeakRef(storage): storage.nbytes() for storage in storages}
 
 
 def _bytes(*args: Any, out_val: Any, **kwargs: Any) -> int:
@@ -159,11 +190,11 @@ def metered(step: Step) -> Meter:
     return meter
 
 
-def held_bytes(step: Step) -> int:
-    """The most that the results of a step's operations take at a time, beyond what was held before it."""
-    with Held() as held:
+def needed_bytes(step: Step) -> int:
+    """The most that the results of a step's operations take at a time, each to the last operation that reads it."""
+    with Tape() as tape:
         step()
-    return held.peak
+    return tape.peak()
 
 
 def peak_bytes(step: Step) -> int:
@@ -179,11 +210,11 @@ def measure(name: str, repeats: int) -> list[Row]:
     """Rows of time and memory for every state of a net."""
     step = Step(*NETS[name])
     states = step.states()
-    meters, held, peaks = {}, {}, {}
+    meters, needed, peaks = {}, {}, {}
     for state, frozen in states.items():
         step.freeze(frozen)
         step()
-        meters[state], held[state] = metered(step), held_bytes(step)
+        meters[state], needed[state] = metered(step), needed_bytes(step)
         peaks[state] = [peak_bytes(step) for _ in range(2)]
     found = rounds({state: partial(_timed, step, frozen) for state, frozen in states.items()}, repeats)
     whole = meters["nothing"]
@@ -200,7 +231,7 @@ def measure(name: str, repeats: int) -> list[Row]:
             rows.append(Row(what, "s", found[state], "count", "limit", counted, least=0.9, most=1.1))
         memory = [peak / 2**20 for peak in peaks[state]]
         what = f"peak memory of a step, {name} net, frozen: {state}"
-        rows.append(Row(what, "MiB", memory, "count", "limit", [held[state] / 2**20], least=0.9, most=1.1))
+        rows.append(Row(what, "MiB", memory, "count", "limit", [needed[state] / 2**20], least=0.9, most=1.1))
     return rows
 
 

@@ -115,8 +115,12 @@ def measure(store: Path, device: str, epochs: int, compiled: bool) -> list[Row]:
     print(f"{what}: busy {busy.busy_s / busy.wall_s:.1%} of the time, peak {busy.peak_bytes / 2**30:.2f} GiB, "
           f"waits for data {pair.epochs.waits():.1%}, {statistics.median(ours):.1f} samples/s")  # fmt: skip
     if device == "cuda":
-        rows.append(Row(f"busy seconds of an epoch, {what}", "s", [busy.busy_s], "all seconds", "limit",
-                        [busy.wall_s], least=0.9))  # fmt: skip
+        seconds, peak = f"busy seconds of an epoch, {what}", busy.peak_bytes / 2**30
+        memory = torch.cuda.get_device_properties(device).total_memory / 2**30
+        rows += [
+            Row(seconds, "s", [busy.busy_s], "all seconds", "limit", [busy.wall_s], least=0.9),
+            Row(f"peak memory, {what}", "GiB", [peak], "all of the GPU", "limit", [memory]),
+        ]
     return rows
 
 

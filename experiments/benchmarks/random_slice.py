@@ -8,7 +8,10 @@ files in the cache of the system: the store of `prepare`; nii.gz by nibabel, unp
 sliced as its data loader does. Disk use stands beside. A last rival is our store packed: blosc2 with LZ4, a slice a
 chunk; for it, the samples that training sees (read, cut, augmented, 320 pixels) are compared as well.
 
-Cases: phantoms as `lits_size.py` makes them, or those of a LiTS folder (`--lits`).
+Before anything is timed, a few slices of every case are read in each way and must be equal to the last bit, HU and
+classes. nnU-Net's are normalised and resampled to the spacing it planned, so that they cannot be.
+
+Cases: phantoms as `lits_size.py` makes them, or those of a LiTS folder (`--lits`), in the orientation of the store.
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ from lesionseg.data.store import Store
 from lesionseg.inputs import InputSpec, neighbours
 from lesionseg.labels import TARGETS
 
-OURS, PACKED = "lesionseg", "the same store, packed (LZ4)"
+OURS, NNUNET, PACKED = "lesionseg", "nnU-Net's blosc2 arrays", "the same store, packed (LZ4)"
 
 
 @dataclass(frozen=True)
@@ -147,6 +150,22 @@ def left_out_if_missing(name: str) -> Iterator[None]:
         print(f"left out: {name} ({error})")
 
 
+def refuse_unequal(ways: dict[str, Way], depths: list[int]) -> None:
+    """See that all ways return what ours does, at both ends of every case and in its middle.
+
+    Raises:
+        ValueError: one does not.
+    """
+    fold = TARGETS["lesion"].apply  # lesions have another id in the store than in the files, and one class
+    for n, depth in enumerate(depths):
+        for i in (0, depth // 2, depth - 1):
+            hu, labels = ways[OURS].read(n, i)
+            for name, way in ways.items():
+                their_hu, their_labels = way.read(n, i)
+                if not (np.array_equal(hu, their_hu) and np.array_equal(fold(labels), fold(their_labels))):
+                    raise ValueError(f"case {n}, slice {i}: {name} returns something else than {OURS}")
+
+
 def slices_per_second(way: Way, depths: list[int], rng: np.random.Generator) -> float:
     drawn = [(n, int(rng.integers(depths[n]))) for n in rng.integers(len(depths), size=way.slices)]
 
@@ -184,12 +203,13 @@ def measure(root: Path, folder: Path, repeats: int) -> tuple[list[Row], dict[str
     with left_out_if_missing("MONAI"):
         ways["MONAI PersistentDataset"] = monai(files, folder / "monai")
     with left_out_if_missing("nnU-Net"):
-        ways["nnU-Net's blosc2 arrays"] = nnunet(root, folder / "nnunet")
+        ways[NNUNET] = nnunet(root, folder / "nnunet")
     with left_out_if_missing("blosc2"):
         packed_store = pack(store)
         ways[PACKED] = replace(ours(packed_store, cases), disk_mb=size_mb(packed(packed_store)), slices=100)
+    refuse_unequal({name: way for name, way in ways.items() if name != NNUNET}, depths)
     rates = rounds({name: partial(slices_per_second, way, depths, rng) for name, way in ways.items()}, repeats)
-    least = {"nnU-Net's blosc2 arrays": 8.0}
+    least = {NNUNET: 8.0}
     rows = [
         Row("random slice with neighbours, one core", "slices/s", rates[OURS], name, "rival", rates[name],
             least=least.get(name))

@@ -17,6 +17,9 @@ from scipy.stats import quantile_test
 
 from lesionseg.runs import provenance
 
+#: Of fewer there is no 95 % interval by order statistics.
+LEAST_ROUNDS = 6
+
 
 def seconds(way: Callable[[], object]) -> Callable[[], float]:
     """The way as one that tells how long it took."""
@@ -57,6 +60,7 @@ class Row:
         theirs: by round; one number: counted, not measured.
         ratio: which quotient is told: `ours / other` or `other / ours`.
         least, most: bounds the ratio was meant to keep; None: none.
+        most_high: the same for the upper end of its interval.
     """
 
     figure: str
@@ -68,6 +72,7 @@ class Row:
     ratio: Literal["ours / other", "other / ours"] = "ours / other"
     least: float | None = None
     most: float | None = None
+    most_high: float | None = None
 
     @property
     def ratios(self) -> list[float]:
@@ -91,29 +96,32 @@ class Row:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """95 % interval of the median by order statistics; of less than 6 values their range."""
-    if len(values) < 6:
+    """95 % interval of the median by order statistics; of less than `LEAST_ROUNDS` values their range."""
+    if len(values) < LEAST_ROUNDS:
         return min(values), max(values)
     low, high = quantile_test(values, p=0.5).confidence_interval(0.95)
     return float(low), float(high)
 
 
-def publish(rows: Sequence[Row], output: Path, **facts: Any) -> None:
-    """Print the rows and write them, with what they were measured on, as JSON."""
+def publish(rows: Sequence[Row], output: Path, *, notes: Sequence[str] = (), **facts: Any) -> None:
+    """Print the rows and the notes, lines below the table, and write them as JSON with what they were measured on."""
     told = [row.to_json() for row in rows]
-    print(text(told))
+    print(text(told), *notes, sep="\n")
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps({"rows": told, **facts, **provenance()}, indent=1, default=str) + "\n")
+    content = {"rows": told, "notes": list(notes), **facts, **provenance()}
+    output.write_text(json.dumps(content, indent=1, default=str) + "\n")
 
 
 def text(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows of `publish` as a Markdown table."""
     lines = ["| what | ours | | other | ratio | 95 % interval | rounds | wanted |", "|---|---|---|---|---|---|---|---|"]
     for row in rows:
-        bounds = [f"{sign} {row[name]:g}" for sign, name in (("≥", "least"), ("≤", "most")) if row[name] is not None]
+        signs = {"least": "≥", "most": "≤", "most_high": "upper end ≤"}
+        bounds = [f"{sign} {row[name]:g}" for name, sign in signs.items() if row[name] is not None]
+        span = f"{row['ratio_low']:.3g} to {row['ratio_high']:.3g}{' (range)' * (row['rounds'] < LEAST_ROUNDS)}"
         lines.append(
             f"| {row['figure']} | {row['ours_median']:.4g} {row['unit']} | {row['kind']}: {row['other']} "
             f"| {row['theirs_median']:.4g} {row['unit']} | {row['ratio_median']:.3g} ({row['ratio']}) "
-            f"| {row['ratio_low']:.3g} to {row['ratio_high']:.3g} | {row['rounds']} | {', '.join(bounds) or '–'} |"
+            f"| {span} | {row['rounds']} | {', '.join(bounds) or '–'} |"
         )
     return "\n".join(lines)

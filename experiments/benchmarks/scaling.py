@@ -1,16 +1,15 @@
 """What many cases cost, from what was measured of few: disk, prepare, setup, the start of an epoch, memory.
 
 Usage: scaling.py FOLDER
-    FOLDER: where `startup.py` and `prepare.py` left their JSON
+    FOLDER: where `startup.py` and `prepare.py` left their JSON; gets scaling.md, which is also printed
 
 Setup, order and memory grow along a line through the sizes that `startup.py` measured (least squares, in the number of
-cases, and of slices where those are many a case); prepare takes what `prepare.py` measured of a slice of 512 x 512.
+slices); prepare takes what `prepare.py` measured of a command's start, and of a slice of its side.
 """
 
 from __future__ import annotations
 
 import json
-import statistics
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -19,57 +18,96 @@ import numpy as np
 
 #: Bytes of a voxel in a store: int16 HU and a uint8 label.
 VOXEL_BYTES = 3
-SIDE = 512
 #: Slices of a volume of LiTS: 58,638 in 131 volumes.
 LITS_SLICES = 448
 
 
+class Line(NamedTuple):
+    """What n slices cost: `start + slope * n`, in seconds or bytes."""
+
+    start: float
+    slope: float
+
+    def at(self, slices: int) -> float:
+        """The cost of so many."""
+        return self.start + self.slope * slices
+
+
 class Wish(NamedTuple):
-    """A store of so many cases of so many slices, and the target whose growth tells of it."""
+    """A store of so many slices, the target whose growth tells of it, and what `prepare.py` calls a slice of it."""
 
     name: str
-    cases: int
     slices: int
     kind: str
+    prepared: str
 
 
 WISHES = (
-    Wish("10,000 volumes", 10_000, LITS_SLICES, "liver"),
-    Wish("1,000,000 slices", 1_000_000, 1, "typed"),
+    Wish("10,000 volumes", 10_000 * LITS_SLICES, "liver", "volume_slice_s"),
+    Wish("1,000,000 single slices", 1_000_000, "typed", "single_slice_s"),
 )
 
 
-def line(grown: list[dict], figure: str, wish: Wish) -> tuple[float, float, float]:
-    """Start and slope by case of a figure, and its value at the wish.
+def fitted(grown: list[dict], kind: str, figure: str, unit: float = 1.0) -> Line:
+    """The line of a figure of `startup.py`, as a multiple of a unit.
 
-    A volume costs by its slices as well: measured ones have fewer, so their slope is taken as one by slice where they
-    are volumes, which is too much rather than too little.
+    A volume costs by the case as well: measured ones have fewer slices than those of LiTS, so that the slope by slice
+    is too much rather than too little.
     """
-    points = [point for point in grown if point["kind"] == wish.kind]
-    by = "slices" if wish.kind == "liver" else "cases"
-    slope, start = np.polyfit([point[by] for point in points], [point[figure] for point in points], 1)
-    number = wish.cases * (wish.slices if by == "slices" else 1)
-    return float(start), float(slope), float(start + slope * number)
+    points = [point for point in grown if point["kind"] == kind]
+    slope, start = np.polyfit([point["slices"] for point in points], [point[figure] for point in points], 1)
+    return Line(float(start) * unit, float(slope) * unit)
+
+
+def lines_of(wish: Wish, prepared: dict, grown: list[dict]) -> dict[str, Line]:
+    """The line of each column."""
+    return {
+        "disk": Line(0.0, prepared["side"] ** 2 * VOXEL_BYTES),
+        "prepare, 2 cores": Line(prepared["grown"]["start_s"], prepared["grown"][wish.prepared]),
+        "setup": fitted(grown, wish.kind, "setup_s"),
+        "order of an epoch": fitted(grown, wish.kind, "order_s"),
+        "memory of setup, a process": fitted(grown, wish.kind, "memory_mb", 1e6),
+    }
+
+
+def told(column: str, value: float) -> str:
+    """A cost in a unit that suits it."""
+    size = abs(value)
+    if column == "disk" or column.startswith("memory"):
+        units = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "bytes"))
+    else:
+        units = ((3600.0, "h"), (1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
+    scale, name = next((unit for unit in units if size >= unit[0]), units[-1])
+    return f"{value / scale:.3g} {name}"
+
+
+def text(prepared: dict, grown: list[dict]) -> str:
+    """What each wish costs and, below it, the formula of each column, as a Markdown table."""
+    columns = list(lines_of(WISHES[0], prepared, grown))
+    lines = [f"| store | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for wish in WISHES:
+        costs = lines_of(wish, prepared, grown)
+        cells = [told(column, line.at(wish.slices)) for column, line in costs.items()]
+        lines.append(f"| {wish.name}, n = {wish.slices:,} | {' | '.join(cells)} |")
+        cells = [
+            (f"{told(column, line.start)} + " if line.start else "") + f"{told(column, line.slope)} x n"
+            for column, line in costs.items()
+        ]
+        lines.append(f"| formula | {' | '.join(cells)} |")
+    sizes = "; ".join(
+        f"{kind} {', '.join(format(point['slices'], ',.0f') for point in grown if point['kind'] == kind)}"
+        for kind in dict.fromkeys(point["kind"] for point in grown)
+    )
+    side = prepared["side"]
+    return f"{chr(10).join(lines)}\n\nn: slices of {side} x {side}. Setup, order and memory measured at: {sizes}.\n"
 
 
 def main() -> None:
     folder = Path(sys.argv[1])
-    grown = json.loads((folder / "startup.json").read_text())["grown"]
-    prepared = json.loads((folder / "prepare.json").read_text())
-    slice_s = 1 / (statistics.median(prepared["rows"][0]["ours"]) * prepared["slices"])
-    columns = ("store", "disk", "prepare, 2 cores", "setup", "order of an epoch", "memory of a process")
-    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
-    for wish in WISHES:
-        slices = wish.cases * wish.slices
-        setup, order, memory = (line(grown, figure, wish)[2] for figure in ("setup_s", "order_s", "memory_mb"))
-        disk = slices * SIDE * SIDE * VOXEL_BYTES / 1e12
-        print(f"| {wish.name} of {SIDE} x {SIDE} | {disk:.2f} TB | {slices * slice_s / 3600:.1f} h | {setup:.0f} s "
-              f"| {order:.2f} s | {memory / 1000:.2f} GB |")  # fmt: skip
-    for kind, by in (("typed", "case of one slice"), ("liver", "slice of a volume")):
-        wish = next(wish for wish in WISHES if wish.kind == kind)
-        told = [f"{name} {line(grown, figure, wish)[1] * 1e6:.3g} {unit}" for name, figure, unit in
-                (("setup", "setup_s", "µs"), ("order", "order_s", "µs"), ("memory", "memory_mb", "bytes"))]  # fmt: skip
-        print(f"a {by}: {', '.join(told)}")
+    prepared, startup = (json.loads((folder / f"{name}.json").read_text()) for name in ("prepare", "startup"))
+    found = text(prepared, startup["grown"])
+    (folder / "scaling.md").write_text(found)
+    print(found, end="")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,11 @@
 Usage: startup.py [--repeats N] [--times N …] [--output JSON]
 
 The store grows by hard links: its cases again under other names, as other patients with other voxels. Each figure is of
-a process of its own, that of `fit` from its start to its first batch, imports included. `grown` in the JSON holds what
-`scaling.py` computes with: seconds of setup and of an epoch's order, and MB, by number of cases and slices.
+a process of its own, that of `fit` from its start to the end of its first step, imports included. All files are in the
+system's cache: the stores have just been written, and one `fit` that does not count has read the libraries.
+
+`grown` in the JSON holds what `scaling.py` computes with: seconds of setup and of an epoch's order, and MB, by number
+of slices.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from rounds import Row, publish, rounds, seconds
+from rounds import Row, publish, seconds
 
 EXPERIMENTS = Path(__file__).parents[1]
 HELP_S, FIRST_STEP_S = 0.5, 10.0
@@ -51,7 +54,7 @@ def renamed(case: dict, k: int) -> dict:
 
 
 def fit(store: Path, run: Path, began: float) -> None:
-    """Train in this process until the first batch; print seconds since `began` and the peak of memory, and end."""
+    """Train in this process until a step is done; print seconds since `began` and the peak of memory, and end."""
     from lesionseg.cli import main
 
     parts = ("finetune/lesion", "schedules/baseline", "profiles/phantom")
@@ -130,9 +133,9 @@ class Growth:
         return measured
 
     def column(self, kind: str, n: int, i: int) -> list[float]:
-        """One of the numbers printed, by round, without the round that does not count."""
+        """One of the numbers printed, by round."""
         store = self.stores["liver" if kind == "liver" else "typed", n]
-        return [line[i] for line in self.printed[f"{kind} {store.name}"][1:]]
+        return [line[i] for line in self.printed[f"{kind} {store.name}"]]
 
     def grown(self) -> list[dict[str, float | str]]:
         """Medians by kind and size, for `scaling.py`."""
@@ -165,7 +168,7 @@ def rows_of(growth: Growth, found: dict[str, list[float]]) -> list[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("store", type=Path, nargs="?", help=argparse.SUPPRESS)
-    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--times", type=int, nargs="+", default=[1, 4, 16, 64])
     parser.add_argument("--output", type=Path, default=Path("runs/benchmark/startup.json"))
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
@@ -181,7 +184,12 @@ def main() -> None:
         growth = Growth(Path(folder), options.times)
         ask = [sys.executable, "-m", "lesionseg.cli", "--help"]
         ways = {"help": seconds(lambda: subprocess.run(ask, capture_output=True, check=True)), **growth.ways()}
-        found = rounds(ways, options.repeats)
+        child("fit", growth.stores["typed", options.times[0]])
+        # Not `rounds`: there is nothing to warm up in processes that each begin anew.
+        found: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(options.repeats):
+            for name, way in ways.items():
+                found[name].append(way())
         publish(rows_of(growth, found), options.output, grown=growth.grown())
 
 

@@ -163,16 +163,17 @@ def beside(
     return pair
 
 
-def rows(pair: Beside, what: str, most: float | None = None) -> list[Row]:
+def rows(pair: Beside, what: str) -> list[Row]:
     """A step against one of the bare loop, and the time that waits for data against all of it."""
     ours, bare = pair.epochs, pair.bare.epochs
     print(f"{what}, {ours.steps} steps an epoch: weights as the bare loop's in the end: {pair.same}; waiting for data: "
           f"{ours.waits():.1%} of the time, the bare loop {bare.waits():.1%}")  # fmt: skip
     step, waiting = f"step, {what}", f"waiting for data in an epoch, {what}"
     return [
-        Row(step, "ms", ours.milliseconds(), "bare PyTorch loop", "rival", bare.milliseconds(), most=most),
+        Row(step, "ms", ours.milliseconds(), "bare PyTorch loop", "rival", bare.milliseconds(),
+            most=1.03, most_high=1.05),
         Row(waiting, "s", ours.waiting[1:], "all of the epoch", "limit", ours.seconds[1:], most=0.02),
-    ]
+    ]  # fmt: skip
 
 
 def main() -> None:
@@ -182,12 +183,12 @@ def main() -> None:
     parser.add_argument(
         "--worker-epochs", type=int, default=13, help="of the phantom's net beside a loop with a worker"
     )
-    parser.add_argument("--paper-epochs", type=int, default=3, help="of SE-ResNet50, 8 steps of 2 slices each")
+    parser.add_argument("--paper-epochs", type=int, default=7, help="of SE-ResNet50, 8 steps of 2 slices each")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmark/training_step.json"))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         store = phantom_store(Path(folder), options.slices)
-        found = rows(beside(store, options.epochs), "phantom net, no workers", most=1.03)
+        found = rows(beside(store, options.epochs), "phantom net, no workers")
         helped = beside(store, options.worker_epochs, workers=1)
         ours, theirs = helped.epochs.seconds[1:], helped.bare.epochs.seconds[1:]
         found.append(Row("epoch, phantom net, no workers", "s", ours, "bare loop, 1 worker", "rival", theirs))
