@@ -118,11 +118,11 @@ def _hashes(net):
     for name, block in blocks(net).items():
         weights = [p for _, p in block.parameters]
         buffers = [buffer for module in block.modules for buffer in module.buffers(recurse=False)]
-        hashes[name] = tuple(_sha256(tensors) for tensors in (weights, buffers))
+        hashes[name] = tuple(sha256(tensors) for tensors in (weights, buffers))
     return hashes
 
 
-def _sha256(tensors):
+def sha256(tensors):
     return hashlib.sha256(b"".join(t.detach().cpu().numpy().tobytes() for t in tensors)).hexdigest()
 
 
