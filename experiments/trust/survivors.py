@@ -26,7 +26,5 @@ REASONS = {
     r"effective_patients\(other\) <= effective_patients\(counts\)": "of equal numbers either will do",
     r"enough = .* → enough = math\.ceil\((2 / shortest\) \+ 1|1 / shortest\) \+ 2)$": "a later bound finds the same",
     r"orient=\"INDEX\"": "pandas takes it too",
-    r"(the|THE) (least|LEAST) (populated|POPULATED) (class|CLASS)": "warnings are matched whatever the case",
-    r"The least populated class.* → .*, \)$": "whatever category it has, that warning is meant",
     r"indent=2": "how far JSON is indented is no promise",
 }
