@@ -210,17 +210,20 @@ def test_no_upward_resize_gives_a_pixel_less_than_half_of_its_row():
         assert own.min() > 0.5, side
 
 
-@settings(deadline=None)
-@given(st.integers(33, 110), st.floats(0.3, 0.7), st.floats(0.3, 0.7), st.floats(5, 6))
-def test_a_lesion_stays_in_its_place_when_its_box_is_shrunk(side, row, column, radius):
-    """The centroid of a disc, 5 to 6 network pixels in radius, comes back within half a network pixel on each axis.
+@settings(max_examples=settings.default.max_examples // 4, deadline=None)
+@given(st.integers(33, 110), st.floats(5, 6), st.integers(0, 2**32 - 1))
+def test_a_lesion_stays_in_its_place_when_its_box_is_shrunk(side, radius, seed):
+    """Centroids of discs, 5 to 6 network pixels in radius, come back a seventh of such a pixel away on average at most.
 
-    It cannot be exact: the net sees one label of each `factor` x `factor` pixels.
+    One alone may be farther off, though never a pixel: the net sees one label of each `factor` x `factor` pixels, and
+    what is left of the edge is chance. Over many places that evens out, and a shift does not.
     """
     size = 32
     factor, box = side / size, Box(0, 0, side)
-    disc = (np.hypot(*(np.indices((side, side)).T - [row * side, column * side]).T) <= radius * factor).astype(np.uint8)
-    spec = InputSpec(size, "liver")
-    back = spec.decode(scores_of(spec.encode_labels(disc, box), 2), box, side, side).numpy()
-    error = np.argwhere(back).mean(0) - np.argwhere(disc).mean(0)
-    assert np.abs(error).max() < 0.5 * factor
+    spec, errors = InputSpec(size, "liver"), []
+    for centre in np.random.default_rng(seed).uniform(0.3, 0.7, (25, 2)) * side:
+        disc = (np.hypot(*(np.indices((side, side)).T - centre).T) <= radius * factor).astype(np.uint8)
+        back = spec.decode(scores_of(spec.encode_labels(disc, box), 2), box, side, side).numpy()
+        errors.append((np.argwhere(back).mean(0) - np.argwhere(disc).mean(0)) / factor)
+    assert np.abs(errors).max() < 1
+    assert np.abs(np.mean(errors, axis=0)).max() < 1 / 7

@@ -3,8 +3,8 @@
 Usage: exactness.py [--seed N] [--output JSON]
 
 They are the property tests of `tests/`, which `make test` runs on fewer cases: folds (no patient on both sides, every
-case tested once, those of scikit-learn), lesions and Dice (flood fill, scikit-learn), schedules, clocks and plateaus, boxes, crops and back;
-and the figures on 1, 2 and 3 processes.
+case tested once, those of scikit-learn), lesions and Dice (flood fill, scikit-learn), schedules, clocks and plateaus,
+boxes, crops and back; and the figures on 1, 2 and 3 processes.
 """
 
 from __future__ import annotations
