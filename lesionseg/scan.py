@@ -118,6 +118,12 @@ def from_canonical(array: np.ndarray, affine: np.ndarray | None) -> np.ndarray:
     return np.flip(array, tuple(i for i in range(3) if flip[i])).transpose(np.argsort(order))
 
 
+def empty(shape: tuple[int, ...], dtype: type, affine: np.ndarray | None) -> np.ndarray:
+    """An array (D, H, W) to fill, laid out so that `canonical` of it is contiguous: turning it later copies nothing."""
+    order, _ = canonical_axes(affine)
+    return from_canonical(np.empty([shape[axis] for axis in order], dtype), affine)
+
+
 def canonical_affine(affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """(4, 4), index in the view that `canonical` gives of a (D, H, W) of this shape → what the affine maps to."""
     order, flip = canonical_axes(affine)
@@ -130,7 +136,10 @@ def canonical_affine(affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def to_canonical(case: Case) -> Case:
-    """The case with its arrays turned by `canonical_axes`; the affine follows, so patient positions stay the same."""
+    """The case with its arrays turned by `canonical_axes`; the affine follows, so patient positions stay the same.
+
+    Nothing is copied where the arrays are laid out by `empty`, as readers do.
+    """
     scan = case.scan
     if scan.affine is None:
         return case

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from lesionseg.scan import Case, Scan, canonical_axes, grid_distance_voxels, spacing_of, to_canonical
+from lesionseg.scan import Case, Scan, canonical, canonical_axes, empty, grid_distance_voxels, spacing_of, to_canonical
 
 ORIENTATIONS = list(itertools.product(itertools.permutations(range(3)), itertools.product((False, True), repeat=3)))
 SPACING_MM = (5.0, 0.7, 0.8)
@@ -65,6 +65,18 @@ def test_every_orientation_comes_back_to_the_canonical_one(order, flip, shape):
     np.testing.assert_allclose(back.scan.affine, case.scan.affine, rtol=0, atol=1e-9)
     assert back.scan.spacing_mm == case.scan.spacing_mm
     assert back.scan.hu.flags.c_contiguous
+
+
+@pytest.mark.parametrize(("order", "flip"), ORIENTATIONS)
+def test_an_array_laid_out_for_it_turns_without_a_copy(order, flip):
+    stored = laid(numbered_case((2, 3, 4), canonical_affine()), order, flip).scan
+    array = empty(stored.hu.shape, np.int16, stored.affine)
+    assert (array.shape, array.dtype) == (stored.hu.shape, np.int16)
+    array[:] = stored.hu
+    case = Case(Scan(array, "scan", stored.spacing_mm, stored.affine), np.zeros(array.shape, np.uint8), "patient")
+    turned = to_canonical(case).scan.hu
+    assert np.shares_memory(turned, array)
+    np.testing.assert_array_equal(turned, canonical(stored.hu, stored.affine))
 
 
 def positions_mm(scan: Scan) -> np.ndarray:

@@ -66,7 +66,7 @@ def prepare(
         store_path: folder of the store: new, empty, or a store of the same kind.
         kind: recorded in the manifest.
         salt: mixed into the pseudonyms. Without a secret salt, who guesses an id can confirm it.
-        workers: processes; default: one per CPU, 8 at most. Each holds up to two volumes. 1: no further process.
+        workers: processes; default: one per CPU, 8 at most. Each holds a volume. 1: no further process.
         dask: address of a Dask scheduler whose workers take their place; they see sources and store under these paths.
 
     Raises:

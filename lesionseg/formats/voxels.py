@@ -8,20 +8,22 @@ from pathlib import Path
 import numpy as np
 
 from lesionseg.errors import InputError
+from lesionseg.scan import empty
 
 
-def to_int16(planes: Iterable[np.ndarray], shape: tuple[int, ...], path: Path) -> np.ndarray:
-    """Hounsfield units → rounded int16 (D, H, W).
+def to_int16(planes: Iterable[np.ndarray], shape: tuple[int, ...], affine: np.ndarray | None, path: Path) -> np.ndarray:
+    """Hounsfield units → rounded int16 (D, H, W), in memory as `scan.empty` lays it out.
 
     Args:
         planes: D slices (H, W).
         shape: (D, H, W).
+        affine: of the array; None: unknown.
         path: what the error names.
 
     Raises:
         InputError: values that are not finite, do not fit, or are those of a normalised image.
     """
-    out, broken, low, high, fractions = np.empty(shape, dtype=np.int16), 0, np.inf, -np.inf, False
+    out, broken, low, high, fractions = empty(shape, np.int16, affine), 0, np.inf, -np.inf, False
     for plane, rounded in zip(planes, out, strict=True):
         nearest = plane
         if plane.dtype.kind == "f":
@@ -48,19 +50,26 @@ def to_int16(planes: Iterable[np.ndarray], shape: tuple[int, ...], path: Path) -
     )
 
 
-def to_labels(planes: Iterable[np.ndarray], shape: tuple[int, ...], path: Path, allowed: Collection[int]) -> np.ndarray:
-    """Label values → uint8 (D, H, W), as they are.
+def to_labels(
+    planes: Iterable[np.ndarray],
+    shape: tuple[int, ...],
+    affine: np.ndarray | None,
+    path: Path,
+    allowed: Collection[int],
+) -> np.ndarray:
+    """Label values → uint8 (D, H, W), as they are; in memory as `scan.empty` lays it out.
 
     Args:
         planes: D slices (H, W).
         shape: (D, H, W).
+        affine: of the array; None: unknown.
         path: what the error names.
         allowed: the values (0…255) that may occur.
 
     Raises:
         InputError: a value that is not whole, does not fit or is not allowed.
     """
-    out, whole, known, wrong = np.empty(shape, dtype=np.uint8), True, set(allowed), set[int]()
+    out, whole, known, wrong = empty(shape, np.uint8, affine), True, set(allowed), set[int]()
     for plane, labels in zip(planes, out, strict=True):
         low, high = plane.min(), plane.max()
         if not (low >= 0 and high <= 255) or (plane.dtype.kind == "f" and np.any(plane != np.rint(plane))):

@@ -19,7 +19,7 @@ from lesionseg.parallel.window import KILLED
 
 __all__ = ["KILLED", "Cluster", "each", "worker_count"]
 
-#: More workers than this rarely help (the disk is the limit), and each may hold two volumes.
+#: More workers than this rarely help (the disk is the limit), and each holds a volume.
 MOST_WORKERS = 8
 #: Work begins in this process; further ones join after this long, as they take seconds to start.
 SECONDS_ALONE = 3.0

@@ -56,14 +56,19 @@ def test_every_voxel_keeps_its_value_and_place(tmp_path, name):
 @pytest.mark.parametrize("axes", list(itertools.permutations(range(3))))
 def test_all_48_orientations_of_one_scan_become_the_same(tmp_path, axes, signs):
     image = nib.Nifti1Image(voxels(), AFFINE)  # radiological: x to the left falls, so i, j, k run L, P, S
-    turned = image.as_reoriented(np.array(list(zip(axes, signs, strict=True))))  # nibabel is the reference
-    path = tmp_path / "turned.nii"
-    nib.save(turned, path)
-    scan, _ = read_nifti(path)
+    mask = nib.Nifti1Image((voxels() + 60).astype(np.uint8), AFFINE)
+    turn = np.array(list(zip(axes, signs, strict=True)))
+    nib.save(image.as_reoriented(turn), tmp_path / "turned.nii")  # nibabel is the reference
+    nib.save(mask.as_reoriented(turn), tmp_path / "mask.nii")
+    scan, _ = read_nifti(tmp_path / "turned.nii")
+    labels = read_nifti_labels(tmp_path / "mask.nii", scan, range(voxels().size))
     expected, _ = read_nifti(save(tmp_path / "plain.nii"))
     np.testing.assert_array_equal(expected.hu, voxels().T)
-    case = to_canonical(Case(scan, np.zeros(scan.hu.shape, np.uint8), "p"))
+    case = to_canonical(Case(scan, labels, "p"))
+    assert np.shares_memory(case.scan.hu, scan.hu)  # turned, and in memory once
+    assert np.shares_memory(case.labels, labels)
     np.testing.assert_array_equal(case.scan.hu, expected.hu)
+    np.testing.assert_array_equal(case.labels, expected.hu + 60)
     np.testing.assert_allclose(case.scan.affine, expected.affine, atol=1e-4)
 
 
