@@ -10,6 +10,8 @@ from segmentation_models_pytorch.base import ClassificationHead
 from segmentation_models_pytorch.base.initialization import initialize_head
 from torch import Tensor, nn
 
+from lesionseg.norms import keep_no_frozen_input
+
 #: Channels after each of the five decoder steps, deepest first.
 DECODER_CHANNELS = (256, 128, 64, 32, 16)
 #: Decoder steps (of five, deepest first) that deep supervision gives outputs to: at strides 8, 4 and 2.
@@ -57,6 +59,7 @@ class Unet(smp.Unet):
         steps = DEEP_STEPS if deep_supervision else ()
         self.deep_heads = nn.ModuleList(nn.Conv2d(decoder_channels[step], classes, 1) for step in steps)
         initialize_head(self.deep_heads)
+        keep_no_frozen_input(self)
 
     def forward(self, images: Tensor, deep: bool = False) -> Any:
         """Scores (N, classes, S, S) of images (N, 3, S, S), or a list of them; with scores (N, slice_types), if any.

@@ -14,7 +14,7 @@ of the unfrozen step in the same round. The plain count, all multiplications ali
 The count of memory follows each result of an operation from there to the last operation that reads it, by its size
 alone: what the backward needs, gradients, and what is passed on. Its highest sum stands against the peak of all that
 the allocator gave out in the step: there is also the scratch space of the operations, and whatever is held longer than
-it is used. torch, for one, keeps the inputs of frozen convolutions and norms above a block that learns.
+it is used. torch, for one, keeps the inputs of frozen convolutions above a block that learns.
 """
 
 from __future__ import annotations
