@@ -57,10 +57,13 @@ class LostRanks(pl.Callback):
         if trainer.world_size == 1 or not _of_the_group(exception):
             self._at_work.clear()
             return
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Lightning would broadcast it to ranks that are gone
+        what = f"rank {trainer.global_rank} of {trainer.world_size} has lost another one ({first_sentence(exception)})"
+        # In place of Lightning's handler, which would broadcast it to ranks that are gone. torchrun sends it when the
+        # machine it met the others at is gone, and then says nothing of a lost rank, nor how to go on.
+        signal.signal(signal.SIGTERM, lambda *_: _end(what))
         time.sleep(GRACE_S)
-        said = first_sentence(exception)
-        _end(f"rank {trainer.global_rank} of {trainer.world_size} has lost another one ({said})")
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # or it would be told twice
+        _end(what)
 
     def _wait_for(self, process: subprocess.Popen, rank: str, processes: Sequence[subprocess.Popen]) -> None:
         status = process.wait()
