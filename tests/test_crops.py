@@ -49,6 +49,15 @@ def test_a_crop_of_its_own_size_is_a_part_of_the_image():
     torch.testing.assert_close(crops, torch.stack([images[2, :, 4:36, 14:46], images[0, :, 24:56, 1:33]]))
 
 
+def test_a_crop_lies_in_its_place_in_every_precision():
+    """A number in bfloat16 has eight bits: from 256 pixels on it is off by up to a pixel."""
+    images = torch.rand(1, 1, 320, 320, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    owners, squares = torch.tensor([0]), torch.tensor([[283.5, 270.5, 17.0]])
+    found = cut(images, owners, squares, 17)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found, cut(images.float(), owners, squares, 17).to(torch.bfloat16), rtol=0, atol=0)
+
+
 def test_a_larger_square_is_averaged():
     images = torch.randn(1, 1, 64, 64)
     (crop,) = cut(images, OWNER, torch.tensor([[32.0, 32, 64]]), 32)

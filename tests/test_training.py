@@ -340,6 +340,16 @@ def test_a_trial_run_is_not_finished(tmp_path, command):
     assert RunInfo.read(tmp_path / "run").state == "running"
 
 
+@pytest.mark.parametrize("schedule", ["freeze_encoder", "crop_classifier", "y_net", "deep_supervision"])
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true", "bf16-mixed"])
+def test_a_run_ends_in_every_precision(tmp_path, command, precision, schedule):
+    """With validation, test and pictures."""
+    run = tmp_path / "run"
+    assert main(command(run, "--trainer.precision", precision, "--trainer.max_epochs", "2", schedule=schedule)) == 0
+    assert RunInfo.read(run).state == "finished"
+    assert list((run / "worst").glob("*.png"))
+
+
 @pytest.mark.parametrize("workers", ["0", "1"])
 def test_a_store_that_is_damaged_is_named_whoever_reads_it(tmp_path, finetuning, slices_store, capsys, workers):
     store = shutil.copytree(slices_store, tmp_path / "store")

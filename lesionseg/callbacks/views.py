@@ -43,8 +43,9 @@ def views(
     predicted = dict(known or {})
     if unknown := [position for position in samples if position not in predicted]:
         batch = collate([samples[position] for position in unknown])
+        images = trainer.precision_plugin.convert_input(batch.images.to(pl_module.device))
         with trainer.precision_plugin.val_step_context():
-            planes = pl_module.predict_slices(batch._replace(images=batch.images.to(pl_module.device)))  # type: ignore[operator]
+            planes = pl_module.predict_slices(batch._replace(images=images))  # type: ignore[operator]
         predicted |= {position: plane.cpu().numpy() for position, plane in zip(unknown, planes, strict=True)}
     ids, out = _label_ids(part.target), []
     for position in positions:
