@@ -12,6 +12,9 @@ from lesionseg.networks import build_unet
 from lesionseg.norms import BatchNorm2d, keep_no_frozen_input
 
 
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+
+
 def pair(seed: int = 0, channels: int = 7) -> tuple[nn.BatchNorm2d, BatchNorm2d]:
     """torch's norm and ours, with the same parameters and statistics of no special value."""
     generator = torch.Generator().manual_seed(seed)
@@ -34,18 +37,19 @@ def step(norm: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
     """Output, gradient of the input, and all that the norm then holds."""
     x = x.clone(memory_format=torch.preserve_format).requires_grad_()
     y = norm(x)
-    (y.float() * torch.arange(y.numel()).reshape(y.shape).sin()).sum().backward()
+    (y.float() * torch.arange(y.numel(), device=y.device).reshape(y.shape).sin()).sum().backward()
     gradients = [p.grad for p in norm.parameters() if p.grad is not None]
     return [y.detach(), x.grad, *norm.state_dict().values(), *gradients]
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # the second as under autocast, parameters float32
 @pytest.mark.parametrize("state", ["trains", "evaluates", "frozen", "bias learns"])
-def test_same_bits_as_torch(state, dtype, layout):
-    x = torch.randn(3, 7, 9, 5, generator=torch.Generator().manual_seed(1)).to(dtype, memory_format=layout)
+def test_same_bits_as_torch(state, dtype, layout, device):
+    x = torch.randn(3, 7, 9, 5, generator=torch.Generator().manual_seed(1)).to(device, dtype, memory_format=layout)
     results = []
-    for norm in pair():
+    for norm in (each.to(device) for each in pair()):
         if state == "evaluates":
             norm.eval()
         elif state != "trains":
