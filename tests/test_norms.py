@@ -11,7 +11,6 @@ from torch import nn
 from lesionseg.networks import build_unet
 from lesionseg.norms import BatchNorm2d, keep_no_frozen_input
 
-
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
 
