@@ -156,7 +156,7 @@ def _dealt(cases: list[list[int]], count: int) -> list[int]:
     parts = []
     for row in cases:
         own = [(stratum, n) for stratum, n in enumerate(row) if n]
-        best, lowest, smallest, kept = 0, math.inf, math.inf, spread
+        best, lowest = 0, math.inf
         for part, size in enumerate(sizes):
             tried = spread.copy()
             for stratum, n in own:
@@ -165,8 +165,8 @@ def _dealt(cases: list[list[int]], count: int) -> list[int]:
                 held[stratum][part] -= n
             mean = _sum(tried) / len(tried)
             # the tolerances of `numpy.isclose`
-            if mean < lowest or (abs(mean - lowest) <= 1e-8 + 1e-5 * lowest and size < smallest):
-                best, lowest, smallest, kept = part, mean, size, tried
+            if mean < lowest or (abs(mean - lowest) <= 1e-8 + 1e-5 * lowest and size < sizes[best]):
+                best, lowest, kept = part, mean, tried
         for stratum, n in own:
             held[stratum][best] += n
         sizes[best] += sum(row)
