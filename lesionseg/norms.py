@@ -13,7 +13,8 @@ class BatchNorm2d(nn.BatchNorm2d):
     """The batch norm of torch, bit for bit, with less memory where it is frozen above a block that learns.
 
     There its gradient is a product with constants, and yet torch keeps the input of every norm for the backward: up to
-    three tenths of the peak memory of a step of SE-ResNet50. What this one keeps are its own parameters and statistics.
+    a fourth of the peak memory of a step of SE-ResNet50 (docs/performance.md). This one keeps its own parameters and
+    statistics alone.
     """
 
     def forward(self, x: Tensor) -> Tensor:
