@@ -26,6 +26,7 @@ REASONS = {
     r"effective_patients\(other\) <= effective_patients\(counts\)": "of equal numbers either will do",
     r"enough = .* → enough = math\.ceil\((2 / shortest\) \+ 1|1 / shortest\) \+ 2)$": "a later bound finds the same",
     r"orient=\"INDEX\"": "pandas takes it too",
+    r"len\(counts\) > _MANY": _SLOWER,
     r"best, lowest = 0, math\.inf → best, lowest = 1, math\.inf": "the first part is taken in any case",
     r"indent=2": "how far JSON is indented is no promise",
 }
