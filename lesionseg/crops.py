@@ -55,5 +55,6 @@ def cut(images: Tensor, owners: Tensor, squares: Tensor, size_px: int) -> Tensor
     centres = torch.minimum(torch.maximum(squares[:, :2], half), edge - half)
     corners = torch.cat([(centres - half).flip(1), (centres + half).flip(1)], 1)  # x before y
     places = torch.cat([owners[:, None].to(corners), corners], 1)
-    # In the precision of the squares, as a half of it would move them by pixels, and roi_align may not know it.
-    return roi_align(images.to(places.dtype), places, size_px, aligned=True).to(images.dtype)
+    # Half precision would move the squares by pixels, and roi_align may not know it.
+    kind = torch.promote_types(images.dtype, places.dtype)
+    return roi_align(images.to(kind), places.to(kind), size_px, aligned=True).to(images.dtype)

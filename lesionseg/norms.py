@@ -14,14 +14,14 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     There its gradient is a product with constants, and yet torch keeps the input of every norm for the backward: up to
     a fourth of the peak memory of a step of SE-ResNet50 (docs/performance.md). This one keeps its own parameters and
-    statistics alone.
+    statistics alone. `torch.jit.script` and a second derivative through a frozen one are refused.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised (N, C, H, W), by the running statistics in `eval()`."""
-        constant = self.affine and self.track_running_stats and not self.training
-        if not (constant and torch.is_grad_enabled() and x.requires_grad) or _learns(self):
-            return super().forward(x)
+        constant = self.track_running_stats and not self.training and not _learns(self)
+        if not (constant and torch.is_grad_enabled() and x.requires_grad and x.dim() == 4 and x.numel()):
+            return super().forward(x)  # which also refuses other shapes; the kernel below ends the process on no pixels
         return _Frozen.apply(x, self.weight, self.bias, self.running_mean, self.running_var, self.eps)
 
 
@@ -41,7 +41,7 @@ class _Frozen(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, eps: float
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, eps: float
     ) -> Tensor:
         ctx.save_for_backward(weight, mean, variance)
         ctx.eps = eps
@@ -51,7 +51,7 @@ class _Frozen(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weight, mean, variance = ctx.saved_tensors
-        # Of the input torch reads type and layout alone here, as gradients of the parameters are not asked for.
+        # Of the input torch reads type, shape and layout alone here, as the parameters need no gradients.
         x = grad
         grad_x, _, _ = torch.ops.aten.native_batch_norm_backward(
             grad, x, weight, mean, variance, None, None, False, ctx.eps, [True, False, False]

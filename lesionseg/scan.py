@@ -138,7 +138,7 @@ def canonical_affine(affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 def to_canonical(case: Case) -> Case:
     """The case with its arrays turned by `canonical_axes`; the affine follows, so patient positions stay the same.
 
-    Nothing is copied where the arrays are laid out by `empty`, as readers do.
+    Nothing is copied where the arrays are laid out by `empty`, as the reader of NIfTI does.
     """
     scan = case.scan
     if scan.affine is None:

@@ -56,6 +56,9 @@ def test_a_crop_lies_in_its_place_in_every_precision():
     found = cut(images, owners, squares, 17)
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found, cut(images.float(), owners, squares, 17).to(torch.bfloat16), rtol=0, atol=0)
+    images = torch.rand(1, 1, 320, 320, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = cut(images, owners, squares, 19)
+    torch.testing.assert_close(found, cut(images, owners, squares.double(), 19), rtol=0, atol=1e-12)
 
 
 def test_a_larger_square_is_averaged():

@@ -67,10 +67,23 @@ def test_gradient_by_differences():
     assert torch.autograd.gradcheck(freeze(ours.double()), (x,))
 
 
-def test_without_affine_or_statistics_it_is_that_of_torch():
-    for arguments in ({"affine": False}, {"track_running_stats": False}):
-        x, norm = torch.randn(2, 3, 4, 4, requires_grad=True), BatchNorm2d(3, **arguments)
-        torch.testing.assert_close(freeze(norm)(x), freeze(nn.BatchNorm2d(3, **arguments))(x), rtol=0, atol=0)
+@pytest.mark.parametrize("arguments", [{"affine": False}, {"track_running_stats": False}])
+def test_without_parameters_or_statistics_too(arguments):
+    x = torch.randn(2, 3, 4, 4)
+    results = [step(freeze(kind(3, **arguments)), x) for kind in (nn.BatchNorm2d, BatchNorm2d)]
+    for theirs, ours in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def test_of_no_crops_there_is_no_gradient():
+    _, ours = pair()
+    assert step(freeze(ours), torch.zeros(0, 7, 4, 4))[1].shape == (0, 7, 4, 4)
+
+
+def test_another_shape_is_refused_as_torch_does():
+    for norm in pair():
+        with pytest.raises(ValueError, match="expected 4D input"):
+            freeze(norm)(torch.zeros(2, 7, requires_grad=True))
 
 
 def kept(norm: nn.Module, x: torch.Tensor) -> list[torch.Size]:

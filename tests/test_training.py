@@ -342,7 +342,7 @@ def test_a_trial_run_is_not_finished(tmp_path, command):
 
 @pytest.mark.parametrize("schedule", ["freeze_encoder", "crop_classifier", "y_net", "deep_supervision"])
 @pytest.mark.parametrize("precision", ["64-true", "bf16-true", "bf16-mixed"])
-def test_a_run_ends_in_every_precision(tmp_path, command, precision, schedule):
+def test_a_run_ends_in_other_precisions(tmp_path, command, precision, schedule):
     """With validation, test and pictures."""
     run = tmp_path / "run"
     assert main(command(run, "--trainer.precision", precision, "--trainer.max_epochs", "2", schedule=schedule)) == 0

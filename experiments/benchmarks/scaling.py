@@ -95,11 +95,12 @@ def text(prepared: dict, grown: list[dict]) -> str:
         ]
         lines.append(f"| formula | {' | '.join(cells)} |")
     sizes = "; ".join(
-        f"{kind} {', '.join(format(point['slices'], ',.0f') for point in grown if point['kind'] == kind)}"
-        for kind in dict.fromkeys(point["kind"] for point in grown)
+        f"{', '.join(format(point['slices'], ',.0f') for point in grown if point['kind'] == wish.kind)} of "
+        f"{wish.name.partition(' ')[2]}"
+        for wish in WISHES
     )
     side = prepared["side"]
-    return f"{chr(10).join(lines)}\n\nn: slices of {side} x {side}. Setup, order and memory measured at: {sizes}.\n"
+    return f"{chr(10).join(lines)}\n\nn: slices of {side} x {side}. Setup, order and memory measured at {sizes}.\n"
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from lesionseg.reading import first_sentence
 
 #: How often a rank looks whether what started it is still there.
 LOOK_EVERY_S = 1.0
-#: How long a rank that has lost the others waits to be ended by what started it, which knows better what happened.
+#: How long a rank that has lost the others waits to be ended by what started it, which may know better what happened.
 GRACE_S = 5.0
 
 

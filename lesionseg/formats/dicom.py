@@ -129,7 +129,7 @@ def _stack(where: Path, slices: Sequence[Slice]) -> Scan:
         decompress(slices)
         affine = _affine_of(datasets)
         shape = (len(datasets), datasets[0].Rows, datasets[0].Columns)
-        hu = to_int16(map(_taken_hu, datasets), shape, affine, where)
+        hu = to_int16(map(_taken_hu, datasets), shape, None, where)  # filled as the pixels go, in the order they lie
     if len(datasets) > 1:
         return _scan(where, hu, affine, datasets[0])
     thickness_mm = float(datasets[0].get("SliceThickness") or "nan")
@@ -173,9 +173,8 @@ def _read_enhanced(path: Path, dataset: Dataset) -> Scan:
         decompress([Slice(path, dataset)])
         volume = hd.Image.from_dataset(dataset, copy=False).get_volume(**_TO_HU, rtol=_SPACING_TOLERANCE)
         _fill_padding(volume.array, dataset, rescale)
-        affine = np.array(volume.affine, dtype=np.float64)
-        hu = to_int16(volume.array, volume.array.shape, affine, path)
-    return _scan(path, hu, affine, dataset)
+        hu = to_int16(volume.array, volume.array.shape, None, path)
+    return _scan(path, hu, np.array(volume.affine, dtype=np.float64), dataset)
 
 
 def _scan(where: Path, hu: np.ndarray, affine: np.ndarray, dataset: Dataset) -> Scan:

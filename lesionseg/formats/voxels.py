@@ -12,12 +12,12 @@ from lesionseg.scan import empty
 
 
 def to_int16(planes: Iterable[np.ndarray], shape: tuple[int, ...], affine: np.ndarray | None, path: Path) -> np.ndarray:
-    """Hounsfield units → rounded int16 (D, H, W), in memory as `scan.empty` lays it out.
+    """Hounsfield units → rounded int16 (D, H, W).
 
     Args:
         planes: D slices (H, W).
         shape: (D, H, W).
-        affine: of the array; None: unknown.
+        affine: for which `scan.empty` lays the array out; None: in the order of its axes.
         path: what the error names.
 
     Raises:
@@ -57,12 +57,12 @@ def to_labels(
     path: Path,
     allowed: Collection[int],
 ) -> np.ndarray:
-    """Label values → uint8 (D, H, W), as they are; in memory as `scan.empty` lays it out.
+    """Label values → uint8 (D, H, W), as they are.
 
     Args:
         planes: D slices (H, W).
         shape: (D, H, W).
-        affine: of the array; None: unknown.
+        affine: for which `scan.empty` lays the array out; None: in the order of its axes.
         path: what the error names.
         allowed: the values (0…255) that may occur.
 
