@@ -128,7 +128,7 @@ def _read_mask(path: Path, scan: Scan) -> np.ndarray:
         raise InputError(path, expected="a DICOM-SEG, PNG or NIfTI", got=path.suffix, remedy=remedy, code="format")
     values = read_png_labels(path)
     check_same_grid(path, values.shape, scan.affine, scan)  # a PNG tells its shape alone
-    return to_labels(values, values.shape, scan.affine, path, range(256))
+    return to_labels(values, values.shape, path, range(256))
 
 
 def _read_seg(path: Path, row: Row, scan: Scan) -> np.ndarray:
@@ -168,7 +168,7 @@ def _liver(path: Path, row: Row, scan: Scan) -> np.ndarray:
 def _label_map(row: Row, scan: Scan, values: Mapping[str, int]) -> np.ndarray:
     if is_seg(row.mask):
         return _coded(row, scan)
-    found = to_labels(_read_mask(row.mask, scan), scan.hu.shape, scan.affine, row.mask, (0, *values.values()))
+    found = to_labels(_read_mask(row.mask, scan), scan.hu.shape, row.mask, (0, *values.values()))
     table = np.full(256, BACKGROUND, dtype=np.uint8)
     for name, value in values.items():
         table[value] = LIVER if name == "liver" else LESION_IDS[name]

@@ -128,8 +128,7 @@ def _stack(where: Path, slices: Sequence[Slice]) -> Scan:
     with refused(where, "CT slices whose pixels can be decoded", with_message=True):
         decompress(slices)
         affine = _affine_of(datasets)
-        shape = (len(datasets), datasets[0].Rows, datasets[0].Columns)
-        hu = to_int16(map(_taken_hu, datasets), shape, None, where)  # filled as the pixels go, in the order they lie
+        hu = to_int16(map(_taken_hu, datasets), (len(datasets), datasets[0].Rows, datasets[0].Columns), where)
     if len(datasets) > 1:
         return _scan(where, hu, affine, datasets[0])
     thickness_mm = float(datasets[0].get("SliceThickness") or "nan")
@@ -172,8 +171,8 @@ def _read_enhanced(path: Path, dataset: Dataset) -> Scan:
     with refused(path, "an enhanced CT whose frames form one volume", with_message=True):
         decompress([Slice(path, dataset)])
         volume = hd.Image.from_dataset(dataset, copy=False).get_volume(**_TO_HU, rtol=_SPACING_TOLERANCE)
-        _fill_padding(volume.array, dataset, rescale)
-        hu = to_int16(volume.array, volume.array.shape, None, path)
+    _fill_padding(volume.array, dataset, rescale)
+    hu = to_int16(volume.array, volume.array.shape, path)
     return _scan(path, hu, np.array(volume.affine, dtype=np.float64), dataset)
 
 

@@ -46,7 +46,7 @@ def read_nifti(path: Path, *, strict: bool = False) -> tuple[Scan, tuple[str, ..
             sform and qform differ; affine singular or sheared; values not finite or beyond int16.
     """
     with _opened(path) as volume:
-        hu = to_int16(volume.planes, volume.shape, volume.affine, path)
+        hu = to_int16(volume.planes, volume.shape, path, volume.affine)
     affine, generated = volume.affine, volume.generated
     warnings: tuple[str, ...] = ()
     if affine is None:
@@ -83,7 +83,7 @@ def read_nifti_labels(path: Path, scan: Scan, allowed: Collection[int]) -> np.nd
     """
     with _opened(path) as volume:
         check_same_grid(path, volume.shape, volume.affine, scan)
-        return to_labels(volume.planes, volume.shape, scan.affine, path, allowed)
+        return to_labels(volume.planes, volume.shape, path, allowed, scan.affine)
 
 
 def check_same_grid(path: Path, shape: tuple[int, ...], affine: np.ndarray | None, scan: Scan) -> None:

@@ -11,14 +11,16 @@ from lesionseg.errors import InputError
 from lesionseg.scan import empty
 
 
-def to_int16(planes: Iterable[np.ndarray], shape: tuple[int, ...], affine: np.ndarray | None, path: Path) -> np.ndarray:
+def to_int16(
+    planes: Iterable[np.ndarray], shape: tuple[int, ...], path: Path, affine: np.ndarray | None = None
+) -> np.ndarray:
     """Hounsfield units → rounded int16 (D, H, W).
 
     Args:
         planes: D slices (H, W).
         shape: (D, H, W).
-        affine: for which `scan.empty` lays the array out; None: in the order of its axes.
         path: what the error names.
+        affine: for which `scan.empty` lays the array out; None: in the order of its axes.
 
     Raises:
         InputError: values that are not finite, do not fit, or are those of a normalised image.
@@ -53,18 +55,18 @@ def to_int16(planes: Iterable[np.ndarray], shape: tuple[int, ...], affine: np.nd
 def to_labels(
     planes: Iterable[np.ndarray],
     shape: tuple[int, ...],
-    affine: np.ndarray | None,
     path: Path,
     allowed: Collection[int],
+    affine: np.ndarray | None = None,
 ) -> np.ndarray:
     """Label values → uint8 (D, H, W), as they are.
 
     Args:
         planes: D slices (H, W).
         shape: (D, H, W).
-        affine: for which `scan.empty` lays the array out; None: in the order of its axes.
         path: what the error names.
         allowed: the values (0…255) that may occur.
+        affine: for which `scan.empty` lays the array out; None: in the order of its axes.
 
     Raises:
         InputError: a value that is not whole, does not fit or is not allowed.

@@ -13,7 +13,7 @@ FILE = Path("a.nii")
 @pytest.mark.parametrize("dtype", ["u1", "<i2", ">i2", "<u2", "<i4", "<f4", "<f8", ">f8"])
 def test_values_that_fit_are_kept_whatever_their_type(dtype):
     values = np.arange(60).reshape(SHAPE).astype(dtype)
-    hu, labels = to_int16(values, SHAPE, None, FILE), to_labels(values, SHAPE, None, FILE, range(60))
+    hu, labels = to_int16(values, SHAPE, FILE), to_labels(values, SHAPE, FILE, range(60))
     assert (hu.dtype, labels.dtype) == (np.int16, np.uint8)
     assert not np.shares_memory(hu, values)  # a reader may fill the same slice again and again
     np.testing.assert_array_equal(hu, values)
@@ -22,16 +22,16 @@ def test_values_that_fit_are_kept_whatever_their_type(dtype):
 
 def test_fractions_are_rounded_as_numpy_rounds():
     values = np.random.default_rng(0).uniform(-1000, 1000, SHAPE)
-    np.testing.assert_array_equal(to_int16(values, SHAPE, None, FILE), np.rint(values))
+    np.testing.assert_array_equal(to_int16(values, SHAPE, FILE), np.rint(values))
 
 
 def test_a_value_between_allowed_ones_is_refused():
     values = np.zeros(SHAPE, np.uint8)
     values[1, 2, 3] = 4
-    np.testing.assert_array_equal(to_labels(values, SHAPE, None, FILE, {0, 2, 4}), values)
+    np.testing.assert_array_equal(to_labels(values, SHAPE, FILE, {0, 2, 4}), values)
     values[1, 0, 0], values[2, 0, 0] = 3, 1
     with pytest.raises(InputError, match="expected label values 0, 2, 4; got the value 1, 3;"):
-        to_labels(values, SHAPE, None, FILE, {0, 2, 4})
+        to_labels(values, SHAPE, FILE, {0, 2, 4})
 
 
 @pytest.mark.parametrize("value", [-1, 256, 0.5, np.nan, np.inf, -np.inf])
@@ -39,4 +39,4 @@ def test_a_value_that_is_no_label_is_refused(value):
     values = np.zeros(SHAPE, np.float32)
     values[2, 3, 4] = value
     with pytest.raises(InputError, match="not whole numbers"):
-        to_labels(values, SHAPE, None, FILE, range(256))
+        to_labels(values, SHAPE, FILE, range(256))
