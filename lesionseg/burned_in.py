@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from lesionseg.boxes import Box, crop
 from lesionseg.figures import window
-from lesionseg.inputs import Box, crop
 from lesionseg.labels import COLORS, LIVER, is_liver
 
 #: Side of one picture.

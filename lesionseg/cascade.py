@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from lesionseg.boxes import Box, liver_box
 from lesionseg.calibration import vote
 from lesionseg.errors import InputError
 from lesionseg.findings import measure_findings
 from lesionseg.inference import Lesions, Pass, clean_liver, lesion_ids, predict_lesions, predict_liver
-from lesionseg.inputs import Box, InputSpec, liver_box
+from lesionseg.inputs import InputSpec
 from lesionseg.labels import LESION_IDS, LIVER, UNTYPED_LESION
 from lesionseg.model import Model, Thresholds
 from lesionseg.model_net import Net

@@ -11,7 +11,7 @@ from scipy import ndimage
 from torch import Tensor
 from torchvision.ops import roi_align
 
-from lesionseg.inputs import Box
+from lesionseg.boxes import Box
 
 #: Shown around a lesion on each side, as a share of the longer side of its bounding box.
 MARGIN = 0.25

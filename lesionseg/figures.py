@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from lesionseg.inputs import Box, crop, liver_box
+from lesionseg.boxes import Box, crop, liver_box
 from lesionseg.labels import COLORS, LIVER, NAMES, is_liver
 
 #: Abdominal soft-tissue window that every figure shares: liver, its vessels and its lesions all keep their contrast.

@@ -16,7 +16,8 @@ import torch
 from scipy import ndimage
 from torch import Tensor, nn
 
-from lesionseg.inputs import Box, InputSpec, paste, resize
+from lesionseg.boxes import Box
+from lesionseg.inputs import InputSpec, paste, resize
 from lesionseg.labels import LIVER
 from lesionseg.measurements import FULL_CONNECTIVITY
 

@@ -1,26 +1,17 @@
-"""All that training and inference must agree on: HU window, 2.5-D neighbours, liver box, crop and its exact inverse."""
+"""All that training and inference must agree on: HU window, 2.5-D neighbours, what is cut, and its inverse."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-#: Added on every side of the liver before its box is taken, in pixels (reference code of arXiv 1907.13409).
-LIVER_MARGIN_PX = 1
-
-
-class Box(NamedTuple):
-    """A square of a slice, in pixels; may reach over the border of the slice."""
-
-    top: int
-    left: int
-    side: int
+from lesionseg.boxes import Box, crop, overlap, slice_box
 
 
 @dataclass(frozen=True)
@@ -94,35 +85,10 @@ def neighbours(volume: np.ndarray, index: int) -> np.ndarray:
     return np.stack([volume[max(index - 1, 0)], volume[index], volume[min(index + 1, last)]])
 
 
-def slice_box(height: int, width: int) -> Box:
-    """The smallest centred square that holds a whole slice of (height, width)."""
-    side = max(height, width)
-    return Box((height - side) // 2, (width - side) // 2, side)
-
-
-def liver_box(liver: np.ndarray) -> Box | None:
-    """One square box around the liver (D, H, W) of a scan, the same on every slice; None without liver."""
-    rows, columns = np.flatnonzero(liver.any((0, 2))), np.flatnonzero(liver.any((0, 1)))
-    if not len(rows):
-        return None
-    (top, bottom), (left, right) = (rows[0], rows[-1] + 1), (columns[0], columns[-1] + 1)
-    side = int(max(bottom - top, right - left)) + 2 * LIVER_MARGIN_PX
-    return Box(int(top + bottom - side) // 2, int(left + right - side) // 2, side)
-
-
-def crop(slices: np.ndarray, box: Box, fill: float) -> np.ndarray:
-    """Cut a box out of (…, H, W), giving (…, side, side); what lies beyond the slice is `fill`."""
-    height, width = slices.shape[-2:]
-    out = np.full((*slices.shape[:-2], box.side, box.side), fill, dtype=slices.dtype)
-    inside, place = _overlap(box, height, width)
-    out[(..., *place)] = slices[(..., *inside)]
-    return out
-
-
 def paste(patch: Tensor, box: Box, height: int, width: int) -> Tensor:
     """Put a box (…, side, side) back on a slice of zeros (…, height, width): the inverse of `crop`."""
     out = patch.new_zeros((*patch.shape[:-2], height, width))
-    inside, place = _overlap(box, height, width)
+    inside, place = overlap(box, height, width)
     out[(..., *inside)] = patch[(..., *place)]
     return out
 
@@ -140,12 +106,3 @@ def resize_labels(labels: Tensor, side: int) -> Tensor:
         return labels
     resized = functional.interpolate(labels[None, None].to(torch.uint8), (side, side), mode="nearest-exact")
     return resized[0, 0].to(labels.dtype)
-
-
-def _overlap(box: Box, height: int, width: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """Where a box and a slice meet: as indices into the slice, and as indices into the box."""
-    top, left = max(box.top, 0), max(box.left, 0)
-    bottom, right = max(min(box.top + box.side, height), top), max(min(box.left + box.side, width), left)
-    inside = (slice(top, bottom), slice(left, right))
-    place = (slice(top - box.top, bottom - box.top), slice(left - box.left, right - box.left))
-    return inside, place

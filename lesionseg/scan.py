@@ -46,8 +46,8 @@ class Case:
         patient_id: the patient as the source names it.
         liver_predicted: the liver in `labels` comes from a network, not from a reader.
         warnings: what a user should know of this case, one sentence each.
-        implanted_in: `voxel_sha256` of the stored scan that the slice is of, where its lesions are implanted; None: the
-            lesions are the patient's own.
+        implanted_in: `voxel_checksum` of the stored scan that the slice is of, where its lesions are implanted; None:
+            the lesions are the patient's own.
     """
 
     scan: Scan

@@ -6,9 +6,9 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from lesionseg.boxes import Box
 from lesionseg.burned_in import SIDE_PX, outlined, png, side_by_side
 from lesionseg.figures import window
-from lesionseg.inputs import Box
 from lesionseg.labels import COLORS, LESION_IDS, LIVER
 
 

@@ -15,10 +15,11 @@ import pytest
 import torch
 from scipy import ndimage
 
+from lesionseg.boxes import liver_box
 from lesionseg.cascade import Cascade, LiverPredictor
 from lesionseg.errors import InputError
 from lesionseg.inference import lesion_ids
-from lesionseg.inputs import InputSpec, liver_box, paste, resize
+from lesionseg.inputs import InputSpec, paste, resize
 from lesionseg.labels import LESION_IDS
 from lesionseg.networks import build_unet
 from lesionseg.runs import LAST_CHECKPOINT, RunInfo

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.measure import label, regionprops
 
+from lesionseg.boxes import Box
 from lesionseg.crops import LEAST_SIDE_PX, MARGIN, SHIFT, ZOOM, cut, lesion_squares, on_input, shaken
-from lesionseg.inputs import Box, InputSpec
+from lesionseg.inputs import InputSpec
 from lesionseg.lesions import components
 
 OWNER = torch.zeros(1, dtype=torch.int64)

@@ -108,7 +108,7 @@ def made(tmp_path_factory, store, make_model) -> Path:
     for fold, net in enumerate(taught(net, store) for net in model.lesions):
         split = data_of(store, fold).split
         parts = {"train": split.train, "validation": split.validation, "test": split.test}
-        seen = tuple(store.record(case).voxel_sha256 for case in (*split.train, *split.validation))
+        seen = tuple(store.record(case).voxel_checksum for case in (*split.train, *split.validation))
         held = replace(info, name="freeze", fold=fold, trained_on=seen, fingerprint=f"fold {fold}")
         write_run(root / f"fold{fold}", net, held, store, {name: list(cases) for name, cases in parts.items()})
     return root
@@ -149,9 +149,9 @@ def test_a_model_holds_the_nets_of_its_runs(model, made, store):
 
 
 def test_trained_on_is_all_that_nets_and_temperature_have_seen(model, made, store):
-    assert set(model.trained_on) == {"l" * 64, *(record.voxel_sha256 for record in store.records)}
+    assert set(model.trained_on) == {"l" * 64, *(record.voxel_checksum for record in store.records)}
     validation = {case for run in folds(made) for case in json.loads((run / "split.json").read_text())["validation"]}
-    assert {store.record(case).voxel_sha256 for case in validation} <= set(model.trained_on)
+    assert {store.record(case).voxel_checksum for case in validation} <= set(model.trained_on)
 
 
 def test_no_place_of_this_machine_is_in_a_model(made, tmp_path):

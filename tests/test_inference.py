@@ -12,8 +12,9 @@ from scipy import ndimage
 from torch import nn
 from torch.nn import functional
 
+from lesionseg.boxes import Box
 from lesionseg.inference import Pass, clean_liver, lesion_ids, predict_lesions, predict_liver
-from lesionseg.inputs import Box, InputSpec
+from lesionseg.inputs import InputSpec
 
 SIZE = 64
 BOX = Box(-3, 5, 40)

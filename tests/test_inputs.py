@@ -7,18 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lesionseg.inputs import (
-    LIVER_MARGIN_PX,
-    Box,
-    InputSpec,
-    crop,
-    liver_box,
-    neighbours,
-    paste,
-    resize,
-    resize_labels,
-    slice_box,
-)
+from lesionseg.boxes import Box, crop, slice_box
+from lesionseg.inputs import InputSpec, neighbours, paste, resize, resize_labels
 
 SIZES = st.integers(1, 40)
 BOXES = st.builds(Box, st.integers(-20, 30), st.integers(-20, 30), st.integers(1, 45))
@@ -82,49 +72,16 @@ def test_a_scale_below_one_is_a_scale():
     assert InputSpec(96, "slice", mean_hu=0.0, scale_hu=0.5).normalize(np.array([3])) == 6
 
 
-@settings(deadline=None)
-@given(SIZES, SIZES)
-def test_slice_box_is_the_smallest_centred_square(height, width):
-    box = slice_box(height, width)
-    assert box.side == max(height, width)
-    for start, length in ((box.top, height), (box.left, width)):
-        before, after = -start, start + box.side - length
-        assert before >= 0
-        assert after >= 0
-        assert abs(before - after) <= 1
-        assert isinstance(start, int)
-
-
 @pytest.mark.parametrize("index", [1, 2, 3])
 def test_neighbours_within_a_volume_are_not_copied(index):
     volume = np.zeros((5, 1, 1))
     assert np.shares_memory(neighbours(volume, index), volume)
 
 
-@settings(deadline=None)
-@given(st.data(), st.integers(1, 3), SIZES, SIZES)
-def test_liver_box_holds_the_liver_of_all_slices_with_its_margin(data, depth, height, width):
-    voxels = st.tuples(st.integers(0, depth - 1), st.integers(0, height - 1), st.integers(0, width - 1))
-    chosen = np.array(data.draw(st.lists(voxels, min_size=1, max_size=4)))
-    liver = np.zeros((depth, height, width), bool)
-    liver[tuple(chosen.T)] = True
-    box, (rows, columns) = liver_box(liver), chosen.T[1:]
-    assert box.top <= rows.min() - LIVER_MARGIN_PX
-    assert box.left <= columns.min() - LIVER_MARGIN_PX
-    assert box.top + box.side > rows.max() + LIVER_MARGIN_PX
-    assert box.left + box.side > columns.max() + LIVER_MARGIN_PX
-    assert box.side == max(np.ptp(rows), np.ptp(columns)) + 1 + 2 * LIVER_MARGIN_PX
-    assert all(isinstance(value, int) for value in box)
-
-
-def test_no_liver_no_box():
-    assert liver_box(np.zeros((2, 4, 4), bool)) is None
-    assert InputSpec(32, "liver").box(None, 5, 9) == slice_box(5, 9)
-
-
 def test_the_region_chooses_the_box():
     liver = Box(3, 4, 7)
     assert InputSpec(32, "liver").box(liver, 40, 50) == liver
+    assert InputSpec(32, "liver").box(None, 5, 9) == slice_box(5, 9)
     assert InputSpec(32, "slice").box(liver, 40, 50) == slice_box(40, 50)
 
 

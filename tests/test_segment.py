@@ -82,7 +82,7 @@ def built_once():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(built_in, "Cascade", cascade)
-        patch.setattr(parallel, "SECONDS_ALONE", math.inf)  # all in this process, however long it takes
+        patch.setattr(parallel, "SECONDS_TO_START", math.inf)  # all in this process, however long it takes
         yield
 
 
@@ -577,7 +577,7 @@ def segmented_or_killed(scan, liver):
 
 def test_studies_side_by_side(cohort, tmp_path, capsys, monkeypatch):
     """In two processes, one of which is killed over a study: the lines of each study together, all others segmented."""
-    monkeypatch.setattr(parallel, "SECONDS_ALONE", 0.0)
+    monkeypatch.setattr(parallel, "SECONDS_TO_START", 0.0)
     found, wish = find_studies(cohort), Wish(("nifti", "csv"))
     outcomes = segment_studies(found, tmp_path / "out", segmented_or_killed, wish, workers=2)
     out, err = capsys.readouterr()

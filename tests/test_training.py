@@ -119,7 +119,7 @@ def test_a_run_says_what_it_is(whole, pretrained, slices_store):
     assert (run.epochs, run.encoder, run.encoder_weights, run.generated) == (EPOCHS, "tu-test_resnet", None, True)
     assert run.weights_sha256 == weights_sha256(pretrained)
     store, parts = Store.open(slices_store), json.loads((whole / "split.json").read_text())
-    voxels = {record.case_id: record.voxel_sha256 for record in store.records}
+    voxels = {record.case_id: record.voxel_checksum for record in store.records}
     assert run.store_sha256 == store.manifest_sha256
     assert set(run.trained_on) == {*held.trained_on, *(voxels[c] for c in parts["train"] + parts["validation"])}
     assert len(held.trained_on) == 2  # of three volumes, one is the test part

@@ -22,10 +22,11 @@ import torch
 from paper_size import paper_cascade, phantom_scan
 from torch import nn
 
+from lesionseg.boxes import liver_box
 from lesionseg.cascade import CPU_BATCH, Cascade
 from lesionseg.findings import measure_findings
 from lesionseg.inference import clean_liver, lesion_ids
-from lesionseg.inputs import InputSpec, liver_box, neighbours, paste, resize
+from lesionseg.inputs import InputSpec, neighbours, paste, resize
 from lesionseg.labels import LIVER
 from lesionseg.model import Model
 from lesionseg.runs import provenance

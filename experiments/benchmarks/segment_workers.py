@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/benchmark/segment_workers.json"))
     options = parser.parse_args()
     torch.set_num_threads(os.cpu_count() or 1)
-    parallel.SECONDS_ALONE = 0.0
+    parallel.SECONDS_TO_START = 0.0
     with tempfile.TemporaryDirectory() as name:
         write_studies(Path(name), options.studies)
         way = partial(segment_all, Path(name), options.model, options.formats)

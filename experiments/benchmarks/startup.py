@@ -48,9 +48,9 @@ def grown(store: Path, times: int, output: Path) -> Path:
 def renamed(case: dict, k: int) -> dict:
     """A case under other names."""
     patient, own, voxels = (
-        hashlib.sha256(f"{k} {case[key]}".encode()).hexdigest() for key in ("patient_id", "case_id", "voxel_sha256")
+        hashlib.sha256(f"{k} {case[key]}".encode()).hexdigest() for key in ("patient_id", "case_id", "voxel_checksum")
     )
-    return {**case, "patient_id": f"p{patient[:10]}", "case_id": f"p{patient[:10]}-{own[:6]}", "voxel_sha256": voxels}
+    return {**case, "patient_id": f"p{patient[:10]}", "case_id": f"p{patient[:10]}-{own[:6]}", "voxel_checksum": voxels}
 
 
 def fit(store: Path, run: Path, began: float) -> None:

@@ -23,10 +23,11 @@ import torch
 from cell import Cell
 from torch import Tensor
 
+from lesionseg.boxes import Box, crop
 from lesionseg.data.datamodule import LesionDataModule
 from lesionseg.data.dataset import SliceDataset
 from lesionseg.data.slice_table import SliceRef
-from lesionseg.inputs import Box, crop, paste, resize, resize_labels
+from lesionseg.inputs import paste, resize, resize_labels
 
 #: Number and name of the datasets of the cells and of the pretraining.
 CELLS, PRETRAINING = "Dataset001_Cells", "Dataset002_Pretraining"

@@ -13,10 +13,11 @@ import torch
 import wandb
 from torch import Tensor
 
+from lesionseg.boxes import Box
 from lesionseg.callbacks.loggers import log_figures, told_to_wandb, wandb_run
 from lesionseg.callbacks.results import lesion_id, lesion_table
 from lesionseg.data.dataset import Batch
-from lesionseg.inputs import Box, paste, resize
+from lesionseg.inputs import paste, resize
 from lesionseg.lesions import FIRST_TYPE, type_probabilities
 from lesionseg.metrics import LesionFigures
 from lesionseg.results import MISSED, REFERENCE

@@ -9,12 +9,12 @@ import numpy as np
 import pytorch_lightning as pl
 import wandb
 
+from lesionseg.boxes import crop
 from lesionseg.burned_in import png, side_by_side
 from lesionseg.callbacks.loggers import wandb_run
 from lesionseg.callbacks.views import View, views
 from lesionseg.data.dataset import Batch, SliceDataset
 from lesionseg.figures import window
-from lesionseg.inputs import crop
 from lesionseg.labels import BACKGROUND, NAMES
 
 #: Slices with something to find, evenly spaced over the inner validation: the same in every run of a fold.

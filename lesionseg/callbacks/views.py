@@ -9,9 +9,9 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
+from lesionseg.boxes import Box
 from lesionseg.data.dataset import SliceDataset, collate
 from lesionseg.data.slice_table import SliceRef
-from lesionseg.inputs import Box
 from lesionseg.labels import NAMES, Target
 
 

@@ -202,7 +202,7 @@ def _look_at_source(source: CaseSource, kind: StoreKind) -> _Looked:
     except InputError as error:
         return _Looked(source.source_id, (unreadable(error),))
     case_id, patient_id = pseudonyms(source, b"")
-    record = describe(case, case_id=case_id, patient_id=patient_id, source_sha256="", warnings=case.warnings)
+    record = describe(case, case_id=case_id, patient_id=patient_id, source_checksum="", warnings=case.warnings)
     if case.liver_predicted:  # by `_AnyLiver`: not known yet
         case.labels[case.labels == LIVER] = BACKGROUND
         record = replace(record, liver_slices=(), liver_box=None)

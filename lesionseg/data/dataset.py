@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from lesionseg.boxes import Box
 from lesionseg.data.augment import Augmentation
 from lesionseg.data.slice_table import SliceTable
 from lesionseg.data.store import Store
 from lesionseg.implant import implant
-from lesionseg.inputs import Box, InputSpec, neighbours
+from lesionseg.inputs import InputSpec, neighbours
 from lesionseg.labels import Target
 
 

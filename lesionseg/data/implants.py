@@ -52,7 +52,7 @@ class Plan:
     def read(self) -> Case:
         """The slice with its lesions, a function of the seed, its scan, its number and the type."""
         record = self.record
-        rng = np.random.default_rng([self.seed, int(record.voxel_sha256[:16], 16), self.index])
+        rng = np.random.default_rng([self.seed, int(record.voxel_checksum[:16], 16), self.index])
         kinds = [self.kind] * int(rng.integers(1, MOST_LESIONS[self.kind] + 1))
         made = implant(rng, *self.before(), kinds, record.spacing_mm)
         if made is None:
@@ -68,7 +68,7 @@ class Plan:
         if affine is not None:
             affine[:3, 3] += affine[:3, 0] * self.index
         scan = Scan(made.hu, f"{record.case_id}-{self.index}", record.spacing_mm, affine)
-        return Case(scan, made.labels, record.patient_id, record.liver_predicted, implanted_in=record.voxel_sha256)
+        return Case(scan, made.labels, record.patient_id, record.liver_predicted, implanted_in=record.voxel_checksum)
 
 
 def plan(store: Store, *, slices: int | None = None, seed: int = 0, exclude_trained: Path | None = None) -> list[Plan]:

@@ -169,7 +169,7 @@ def _spacing(record: CaseRecord, where: str) -> Iterable[Problem]:
 def _same_voxels(records: Sequence[CaseRecord], where: dict[str, str]) -> list[Problem]:
     groups: dict[str, list[CaseRecord]] = defaultdict(list)
     for record in sorted(records, key=lambda record: record.case_id):
-        groups[record.voxel_sha256].append(record)
+        groups[record.voxel_checksum].append(record)
     found = []
     for group in groups.values():
         for twin in group[1:]:

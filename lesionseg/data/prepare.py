@@ -21,8 +21,8 @@ from lesionseg.data.pseudonyms import (
     Job,
     key_table,
     key_table_path,
+    source_checksum,
     source_checksums,
-    source_sha256,
     with_pseudonyms,
     without_names,
 )
@@ -112,7 +112,7 @@ def _bring_up_to_date(
 
 def _prepare_case(job: Job, store_path: Path, kind: StoreKind) -> tuple[Path, CaseRecord]:
     """Read a case and write it, whole, into a temporary folder of the store; the caller puts it in its place."""
-    checksum = source_sha256(job.source)  # here, so that the files come from the disk once and are then in its cache
+    checksum = source_checksum(job.source)  # here, so that the files come from the disk once and are then in its cache
     case = to_canonical(job.source.read())
     notes = tuple(without_names(text, job.source, case.scan.scan_id) for text in case.warnings)
     if not case.labels.any():
@@ -126,7 +126,7 @@ def _prepare_case(job: Job, store_path: Path, kind: StoreKind) -> tuple[Path, Ca
                 code="liver-empty",
             )
         notes += ("no liver in the reference",)
-    names = {"case_id": job.case_id, "patient_id": job.patient_id, "source_sha256": checksum}
+    names = {"case_id": job.case_id, "patient_id": job.patient_id, "source_checksum": checksum}
     record = describe(case, warnings=notes, **names)
     folder = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=store_path))
     np.save(folder / HU, case.scan.hu)
@@ -147,7 +147,7 @@ def _compared(store_path: Path, records: Iterable[CaseRecord]) -> tuple[CaseReco
         )
     first: dict[str, CaseRecord] = {}
     for i, record in enumerate(ordered):
-        twin = first.setdefault(record.voxel_sha256, record)
+        twin = first.setdefault(record.voxel_checksum, record)
         if twin.patient_id != record.patient_id:
             raise InputError(
                 store_path,
@@ -243,7 +243,7 @@ def _finished(store_path: Path, jobs: list[Job]) -> dict[str, CaseRecord]:
         if record.case_id == job.case_id and array_damage(folder, record) is None:
             whole[job.case_id] = record
     checksums = source_checksums([job for job in jobs if job.case_id in whole])
-    return {case_id: record for case_id, record in whole.items() if record.source_sha256 == checksums[case_id]}
+    return {case_id: record for case_id, record in whole.items() if record.source_checksum == checksums[case_id]}
 
 
 def _gone(store_path: Path, jobs: list[Job]) -> list[Path]:

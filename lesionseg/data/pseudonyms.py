@@ -13,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import xxhash
+
 from lesionseg.data.store import STORE_FORMAT
 from lesionseg.errors import InputError
 from lesionseg.parallel import worker_count
@@ -53,23 +55,23 @@ def with_pseudonyms(sources: Sequence[CaseSource], salt: bytes) -> list[Job]:
 
 
 def source_checksums(jobs: Sequence[Job]) -> dict[str, str]:
-    """`source_sha256` of each job by its case id; hashing leaves the interpreter lock, so threads are enough.
+    """`source_checksum` of each job by its case id; hashing leaves the interpreter lock, so threads are enough.
 
     Raises:
         InputError: a file cannot be read.
     """
     with ThreadPoolExecutor(worker_count(None, len(jobs))) as pool:
-        checksums = pool.map(source_sha256, [job.source for job in jobs])
+        checksums = pool.map(source_checksum, [job.source for job in jobs])
         return {job.case_id: checksum for job, checksum in zip(jobs, checksums, strict=True)}
 
 
-def source_sha256(source: CaseSource) -> str:
-    """Checksum of the bytes of all files, of the options of reading, and of the format of the store.
+def source_checksum(source: CaseSource) -> str:
+    """XXH3 (128 bits) of the bytes of all files, of the options of reading, and of the format of the store.
 
     Raises:
         InputError: a file cannot be read.
     """
-    digest = hashlib.sha256(f"{STORE_FORMAT}\n{len(source.files)}\n{source.options}\n".encode())
+    digest = xxhash.xxh3_128(f"{STORE_FORMAT}\n{len(source.files)}\n{source.options}\n".encode())
     for file in source.files:
         try:
             digest.update(f"{file.stat().st_size}\n".encode())  # or bytes could move from one file to the next

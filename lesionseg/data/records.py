@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import xxhash
 from numpy.typing import ArrayLike
 from scipy import ndimage
 
-from lesionseg.inputs import Box, liver_box
+from lesionseg.boxes import Box, liver_box
 from lesionseg.labels import LIVER, NAMES, is_lesion, is_liver
 from lesionseg.measurements import FULL_CONNECTIVITY, longest_diameter
 from lesionseg.scan import Case
@@ -45,13 +45,13 @@ class CaseRecord:
     Attributes:
         spacing_mm: along (D, H, W); None: unknown. The first is NaN for a slice that states no thickness.
         affine: rows of the (4, 4) affine, array index → LPS mm; None: unknown.
-        liver_box: `inputs.liver_box` of the liver with its lesions; None without liver.
+        liver_box: `boxes.liver_box` of the liver with its lesions; None without liver.
         liver_slices: indices of slices that hold liver; `lesion_slices` the same for lesion.
         lesion_types: names of the lesion labels present, in the order of their ids.
         lesions: see `lesions_of`.
-        source_sha256: of the bytes of the source files and all that decided how they were read.
-        voxel_sha256: of shape and HU, so that the same scan is known again under another name.
-        implanted_in: `voxel_sha256` of the scan that this slice is of, where its lesions are implanted (`Case`).
+        source_checksum: of the bytes of the source files and all that decided how they were read.
+        voxel_checksum: of shape and HU, so that the same scan is known again under another name.
+        implanted_in: `voxel_checksum` of the scan that this slice is of, where its lesions are implanted (`Case`).
     """
 
     case_id: str
@@ -67,15 +67,15 @@ class CaseRecord:
     liver_predicted: bool
     generated: bool
     warnings: tuple[str, ...]
-    source_sha256: str
-    voxel_sha256: str
-    labels_sha256: str
+    source_checksum: str
+    voxel_checksum: str
+    labels_checksum: str
     implanted_in: str | None = None
 
     @property
     def scans(self) -> frozenset[str]:
         """Hashes of the scans that a net has seen once it has seen this case: its own, and that it is made of."""
-        return frozenset({self.voxel_sha256, self.implanted_in or self.voxel_sha256})
+        return frozenset({self.voxel_checksum, self.implanted_in or self.voxel_checksum})
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types; NaN becomes null. What only implants have is left out of the others."""
@@ -104,15 +104,15 @@ class CaseRecord:
             liver_predicted=bool(data["liver_predicted"]),
             generated=bool(data["generated"]),
             warnings=tuple(map(_text, data["warnings"])),
-            source_sha256=_text(data["source_sha256"]),
-            voxel_sha256=_text(data["voxel_sha256"]),
-            labels_sha256=_text(data["labels_sha256"]),
+            source_checksum=_text(data["source_checksum"]),
+            voxel_checksum=_text(data["voxel_checksum"]),
+            labels_checksum=_text(data["labels_checksum"]),
             implanted_in=_text(data["implanted_in"]) if "implanted_in" in data else None,
         )
 
 
 def describe(
-    case: Case, *, case_id: str, patient_id: str, source_sha256: str, warnings: tuple[str, ...] = ()
+    case: Case, *, case_id: str, patient_id: str, source_checksum: str, warnings: tuple[str, ...] = ()
 ) -> CaseRecord:
     """Measure a case that is already canonical; `warnings` are those fit for the store (no source names)."""
     scan, labels = case.scan, case.labels
@@ -132,9 +132,9 @@ def describe(
         liver_predicted=case.liver_predicted,
         generated=scan.generated,
         warnings=warnings,
-        source_sha256=source_sha256,
-        voxel_sha256=array_sha256(scan.hu),
-        labels_sha256=array_sha256(labels),
+        source_checksum=source_checksum,
+        voxel_checksum=array_checksum(scan.hu),
+        labels_checksum=array_checksum(labels),
         implanted_in=case.implanted_in,
     )
 
@@ -157,9 +157,9 @@ def lesions_of(labels: np.ndarray, spacing_mm: tuple[float, float, float] | None
     return tuple(found)
 
 
-def array_sha256(array: np.ndarray) -> str:
-    """Checksum of shape and values (little-endian, C order)."""
-    digest = hashlib.sha256(repr(tuple(array.shape)).encode())
+def array_checksum(array: np.ndarray) -> str:
+    """XXH3 (128 bits) of shape and values (little-endian, C order): tells damage and equal scans, not forgery."""
+    digest = xxhash.xxh3_128(repr(tuple(array.shape)).encode())
     for part in array:  # slice by slice, so that a mapped volume is never copied whole
         digest.update(np.ascontiguousarray(part, dtype=part.dtype.newbyteorder("<")).data)
     return digest.hexdigest()

@@ -24,7 +24,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lesionseg.collector import collector_at_rest
-from lesionseg.data.records import CaseRecord, LesionRecord, array_sha256
+from lesionseg.data.records import CaseRecord, LesionRecord, array_checksum
 from lesionseg.errors import InputError
 from lesionseg.scan import Scan
 
@@ -33,7 +33,7 @@ __all__ = ["CaseRecord", "LesionRecord", "Store", "StoreKind"]
 StoreKind = Literal["lits", "slices"]
 
 #: Changes with the layout of a store, how a door reads or what is measured of a case; other stores are made again.
-STORE_FORMAT = 1
+STORE_FORMAT = 2
 MANIFEST, CASES = "manifest.json", "cases"
 HU, LABELS, RECORD = "hu.npy", "labels.npy", "record.json"
 CASE_ID = re.compile(r"p[0-9a-f]{10}-[0-9a-f]{6}")
@@ -49,7 +49,7 @@ class Store:
         path: its folder.
         kind: `lits` (volumes, lesions without type) or `slices` (single slices with lesion types).
         records: one per case, ordered by case id.
-        manifest_sha256: checksum of the manifest, and through the checksums in it of every voxel.
+        manifest_sha256: of the manifest, and through the checksums in it of every voxel.
     """
 
     path: Path
@@ -162,12 +162,12 @@ def array_damage(folder: Path, record: CaseRecord, *, verify: bool = False) -> I
     """What is wrong with the arrays in the folder of a case, if anything; `verify` recomputes their checksums."""
     if (problem := size_damage(folder, record)) is not None:
         return problem
-    for name, checksum in ((HU, record.voxel_sha256), (LABELS, record.labels_sha256)):
+    for name, checksum in ((HU, record.voxel_checksum), (LABELS, record.labels_checksum)):
         array = _mapped_as(folder / name, record.shape, _DTYPES[name])
         if isinstance(array, InputError):
             return array
-        if verify and array_sha256(array) != checksum:
-            return _damaged(folder / name, f"sha256 {checksum}", "other voxels")
+        if verify and array_checksum(array) != checksum:
+            return _damaged(folder / name, f"checksum {checksum}", "other voxels")
     return None
 
 

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from lesionseg import __version__
+from lesionseg.boxes import Box, liver_box
 from lesionseg.cascade_folder import CascadeFolder, process_count
 from lesionseg.data.records import CaseRecord, without_nan
 from lesionseg.data.store import MANIFEST, Store
@@ -41,7 +42,6 @@ from lesionseg.evaluation.scoring import (
 from lesionseg.evaluation.text import definitions, markdown, summary
 from lesionseg.formats.nifti_write import write_nifti_labels
 from lesionseg.grid_basis import few_patients
-from lesionseg.inputs import Box, liver_box
 from lesionseg.labels import LESION_TYPES, TARGETS, is_liver
 from lesionseg.model import Model
 from lesionseg.parallel import Cluster, each

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from lesionseg.errors import InputError
-from lesionseg.formats.dicom import is_dicom, read_dicom_file, read_dicom_series
 from lesionseg.formats.nifti import read_nifti
 from lesionseg.scan import Scan
 
@@ -26,6 +25,8 @@ def read_scan(path: Path, *, strict: bool = False, series: str | None = None) ->
     Raises:
         InputError: nothing there, another format, or a scan that cannot be read rightly (see the reader of the format).
     """
+    from lesionseg.formats.dicom import is_dicom, read_dicom_file, read_dicom_series  # a door of NIfTI needs none of it
+
     if path.is_dir():
         return read_dicom_series(path, series)
     if not path.is_file():

@@ -11,10 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-
 from lesionseg import __version__
 from lesionseg.errors import InputError
+from lesionseg.parallel.threads import limit_threads
 from lesionseg.parallel.window import as_done, without_result
 
 #: Until a scheduler has answered.
@@ -156,7 +155,7 @@ def _work(function: Callable[[Item], Result], version: str, processes_by_host: d
     from distributed import get_worker
 
     _refuse_other_version(version)
-    torch.set_num_threads(max(1, CPU_COUNT // processes_by_host.get(_host(get_worker().address), 1)))
+    limit_threads(max(1, CPU_COUNT // processes_by_host.get(_host(get_worker().address), 1)))
     return function(item)
 
 

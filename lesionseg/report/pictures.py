@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from lesionseg.boxes import Box, crop, liver_box
 from lesionseg.figures import MARGIN, overlay
-from lesionseg.inputs import Box, crop, liver_box
 from lesionseg.labels import is_liver
 from lesionseg.report.policy import data_address
 from lesionseg.scan import canonical, canonical_axes

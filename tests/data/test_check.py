@@ -21,7 +21,7 @@ from lesionseg.scan import Case, Scan
 def found_in(case, kind="slices", predicted=False, warnings=()):
     """Codes and severities of the problems of one made case."""
     scan = Scan(case.hu, "x", case.spacing_mm, case.affine, case.generated)
-    ids = {"case_id": "c", "patient_id": "p", "source_sha256": ""}
+    ids = {"case_id": "c", "patient_id": "p", "source_checksum": ""}
     record = describe(Case(scan, case.labels, "y", predicted), warnings=warnings, **ids)
     return {(p.code, p.severity) for p in case_problems(record, case.hu, case.labels, "c", kind)}
 
@@ -98,7 +98,7 @@ def records_of(tmp_path, *cases):
     records = []
     for i, (patient, case) in enumerate(cases):
         scan = Scan(case.hu, "x", case.spacing_mm, case.affine, case.generated)
-        ids = {"case_id": f"c{i}", "patient_id": patient, "source_sha256": ""}
+        ids = {"case_id": f"c{i}", "patient_id": patient, "source_checksum": ""}
         records.append(describe(Case(scan, case.labels, patient), **ids))
     return records
 

@@ -11,12 +11,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from made_cases import AFFINE, Made, made, source
 
+from lesionseg.boxes import Box, crop, slice_box
 from lesionseg.data.augment import Augmentation
 from lesionseg.data.dataset import Draw, EvaluationSampler, SliceDataset, TrainingSampler, collate
 from lesionseg.data.prepare import prepare
 from lesionseg.data.slice_table import SliceTable
 from lesionseg.data.store import Store
-from lesionseg.inputs import Box, InputSpec, crop, neighbours, paste, slice_box
+from lesionseg.inputs import InputSpec, neighbours, paste
 from lesionseg.labels import TARGETS
 
 SIZE = 32

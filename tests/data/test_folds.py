@@ -30,9 +30,9 @@ def record(patient: int, case: int, types: tuple[str, ...]) -> CaseRecord:
         liver_predicted=False,
         generated=False,
         warnings=(),
-        source_sha256="",
-        voxel_sha256="",
-        labels_sha256="",
+        source_checksum="",
+        voxel_checksum="",
+        labels_checksum="",
     )
 
 

@@ -55,7 +55,7 @@ def test_every_slice_without_lesion_becomes_one_of_the_same_patient(real, made):
     assert made.kind == "slices"
     assert not made.generated
     assert (made.content, real.content) == ("real CT with implanted lesions", "real CT")
-    by_scan = {record.voxel_sha256: record for record in real.records}
+    by_scan = {record.voxel_checksum: record for record in real.records}
     assert len(made.records) == 4 * (8 - len(TAKEN))
     for record in made.records:
         assert record.patient_id == by_scan[record.implanted_in].patient_id
@@ -70,7 +70,7 @@ def test_every_slice_without_lesion_becomes_one_of_the_same_patient(real, made):
 
 
 def test_all_but_the_lesions_is_the_slice_at_its_place(real, made):
-    by_scan = {record.voxel_sha256: record for record in real.records}
+    by_scan = {record.voxel_checksum: record for record in real.records}
     seen = set()
     for record in made.records:
         old = by_scan[record.implanted_in]
@@ -85,7 +85,7 @@ def test_all_but_the_lesions_is_the_slice_at_its_place(real, made):
         y, x = np.nonzero(before != after)
         assert (real.labels(old.case_id)[index][y, x] == LIVER).all()
         assert len(y) < 3 * lesion.sum() + 60  # a border beside it, no more
-    assert seen == {(old.voxel_sha256, i) for old in real.records for i in range(8) if i not in TAKEN}
+    assert seen == {(old.voxel_checksum, i) for old in real.records for i in range(8) if i not in TAKEN}
 
 
 def test_a_seed_gives_the_same_store_and_a_number_takes_all_patients_in_turn(real, made, tmp_path):
@@ -93,7 +93,7 @@ def test_a_seed_gives_the_same_store_and_a_number_takes_all_patients_in_turn(rea
     other = implant_store(real.path, tmp_path / "other", seed=1, slices=7, workers=1)
     assert again.manifest_sha256 == made.manifest_sha256
     assert (tmp_path / "again.implants.png").stat().st_size > 10_000
-    assert not {r.voxel_sha256 for r in other.records} & {r.voxel_sha256 for r in made.records}
+    assert not {r.voxel_checksum for r in other.records} & {r.voxel_checksum for r in made.records}
     patients = [record.patient_id for record in other.records]
     assert sorted(map(patients.count, set(patients))) == [2, 2, 3]
     few = implant_store(real.path, tmp_path / "few", slices=5, workers=1)
@@ -185,8 +185,8 @@ def test_a_record_names_the_scan_only_where_lesions_are_implanted(real, made):
             assert set(written) & {"implanted_in"} == fields
             assert CaseRecord.from_json(json.loads(json.dumps(written))) == record
     record = made.records[0]
-    assert record.scans == {record.voxel_sha256, record.implanted_in}
-    assert real.records[0].scans == {real.records[0].voxel_sha256}
+    assert record.scans == {record.voxel_checksum, record.implanted_in}
+    assert real.records[0].scans == {real.records[0].voxel_checksum}
     for wrong in (None, 3):
         with pytest.raises((TypeError, ValueError)):
             CaseRecord.from_json({**record.to_json(), "implanted_in": wrong})
@@ -212,7 +212,7 @@ def test_a_net_is_not_tested_on_implants_in_what_it_was_pretrained_on(
     assert "expected test cases that the net never saw; got 5 that it was trained on" in capsys.readouterr().err
     others = implant_store(real.path, tmp_path / "others", exclude_trained=tmp_path / "start", workers=1)
     patients = {record.patient_id for record in real.records}
-    left_out = {record.patient_id for record in real.records if record.voxel_sha256 == seen}
+    left_out = {record.patient_id for record in real.records if record.voxel_checksum == seen}
     assert {record.patient_id for record in others.records} == patients - left_out
     assert fit("others0", others, 0, 2) == fit("others1", others, 1, 2) == 0
     run = RunInfo.read(tmp_path / "others0")
@@ -226,7 +226,7 @@ def test_a_net_is_not_tested_on_implants_in_what_it_was_pretrained_on(
 
 def test_nor_is_a_cascade_scored_on_them(real, made, make_model, tmp_path):
     model = make_model("typed")
-    replace(model, trained_on=(real.records[0].voxel_sha256,)).save(tmp_path / "model")
+    replace(model, trained_on=(real.records[0].voxel_checksum,)).save(tmp_path / "model")
     patient = real.records[0].patient_id
     count = sum(record.patient_id == patient for record in made.records)
     with pytest.raises(InputError, match=f"{count} of 20 cases of patients whose scans it was trained on"):

@@ -38,7 +38,7 @@ def test_the_same_input_gives_the_same_manifest(tmp_path):
 
 
 def test_processes_give_the_same_store(tmp_path, monkeypatch):
-    monkeypatch.setattr(parallel, "SECONDS_ALONE", 0.0)
+    monkeypatch.setattr(parallel, "SECONDS_TO_START", 0.0)
     sources = cohort(tmp_path / "in", n=3)
     bad = dataclasses.replace(sources[0], source_id="x", read=partial(refused, Path("cat")))
     with pytest.raises(InputError, match="a cat") as caught:  # comes whole through the process border
@@ -107,7 +107,7 @@ from lesionseg.data.prepare import prepare
 from made_cases import cohort
 if __name__ == "__main__":
     folder, workers, delay_s = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
-    parallel.SECONDS_ALONE = 0.0
+    parallel.SECONDS_TO_START = 0.0
     sources = cohort(folder / "in", delay_s=delay_s)
     print("begin", flush=True)
     prepare(sources, folder / "store", kind="lits", workers=workers)

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from made_cases import AFFINE, made
 
-from lesionseg.data.records import CaseRecord, array_sha256, describe, lesions_of
-from lesionseg.inputs import Box
+from lesionseg.boxes import Box
+from lesionseg.data.records import CaseRecord, array_checksum, describe, lesions_of
 from lesionseg.scan import Case, Scan
 
-IDS = {"case_id": "p0123456789-abcdef", "patient_id": "p0123456789", "source_sha256": "0" * 64}
+IDS = {"case_id": "p0123456789-abcdef", "patient_id": "p0123456789", "source_checksum": "0" * 64}
 
 
 def test_a_hand_made_case_is_measured():
@@ -48,11 +48,11 @@ def test_unknown_spacing_leaves_millimetres_out():
 
 def test_checksum_tells_shape_and_values_apart():
     array = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
-    assert array_sha256(array) == array_sha256(np.asfortranarray(array)) == array_sha256(array.astype(">i2"))
-    assert array_sha256(array) != array_sha256(array.reshape(3, 2, 4))
+    assert array_checksum(array) == array_checksum(np.asfortranarray(array)) == array_checksum(array.astype(">i2"))
+    assert array_checksum(array) != array_checksum(array.reshape(3, 2, 4))
     changed = array.copy()
     changed[1, 2, 3] += 1
-    assert array_sha256(array) != array_sha256(changed)
+    assert array_checksum(array) != array_checksum(changed)
 
 
 @pytest.mark.parametrize("spacing_mm", [None, (math.nan, 0.8, 0.8), (5.0, 0.8, 0.8)])

@@ -164,7 +164,7 @@ def test_a_changed_voxel_is_found_by_its_checksum(path, name):
     content[-1] ^= 1
     file.write_bytes(content)
     Store.open(path)
-    with pytest.raises(InputError, match="sha256"):
+    with pytest.raises(InputError, match="expected checksum"):
         Store.open(path, verify=True)
 
 

@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from lesionseg import parallel
+from lesionseg.boxes import liver_box
 from lesionseg.cascade import Cascade
 from lesionseg.cli import INTERRUPTED, WRONG_INPUT, main
 from lesionseg.data.store import Store
 from lesionseg.errors import InputError
 from lesionseg.evaluation.evaluate import evaluate, kept
 from lesionseg.evaluation.figures import CASCADE, PREDICTED_BOX, REFERENCE_BOX
-from lesionseg.inputs import liver_box
 from lesionseg.labels import LESION_TYPES, TARGETS
 from lesionseg.lesions import dice
 from lesionseg.metrics import LesionFigures
@@ -33,7 +33,7 @@ EVERY_FILE = {"request.json", "cases", "cases.csv", "lesions.csv", "evaluation.j
 @pytest.fixture(autouse=True)
 def one_process(monkeypatch):
     """However long it takes: some tests change what the cascade does."""
-    monkeypatch.setattr(parallel, "SECONDS_ALONE", math.inf)
+    monkeypatch.setattr(parallel, "SECONDS_TO_START", math.inf)
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +226,7 @@ def test_patients_the_model_has_seen_are_refused_or_left_out(slices_store, folde
     patient = Counter(record.patient_id for record in records).most_common(1)[0][0]
     theirs = [record for record in records if record.patient_id == patient]
     assert len(theirs) > 1
-    model = folder_of("typed", trained_on=(theirs[0].voxel_sha256, "0" * 64))  # one scan is enough to know a patient
+    model = folder_of("typed", trained_on=(theirs[0].voxel_checksum, "0" * 64))  # one scan is enough to know a patient
     command = ["evaluate", str(slices_store), "--model", str(model), "-o", str(tmp_path / "out"), "--device", "cpu"]
     assert main(command) == WRONG_INPUT
     message = capsys.readouterr().err
@@ -239,7 +239,7 @@ def test_patients_the_model_has_seen_are_refused_or_left_out(slices_store, folde
 
 
 def test_a_store_the_model_has_seen_whole_is_refused(slices_store, folder_of, tmp_path):
-    model = folder_of("typed", trained_on=tuple(r.voxel_sha256 for r in Store.open(slices_store).records))
+    model = folder_of("typed", trained_on=tuple(r.voxel_checksum for r in Store.open(slices_store).records))
     with pytest.raises(InputError, match=r"12 of 12 cases .* evaluate it on another store"):
         evaluate(slices_store, model, tmp_path / "out", device="cpu", exclude_trained=True)
 

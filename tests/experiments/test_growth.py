@@ -27,7 +27,7 @@ def test_links_and_other_names_are_cases_of_the_same_patients(phantom_root, tmp_
     for name, sources in (("links", lits.cases(many, groups=many / "groups.csv")), ("names", repeated(cases, 9))):
         records = prepare(sources, tmp_path / name, kind="lits", workers=1).records
         assert len(records) == 9
-        assert len({record.patient_id for record in records}) == len({record.voxel_sha256 for record in records}) == 3
+        assert len({record.patient_id for record in records}) == len({record.voxel_checksum for record in records}) == 3
 
 
 def test_a_grown_store_opens_with_so_many_more_patients(slices_store, tmp_path):

@@ -2,7 +2,10 @@
 
 import gc
 import os
+import subprocess
+import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -43,7 +46,7 @@ def collects(_: int) -> bool:
 @pytest.fixture
 def at_once(monkeypatch):
     """No work in this process."""
-    monkeypatch.setattr(parallel, "SECONDS_ALONE", 0.0)
+    monkeypatch.setattr(parallel, "SECONDS_TO_START", 0.0)
 
 
 def test_worker_count():
@@ -67,6 +70,39 @@ def test_quick_work_needs_no_further_process():
     assert sorted(each(here, range(5), workers=4, title="x")) == list(range(5))
     assert seen == {os.getpid()}
     assert list(each(double, [], workers=4, title="x")) == []
+
+
+def slow_by(seconds: float, _: int) -> int:
+    time.sleep(seconds)
+    return os.getpid()
+
+
+def test_further_processes_join_where_they_would_be_through_before_this_one(monkeypatch):
+    """20 items of 50 ms: a second alone; by two, half of it and the time to start."""
+    work = partial(slow_by, 0.05)
+    monkeypatch.setattr(parallel, "SECONDS_TO_START", 0.1)
+    done_by = list(each(work, range(20), workers=2, title=None))
+    assert done_by[0] == os.getpid() != done_by[-1]  # the first one tells how long they take
+    monkeypatch.setattr(parallel, "SECONDS_TO_START", 0.9)
+    assert set(each(work, range(20), workers=2, title=None)) == {os.getpid()}
+    assert set(each(work, range(20), workers=1, title=None)) == {os.getpid()}
+
+
+@pytest.mark.parametrize("loaded_before", [False, True])
+def test_threads_are_limited_whether_torch_is_there_yet_or_not(loaded_before):
+    """In a process of its own, as torch stays loaded and is told once."""
+    lines = ["from lesionseg.parallel.threads import limit_threads", "limit_threads(1)", "import torch"]
+    order = [2, 0, 1] if loaded_before else [0, 1, 2]
+    script = "; ".join([*(lines[i] for i in order), "print(torch.get_num_threads())"])
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "1\n"
+
+
+def test_prepare_loads_no_torch():
+    """It would take more than half of the time to start, in every process."""
+    script = (
+        "import sys, lesionseg.data.prepare, lesionseg.data.lits, lesionseg.data.slices; print('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "False\n"
 
 
 def test_work_is_done_with_the_collector_on(at_once):

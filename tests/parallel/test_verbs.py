@@ -81,6 +81,6 @@ def test_evaluate(address, one_killed, model, slices_store, tmp_path, monkeypatc
         assert main([*command, "-o", str(tmp_path / "out"), "--dask", address]) == 0
     assert main([*command, "-o", str(tmp_path / "one"), "--workers", "1"]) == 0
     assert files(tmp_path / "out") == files(tmp_path / "one")
-    monkeypatch.setattr(parallel, "SECONDS_ALONE", 0.0)
+    monkeypatch.setattr(parallel, "SECONDS_TO_START", 0.0)
     assert main([*command, "-o", str(tmp_path / "two"), "--workers", "2"]) == 0
     assert files(tmp_path / "two") == files(tmp_path / "one")

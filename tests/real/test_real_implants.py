@@ -35,7 +35,7 @@ def made(real, tmp_path_factory) -> Store:
 
 def before(real: Store, made: Store, record: CaseRecord) -> tuple[np.ndarray, np.ndarray]:
     """HU and labels of the slice that a case was, found by its voxels outside of the liver."""
-    (old,) = [old for old in real.records if old.voxel_sha256 == record.implanted_in]
+    (old,) = [old for old in real.records if old.voxel_checksum == record.implanted_in]
     hu, labels, now = real.hu(old.case_id), real.labels(old.case_id), made.hu(record.case_id)[0]
     (index,) = [i for i in old.liver_slices if np.array_equal(hu[i][labels[i] == 0], now[labels[i] == 0])]
     return np.array(hu[index]), np.array(labels[index])

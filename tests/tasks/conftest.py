@@ -5,8 +5,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from lesionseg.boxes import Box
 from lesionseg.data.dataset import Batch, Place
-from lesionseg.inputs import Box
 
 
 @pytest.fixture

@@ -6,10 +6,11 @@ import torch
 from skimage.measure import label, regionprops
 from torch.nn import functional
 
+from lesionseg.boxes import Box
 from lesionseg.crops import MARGIN
 from lesionseg.data.dataset import Batch, Place
 from lesionseg.errors import InputError
-from lesionseg.inputs import Box, InputSpec
+from lesionseg.inputs import InputSpec
 from lesionseg.networks import blocks
 from lesionseg.runs import read_net
 from lesionseg.tasks import CropClassifierTask

@@ -8,10 +8,11 @@ import pytorch_lightning as pl
 import torch
 from torch.nn import functional
 
+from lesionseg.boxes import Box
 from lesionseg.data.datamodule import LesionDataModule
 from lesionseg.data.dataset import Batch, Place
 from lesionseg.errors import InputError
-from lesionseg.inputs import Box, InputSpec
+from lesionseg.inputs import InputSpec
 from lesionseg.labels import TARGETS
 from lesionseg.networks import blocks, transfer
 from lesionseg.runs import read_net
