@@ -123,8 +123,18 @@ def status_bytes(field: str) -> int:
     return 1024 * int(line.split()[1])
 
 
-def cases_per_second(pool: ProcessPoolExecutor, way: Way, cases: Sequence[CaseSource]) -> float:
-    """One round: halves of the cases to the processes, with empty folders to write to."""
+def settled(size: int) -> None:
+    """Begin alike: what another way has written is on the disk, and so many bytes of memory are at hand.
+
+    A virtual machine may have given back to its host what nobody used for two seconds, and getting it again takes ten
+    times as long as a write: that would fall to the ways that follow on one which needs little memory.
+    """
+    os.sync()
+    np.ones(size, np.uint8)
+
+
+def cases_per_second(pool: ProcessPoolExecutor, size: int, way: Way, cases: Sequence[CaseSource]) -> float:
+    """One round: halves of the cases, `size` bytes of memory each, to the processes, with empty folders to write to."""
     with tempfile.TemporaryDirectory() as name:
         folders = [Path(name) / str(k) for k in range(PROCESSES)]
         for folder in folders:
@@ -135,16 +145,16 @@ def cases_per_second(pool: ProcessPoolExecutor, way: Way, cases: Sequence[CaseSo
             for future in [pool.submit(way, part, folder) for part, folder in zip(parts, folders, strict=True)]:
                 future.result()
 
-        os.sync()  # what another way has written is not to reach the disk in the time of this one
+        settled(size * len(cases))
         return len(cases) / seconds(work)()
 
 
-def command_per_second(root: Path, volumes: int) -> float:
+def command_per_second(root: Path, volumes: int, size: int) -> float:
     """Volumes by the time of the whole command on a folder that `linked` made."""
     with tempfile.TemporaryDirectory() as name:
         words = ["prepare", "lits", str(root), "--groups", str(root / "groups.csv"), "--workers", str(PROCESSES)]
         command = [sys.executable, "-m", "lesionseg.cli", *words, "--output", str(Path(name) / "store")]
-        os.sync()
+        settled(size * volumes)
         return volumes / seconds(lambda: subprocess.run(command, check=True, capture_output=True))()
 
 
@@ -202,17 +212,20 @@ def measure(root: Path, folder: Path, options: argparse.Namespace) -> tuple[list
     }
     others = limits | rivals(root, folder / "nnunet", cases)
     few, more = options.single // 4, options.single
+    size = 4 * options.slices * options.side**2  # a volume in its store, and what it takes to get there
     with ProcessPoolExecutor(PROCESSES, multiprocessing.get_context("spawn")) as pool:
-        warm = functools.partial(cases_per_second, pool)
+        warm = functools.partial(cases_per_second, pool, size)
         ways: dict[str, Callable[[], float]] = {
             name: functools.partial(warm, way, cases if name == NNUNET else some)
             for name, way in {OURS: functools.partial(ours, "lits"), **others}.items()
         }
-        ways[COMMAND] = functools.partial(command_per_second, many, volumes)
+        ways[COMMAND] = functools.partial(command_per_second, many, volumes, size)
         ways[WARM] = functools.partial(warm, functools.partial(ours, "lits"), all_links)
         for n in (few, more):
             way = functools.partial(ours, "slices")
-            ways[f"{n} single slices"] = functools.partial(warm, way, repeated(generated, n))
+            ways[f"{n} single slices"] = functools.partial(
+                cases_per_second, pool, size // options.slices, way, repeated(generated, n)
+            )
         rates = rounds(ways, options.repeats)
     rows = [
         Row(f"prepare, {PROCESSES} processes", "volumes/s", rates[OURS], name, "limit" if name in limits else "rival",

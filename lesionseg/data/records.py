@@ -145,12 +145,13 @@ def lesions_of(labels: np.ndarray, spacing_mm: tuple[float, float, float] | None
     Ordered by type, then by first voxel.
     """
     found: list[LesionRecord] = []
-    around = _lesion_window(labels)
-    for label, window in enumerate(ndimage.find_objects(labels[around]), start=1):
-        if label == LIVER or window is None:
-            continue
+    of_slice, along_d = map(is_lesion, _highest(labels))
+    around = _window(of_slice, along_d)
+    for label in (id_ for id_ in NAMES if id_ > LIVER):
+        of_type = labels[around] == label
         # Only the box of the type is searched: the component map takes four bytes a voxel.
-        components, _ = ndimage.label(labels[around][window] == label, FULL_CONNECTIVITY)
+        window = _window(of_type.any((1, 2)), of_type.any(0))
+        components, _ = ndimage.label(of_type[window], FULL_CONNECTIVITY)
         for i, box in enumerate(ndimage.find_objects(components), start=1):
             first = around[0].start + window[0].start + box[0].start
             found.append(_measure(components[box] == i, NAMES[label], first, spacing_mm))
@@ -194,9 +195,8 @@ def _highest(labels: np.ndarray) -> _Highest:
     return _Highest(of_slice, along_d)
 
 
-def _lesion_window(labels: np.ndarray) -> tuple[slice, slice, slice]:
-    """The smallest window with every lesion voxel; without one, the first voxel."""
-    of_slice, along_d = map(is_lesion, _highest(labels))
+def _window(of_slice: np.ndarray, along_d: np.ndarray) -> tuple[slice, slice, slice]:
+    """The smallest window with every voxel of a mask, by its slices (D,) and its shadow (H, W); of none, the first."""
     return _extent(of_slice), _extent(along_d.any(1)), _extent(along_d.any(0))
 
 
