@@ -37,6 +37,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import psutil
 import xxhash
 from isal import igzip
 from lits_size import write_lits
@@ -76,9 +77,9 @@ def unpack(opened: Callable, cases: Sequence[CaseSource], folder: Path) -> None:
 
 
 def unpack_and_write(checking: bool, cases: Sequence[CaseSource], folder: Path) -> None:
-    """By ISA-L; `checking`: with checksums of what is on the disk and of what comes out of it.
+    """By ISA-L; `checking`: what is on the disk and what comes out of it is hashed too, which is forgotten.
 
-    In the same small buffer, so that a byte is written and added while it lies in the cache.
+    In the same small buffer, so that a byte is written and hashed while it lies in the cache.
     """
     buffer = memoryview(bytearray(1 << 18))
     for i, file in enumerate(file for case in cases for file in case.files):
@@ -124,13 +125,13 @@ def status_bytes(field: str) -> int:
 
 
 def settled(size: int) -> None:
-    """Begin alike: what another way has written is on the disk, and so many bytes of memory are at hand.
+    """Begin alike: what another way has written is on the disk, and so many bytes of memory (of what is free) at hand.
 
     A virtual machine may have given back to its host what nobody used for two seconds, and getting it again takes ten
     times as long as a write: that would fall to the ways that follow on one which needs little memory.
     """
     os.sync()
-    np.ones(size, np.uint8)
+    np.ones(min(size, psutil.virtual_memory().free // 2), np.uint8)
 
 
 def cases_per_second(pool: ProcessPoolExecutor, size: int, way: Way, cases: Sequence[CaseSource]) -> float:

@@ -147,14 +147,16 @@ def lesions_of(labels: np.ndarray, spacing_mm: tuple[float, float, float] | None
     found: list[LesionRecord] = []
     of_slice, along_d = map(is_lesion, _highest(labels))
     around = _window(of_slice, along_d)
-    for label in (id_ for id_ in NAMES if id_ > LIVER):
+    for label, name in NAMES.items():
+        if label <= LIVER:
+            continue
         of_type = labels[around] == label
         # Only the box of the type is searched: the component map takes four bytes a voxel.
         window = _window(of_type.any((1, 2)), of_type.any(0))
         components, _ = ndimage.label(of_type[window], FULL_CONNECTIVITY)
         for i, box in enumerate(ndimage.find_objects(components), start=1):
             first = around[0].start + window[0].start + box[0].start
-            found.append(_measure(components[box] == i, NAMES[label], first, spacing_mm))
+            found.append(_measure(components[box] == i, name, first, spacing_mm))
     return tuple(found)
 
 
@@ -196,7 +198,7 @@ def _highest(labels: np.ndarray) -> _Highest:
 
 
 def _window(of_slice: np.ndarray, along_d: np.ndarray) -> tuple[slice, slice, slice]:
-    """The smallest window with every voxel of a mask, by its slices (D,) and its shadow (H, W); of none, the first."""
+    """The smallest window with all of a mask, by its slices (D,) and its shadow (H, W); of an empty one a voxel."""
     return _extent(of_slice), _extent(along_d.any(1)), _extent(along_d.any(0))
 
 

@@ -32,7 +32,8 @@ __all__ = ["CaseRecord", "LesionRecord", "Store", "StoreKind"]
 
 StoreKind = Literal["lits", "slices"]
 
-#: Changes with the layout of a store, how a door reads or what is measured of a case; other stores are made again.
+#: Changes with the layout of a store, its checksums, how a door reads or what is measured of a case; other stores are
+#: made again.
 STORE_FORMAT = 2
 MANIFEST, CASES = "manifest.json", "cases"
 HU, LABELS, RECORD = "hu.npy", "labels.npy", "record.json"

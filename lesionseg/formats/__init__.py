@@ -25,7 +25,8 @@ def read_scan(path: Path, *, strict: bool = False, series: str | None = None) ->
     Raises:
         InputError: nothing there, another format, or a scan that cannot be read rightly (see the reader of the format).
     """
-    from lesionseg.formats.dicom import is_dicom, read_dicom_file, read_dicom_series  # a door of NIfTI needs none of it
+    # Not above: whoever imports a format runs this file, and NIfTI needs no highdicom.
+    from lesionseg.formats.dicom import is_dicom, read_dicom_file, read_dicom_series
 
     if path.is_dir():
         return read_dicom_series(path, series)

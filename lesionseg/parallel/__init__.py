@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -21,8 +22,8 @@ __all__ = ["KILLED", "Cluster", "each", "worker_count"]
 
 #: More workers than this rarely help (the disk is the limit), and each holds a volume.
 MOST_WORKERS = 8
-#: What further processes take to start. Work begins in this one; they join where they would be through before it.
-SECONDS_TO_START = 2.0
+#: What further processes take to start.
+SECONDS_TO_START = 3.0
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -83,10 +84,23 @@ def each(
 def _locally(
     function: Callable[[Item], Result], items: Sequence[Item], workers: int, killed: Callable[[Item], Result] | None
 ) -> Generator[Result, None, None]:
-    begin = time.monotonic()
+    """Work begins in this process, and goes on in further ones where those would be through first."""
+    slowest_s = 0.0
     for i, item in enumerate(items):
-        alone_s = (time.monotonic() - begin) / max(i, 1) * (len(items) - i)
-        if workers > 1 and alone_s >= SECONDS_TO_START + alone_s / workers:
-            yield from in_processes(function, items[i:], workers, killed)
+        left = len(items) - i
+        joint = min(workers, left)
+        if joint > 1 and _pays(left, joint, slowest_s):
+            yield from in_processes(function, items[i:], joint, killed)
             return
-        yield function(item)
+        begin = time.monotonic()
+        result = function(item)
+        slowest_s = max(slowest_s, time.monotonic() - begin)
+        yield result
+
+
+def _pays(items: int, workers: int, item_s: float) -> bool:
+    """Whether processes that are yet to start would be through with so many items before this one.
+
+    What an item takes is that of the slowest so far: many are done in no time where a command goes on.
+    """
+    return items * item_s >= SECONDS_TO_START + math.ceil(items / workers) * item_s

@@ -1,4 +1,4 @@
-"""How many threads one of several processes takes."""
+"""How many threads torch takes in one of several processes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import sys
 
 
 def limit_threads(count: int) -> None:
-    """Let torch take so many threads in this process, whether it is loaded yet or not: many a task needs none of it."""
+    """Let torch take so many threads at most, as long as this process lives, whether it is loaded yet or not.
+
+    Not imported for this: `prepare` needs no torch, which would be most of the time that its processes take to start.
+    """
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = str(count)
     if (torch := sys.modules.get("torch")) is not None:

@@ -34,7 +34,7 @@ family(
     "store",
     {
         "an empty folder": lambda store: [path.unlink() for path in sorted(store.rglob("*")) if path.is_file()],
-        "manifest cut off": lambda store: (store / "manifest.json").write_text('{"format": 1, "cases": ['),
+        "manifest cut off": lambda store: (store / "manifest.json").write_text('{"format": 2, "cases": ['),
         "of another version": lambda store: edited(store / "manifest.json", format=99),
         "a case removed": lambda store: case_file(store, "hu.npy").unlink(),
         "a case cut short": lambda store: case_file(store, "hu.npy").write_bytes(b"\x93NUMPY"),
@@ -167,7 +167,7 @@ family(
         "without weights": lambda model: (model / "liver.safetensors").unlink(),
         "weights cut off": lambda model: (model / "liver.safetensors").write_bytes(b"\x08\0\0\0"),
         "of a later version": lambda model: edited(model / "model.json", format=99),
-        "model.json cut off": lambda model: (model / "model.json").write_text('{"format": 1,'),
+        "model.json cut off": lambda model: (model / "model.json").write_text('{"format": 2,'),
         "an encoder from elsewhere": net(encoder="tu-hf-hub:someone/net"),
         "a temperature below zero": lambda model: edited(model / "model.json", temperature=-1),
         "no lesion net": lambda model: edited(model / "model.json", lesions=[]),

@@ -29,6 +29,17 @@ def tree(folder):
     return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
 
 
+@pytest.mark.parametrize(
+    ("door", "needless"), [("lits", ["torch", "highdicom"]), ("slices", ["torch"])], ids=["lits", "slices"]
+)
+def test_a_process_that_prepares_loads_no_more_than_it_needs(door, needless):
+    """They would be most of the time it takes to start."""
+    script = f"import sys, lesionseg.data.prepare, lesionseg.data.{door}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "numpy" in done.stdout.split()
+    assert not set(needless) & set(done.stdout.split())
+
+
 def test_the_same_input_gives_the_same_manifest(tmp_path):
     sources = cohort(tmp_path / "in")
     one = prepare(sources, tmp_path / "one", kind="lits", workers=1)

@@ -9,7 +9,7 @@ from lesionseg.boxes import Box
 from lesionseg.data.records import CaseRecord, array_checksum, describe, lesions_of
 from lesionseg.scan import Case, Scan
 
-IDS = {"case_id": "p0123456789-abcdef", "patient_id": "p0123456789", "source_checksum": "0" * 64}
+IDS = {"case_id": "p0123456789-abcdef", "patient_id": "p0123456789", "source_checksum": "0" * 32}
 
 
 def test_a_hand_made_case_is_measured():

@@ -2,10 +2,7 @@
 
 import gc
 import os
-import subprocess
-import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -72,37 +69,56 @@ def test_quick_work_needs_no_further_process():
     assert list(each(double, [], workers=4, title="x")) == []
 
 
-def slow_by(seconds: float, _: int) -> int:
-    time.sleep(seconds)
-    return os.getpid()
+class Clock:
+    """In place of `time`: work takes as long as it says."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def work(self, seconds: float) -> str:
+        self.now += seconds
+        return "alone"
 
 
-def test_further_processes_join_where_they_would_be_through_before_this_one(monkeypatch):
-    """20 items of 50 ms: a second alone; by two, half of it and the time to start."""
-    work = partial(slow_by, 0.05)
-    monkeypatch.setattr(parallel, "SECONDS_TO_START", 0.1)
-    done_by = list(each(work, range(20), workers=2, title=None))
-    assert done_by[0] == os.getpid() != done_by[-1]  # the first one tells how long they take
-    monkeypatch.setattr(parallel, "SECONDS_TO_START", 0.9)
-    assert set(each(work, range(20), workers=2, title=None)) == {os.getpid()}
-    assert set(each(work, range(20), workers=1, title=None)) == {os.getpid()}
+@pytest.mark.parametrize(
+    ("seconds", "workers", "alone"),
+    [
+        ([1] * 20, 2, 1),  # the first one tells how long they take: 19 s, or 3 s and 10 s
+        ([1] * 20, 1, 20),
+        ([0.25] * 20, 2, 20),  # 5 s, or 3 s and 2.5 s
+        ([0.25] * 20, 4, 1),  # ... and 1.25 s
+        ([60, 60], 2, 2),  # one is left, which nobody shares
+        ([60, 60, 60], 2, 1),
+        ([2, 2, 2], 2, 3),
+        ([0] * 5000 + [60] * 10, 2, 5001),  # most of them done before
+    ],
+)
+def test_further_processes_join_where_they_would_be_through_first(monkeypatch, seconds, workers, alone):
+    clock = Clock()
+    monkeypatch.setattr(parallel, "time", clock)
+    monkeypatch.setattr(parallel, "in_processes", lambda work, items, joint, killed: ["joint"] * len(items))
+    done = list(each(clock.work, seconds, workers=workers, title=None))
+    assert done == ["alone"] * alone + ["joint"] * (len(seconds) - alone)
 
 
-@pytest.mark.parametrize("loaded_before", [False, True])
-def test_threads_are_limited_whether_torch_is_there_yet_or_not(loaded_before):
-    """In a process of its own, as torch stays loaded and is told once."""
-    lines = ["from lesionseg.parallel.threads import limit_threads", "limit_threads(1)", "import torch"]
-    order = [2, 0, 1] if loaded_before else [0, 1, 2]
-    script = "; ".join([*(lines[i] for i in order), "print(torch.get_num_threads())"])
-    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "1\n"
+def test_no_more_processes_than_items_are_left(monkeypatch):
+    """They share the cores."""
+    clock, asked = Clock(), []
+    monkeypatch.setattr(parallel, "time", clock)
+    monkeypatch.setattr(parallel, "in_processes", lambda work, items, joint, killed: asked.append(joint) or [])
+    list(each(clock.work, [60] * 4, workers=4, title=None))
+    assert asked == [3]
 
 
-def test_prepare_loads_no_torch():
-    """It would take more than half of the time to start, in every process."""
-    script = (
-        "import sys, lesionseg.data.prepare, lesionseg.data.lits, lesionseg.data.slices; print('torch' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "False\n"
+def threads(_: int) -> str:
+    return os.environ["OMP_NUM_THREADS"]
+
+
+def test_workers_share_the_cores(at_once, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert set(each(threads, range(4), workers=2, title=None)) == {str(max(1, os.cpu_count() // 2))}
 
 
 def test_work_is_done_with_the_collector_on(at_once):
