@@ -237,6 +237,7 @@ class LesionDataModule(pl.LightningDataModule):
             persistent_workers=self.num_workers > 0,
             prefetch_factor=PREFETCHED if self.num_workers else None,
             multiprocessing_context=FORK if self.num_workers else None,
+            pin_memory=self._on_gpu(),  # or `Batch.to` would wait until the GPU is through with the last one
             worker_init_fn=heed_the_trainer_alone,
         )
 
@@ -249,6 +250,9 @@ class LesionDataModule(pl.LightningDataModule):
         if batches.is_last_batch or not started:
             return started, 0
         return started - 1, batches.current.processed  # type: ignore[attr-defined]
+
+    def _on_gpu(self) -> bool:
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
     def _ranks(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)

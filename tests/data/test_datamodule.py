@@ -44,6 +44,32 @@ def same(a: Batch, b: Batch) -> bool:
     return all(torch.equal(x, y) for x, y in tensors) and (a.boxes, a.places) == (b.boxes, b.places)
 
 
+def on(device: str, data: LesionDataModule) -> LesionDataModule:
+    strategy = SimpleNamespace(root_device=torch.device(device))
+    data.trainer = SimpleNamespace(strategy=strategy, global_rank=0, world_size=1)
+    return data
+
+
+def test_batches_are_pinned_where_a_gpu_trains(store):
+    assert on("cuda", module(store)).test_dataloader().pin_memory
+    assert not on("cpu", module(store)).test_dataloader().pin_memory
+    assert not module(store).test_dataloader().pin_memory
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_pinned_batch_is_a_batch(store, workers):
+    pinned, plain = (next(iter(on(device, module(store, num_workers=workers)).test_dataloader()))
+                     for device in ("cuda", "cpu"))  # fmt: skip
+    assert isinstance(pinned, Batch)
+    assert pinned.images.is_pinned()
+    assert all(reference.is_pinned() for reference in pinned.references)
+    assert same(pinned, plain)
+    moved = pinned.to(torch.device("cuda"))
+    assert torch.equal(moved.images.cpu(), plain.images)
+
+
 def test_no_patient_lies_in_two_parts_and_the_folds_cover_all(store):
     tested = []
     for fold in range(3):
