@@ -1,4 +1,4 @@
-"""The properties of what must be exact, on a thousand random cases each and more, against slow independent versions.
+"""The properties of what must be exact, on a thousand random cases each (the slowest: 250) and more, against slow independent versions.
 
 Usage: exactness.py [--seed N] [--output JSON]
 
@@ -17,7 +17,10 @@ from pathlib import Path
 from rows import Row, asked, publish
 
 ROOT = Path(__file__).parents[2]
-TESTS = ("data/test_folds.py", *(f"test_{name}.py" for name in ("lesions", "metrics", "schedules", "pacing", "inputs")))
+TESTS = (
+    "data/test_folds.py",
+    *(f"test_{name}.py" for name in ("lesions", "metrics", "schedules", "pacing", "boxes", "inputs")),
+)
 #: What hypothesis prints of a test: its name, and further down how many cases it passed and failed.
 _STATISTICS = re.compile(r"^(tests/\S+::\w+):$|- (\d+) passing, (\d+) failing", re.MULTILINE)
 
