@@ -1,10 +1,10 @@
-"""The properties of what must be exact, on a thousand random cases each (the slowest: 250) and more, against slow independent versions.
+"""The properties of what must be exact, on a thousand random cases each and more, against slow independent versions.
 
 Usage: exactness.py [--seed N] [--output JSON]
 
 They are the property tests of `tests/`, which `make test` runs on fewer cases: folds (no patient on both sides, every
 case tested once, those of scikit-learn), lesions and Dice (flood fill, scikit-learn), schedules, clocks and plateaus,
-boxes, crops and back; and the figures on 1, 2 and 3 processes.
+boxes, crops and back (the slowest one on 250 cases); and the figures on 1, 2 and 3 processes.
 """
 
 from __future__ import annotations
