@@ -127,8 +127,8 @@ def status_bytes(field: str) -> int:
 def settled(size: int) -> None:
     """Begin alike: what another way has written is on the disk, and so many bytes of memory (of what is free) at hand.
 
-    A virtual machine may have given back to its host what nobody used for two seconds, and getting it again takes ten
-    times as long as a write: that would fall to the ways that follow on one which needs little memory.
+    A virtual machine may have given back to its host what nobody used for two seconds, and getting it again takes
+    longer than the write itself: that would fall to the ways that follow on one which needs little memory.
     """
     os.sync()
     np.ones(min(size, psutil.virtual_memory().free // 2), np.uint8)

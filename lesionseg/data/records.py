@@ -117,7 +117,8 @@ def describe(
     """Measure a case that is already canonical; `warnings` are those fit for the store (no source names)."""
     scan, labels = case.scan, case.labels
     depth, height, width = scan.hu.shape
-    highest, lesions = _highest(labels), lesions_of(labels, scan.spacing_mm)
+    highest = highest_of(labels)
+    lesions = lesions_of(labels, highest, scan.spacing_mm)
     return CaseRecord(
         case_id=case_id,
         patient_id=patient_id,
@@ -139,14 +140,15 @@ def describe(
     )
 
 
-def lesions_of(labels: np.ndarray, spacing_mm: tuple[float, float, float] | None) -> tuple[LesionRecord, ...]:
+def lesions_of(
+    labels: np.ndarray, highest: Highest, spacing_mm: tuple[float, float, float] | None
+) -> tuple[LesionRecord, ...]:
     """Lesions of a label map (D, H, W): connected components of one type; touching types are two lesions.
 
-    Ordered by type, then by first voxel.
+    Ordered by type, then by first voxel. `highest` is that of the map.
     """
     found: list[LesionRecord] = []
-    of_slice, along_d = map(is_lesion, _highest(labels))
-    around = _window(of_slice, along_d)
+    around = _window(is_lesion(highest.of_slice), is_lesion(highest.along_d))
     for label, name in NAMES.items():
         if label <= LIVER:
             continue
@@ -181,20 +183,21 @@ def _measure(
     return LesionRecord(type_name, voxels, (first, first + len(lesion) - 1), volume, area, diameter)
 
 
-class _Highest(NamedTuple):
+class Highest(NamedTuple):
     """Highest label of each slice, (D,), and along D, (H, W): what holds liver or lesion, by one look at the volume."""
 
     of_slice: np.ndarray
     along_d: np.ndarray
 
 
-def _highest(labels: np.ndarray) -> _Highest:
+def highest_of(labels: np.ndarray) -> Highest:
+    """One look at a label map (D, H, W)."""
     along_d = np.zeros(labels.shape[1:], labels.dtype)
     of_slice = np.zeros(len(labels), labels.dtype)
     for i, plane in enumerate(labels):
         of_slice[i] = plane.max()
         np.maximum(along_d, plane, out=along_d)
-    return _Highest(of_slice, along_d)
+    return Highest(of_slice, along_d)
 
 
 def _window(of_slice: np.ndarray, along_d: np.ndarray) -> tuple[slice, slice, slice]:

@@ -6,7 +6,7 @@ import pytest
 from made_cases import AFFINE, made
 
 from lesionseg.boxes import Box
-from lesionseg.data.records import CaseRecord, array_checksum, describe, lesions_of
+from lesionseg.data.records import CaseRecord, array_checksum, describe, highest_of, lesions_of
 from lesionseg.scan import Case, Scan
 
 IDS = {"case_id": "p0123456789-abcdef", "patient_id": "p0123456789", "source_checksum": "0" * 32}
@@ -32,16 +32,17 @@ def test_lesions_are_components_of_one_type():
     labels[0, 2, 2] = labels[1, 3, 3] = 2  # one lesion: they touch over a corner
     labels[1, 4, 4] = 3  # touches, but is of another type
     labels[2, 9:11, 9:11] = 2
-    found = [(lesion.type, lesion.voxels, lesion.slices) for lesion in lesions_of(labels, None)]
+    found = [(lesion.type, lesion.voxels, lesion.slices) for lesion in lesions_of(labels, highest_of(labels), None)]
     assert found == [("cyst", 2, (0, 1)), ("cyst", 4, (2, 2)), ("hemangioma", 1, (1, 1))]
-    assert lesions_of(np.ones((1, 4, 4), np.uint8), None) == ()
+    liver = np.ones((1, 4, 4), np.uint8)
+    assert lesions_of(liver, highest_of(liver), None) == ()
 
 
 def test_unknown_spacing_leaves_millimetres_out():
     labels = made(0, shape=(1, 32, 32)).labels
-    (unknown,) = lesions_of(labels, None)
+    (unknown,) = lesions_of(labels, highest_of(labels), None)
     assert (unknown.volume_ml, unknown.area_mm2, unknown.diameter_mm) == (None, None, None)
-    (slice_only,) = lesions_of(labels, (math.nan, 0.5, 0.5))
+    (slice_only,) = lesions_of(labels, highest_of(labels), (math.nan, 0.5, 0.5))
     assert slice_only.volume_ml is None
     assert slice_only.area_mm2 == 3.0
 
