@@ -47,7 +47,9 @@ def test_implants_in_real_slices_change_the_liver_alone(real, made):
         lesion, changed = made.labels(record.case_id)[0] > LIVER, made.hu(record.case_id)[0] != hu
         assert not (labels > LIVER).any()
         assert (labels[changed | lesion] == LIVER).all()
-        assert ndimage.binary_dilation(changed)[lesion].all()
+        # The rest is equal: by chance, or where a border crosses tissue that has the HU of the lesion.
+        assert changed[lesion].mean() > 0.95
+        assert ndimage.binary_dilation(changed, iterations=3)[lesion].all()
 
 
 def test_their_noise_is_that_of_the_liver_around_them(real, made):
