@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from rich.console import Console
 
@@ -205,7 +206,7 @@ def _look_at_source(source: CaseSource, kind: StoreKind) -> _Looked:
     record = describe(case, case_id=case_id, patient_id=patient_id, source_checksum="", warnings=case.warnings)
     if case.liver_predicted:  # by `_AnyLiver`: not known yet
         case.labels[case.labels == LIVER] = BACKGROUND
-        record = replace(record, liver_slices=(), liver_box=None)
+        record = msgspec.structs.replace(record, liver_slices=(), liver_box=None)
     where = f"{source.source_id} ({case_id})"
     return _looked(record, case.scan.hu, case.labels, where, kind)
 

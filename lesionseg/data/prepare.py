@@ -10,10 +10,10 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from filelock import FileLock, Timeout
 
@@ -131,7 +131,7 @@ def _prepare_case(job: Job, store_path: Path, kind: StoreKind) -> tuple[Path, Ca
     folder = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=store_path))
     np.save(folder / HU, case.scan.hu)
     np.save(folder / LABELS, case.labels)
-    (folder / RECORD).write_text(json.dumps(record.to_json(), sort_keys=True, allow_nan=False))
+    (folder / RECORD).write_bytes(record.to_json())
     folder.chmod(0o755)  # mkdtemp lets nobody else in
     return folder, record
 
@@ -157,7 +157,7 @@ def _compared(store_path: Path, records: Iterable[CaseRecord]) -> tuple[CaseReco
                 code="same-scan-leak",
             )
         if twin is not record:
-            ordered[i] = replace(record, warnings=(*record.warnings, f"same voxels as {twin.case_id}"))
+            ordered[i] = msgspec.structs.replace(record, warnings=(*record.warnings, f"same voxels as {twin.case_id}"))
     return tuple(ordered)
 
 
@@ -237,8 +237,8 @@ def _finished(store_path: Path, jobs: list[Job]) -> dict[str, CaseRecord]:
     for job in jobs:
         folder = case_folder(store_path, job.case_id)
         try:
-            record = CaseRecord.from_json(json.loads((folder / RECORD).read_bytes()))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            record = CaseRecord.from_json((folder / RECORD).read_bytes())
+        except (OSError, msgspec.MsgspecError, ValueError, RecursionError):
             continue  # not there, or not whole: made again
         if record.case_id == job.case_id and array_damage(folder, record) is None:
             whole[job.case_id] = record

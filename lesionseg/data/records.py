@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
 import numpy as np
 import xxhash
 from numpy.typing import ArrayLike
@@ -16,9 +16,14 @@ from lesionseg.labels import LIVER, NAMES, is_lesion, is_liver
 from lesionseg.measurements import FULL_CONNECTIVITY, longest_diameter
 from lesionseg.scan import Case
 
+#: A thickness that no slice states is NaN, which JSON does not know: there it is null.
+if TYPE_CHECKING:
+    Thickness = float
+else:
+    Thickness = float | None
 
-@dataclass(frozen=True, slots=True)
-class LesionRecord:
+
+class LesionRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """One connected lesion of one type.
 
     Attributes:
@@ -38,8 +43,7 @@ class LesionRecord:
     diameter_mm: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class CaseRecord:
+class CaseRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
     """One case of a store. Ids are pseudonyms; arrays are in the orientation of `scan.to_canonical`.
 
     Attributes:
@@ -57,7 +61,7 @@ class CaseRecord:
     case_id: str
     patient_id: str
     shape: tuple[int, int, int]
-    spacing_mm: tuple[float, float, float] | None
+    spacing_mm: tuple[Thickness, float, float] | None
     affine: tuple[tuple[float, ...], ...] | None
     liver_box: Box | None
     liver_slices: tuple[int, ...]
@@ -77,38 +81,18 @@ class CaseRecord:
         """Hashes of the scans that a net has seen once it has seen this case: its own, and that it is made of."""
         return frozenset({self.voxel_checksum, self.implanted_in or self.voxel_checksum})
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON types; NaN becomes null. What only implants have is left out of the others."""
-        out: dict[str, Any] = without_nan(asdict(self))
-        if self.implanted_in is None:
-            del out["implanted_in"]
-        return out
+    def __post_init__(self) -> None:
+        if self.spacing_mm is not None and self.spacing_mm[0] is None:
+            msgspec.structs.force_setattr(self, "spacing_mm", (math.nan, *self.spacing_mm[1:]))
+
+    def to_json(self) -> bytes:
+        """As JSON, in one line; the same record gives the same bytes."""
+        return msgspec.json.encode(self, order="sorted")
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> CaseRecord:
-        """The inverse of `to_json`; `ValueError`, `KeyError` or `TypeError` for anything else."""
-        if set(data) | {"implanted_in"} != set(cls.__dataclass_fields__):
-            raise ValueError(f"fields {sorted(set(data) ^ set(cls.__dataclass_fields__))} missing or unknown")
-        depth, height, width = (int(n) for n in data["shape"])
-        return cls(
-            case_id=_text(data["case_id"]),
-            patient_id=_text(data["patient_id"]),
-            shape=(depth, height, width),
-            spacing_mm=_spacing(data["spacing_mm"]),
-            affine=None if data["affine"] is None else tuple(tuple(map(_number, row)) for row in data["affine"]),
-            liver_box=None if data["liver_box"] is None else Box(*map(int, data["liver_box"])),
-            liver_slices=tuple(map(int, data["liver_slices"])),
-            lesion_slices=tuple(map(int, data["lesion_slices"])),
-            lesion_types=tuple(map(_text, data["lesion_types"])),
-            lesions=tuple(map(_lesion_from_json, data["lesions"])),
-            liver_predicted=bool(data["liver_predicted"]),
-            generated=bool(data["generated"]),
-            warnings=tuple(map(_text, data["warnings"])),
-            source_checksum=_text(data["source_checksum"]),
-            voxel_checksum=_text(data["voxel_checksum"]),
-            labels_checksum=_text(data["labels_checksum"]),
-            implanted_in=_text(data["implanted_in"]) if "implanted_in" in data else None,
-        )
+    def from_json(cls, text: bytes) -> CaseRecord:
+        """The inverse of `to_json`; `msgspec.MsgspecError` for anything else."""
+        return msgspec.json.decode(text, type=cls)
 
 
 def describe(
@@ -117,13 +101,17 @@ def describe(
     """Measure a case that is already canonical; `warnings` are those fit for the store (no source names)."""
     scan, labels = case.scan, case.labels
     depth, height, width = scan.hu.shape
+    spacing_mm = None
+    if scan.spacing_mm is not None:
+        thickness, *plane = map(float, scan.spacing_mm)  # numpy's are no numbers to JSON
+        spacing_mm = (thickness, plane[0], plane[1])
     highest = highest_of(labels)
-    lesions = lesions_of(labels, highest, scan.spacing_mm)
+    lesions = lesions_of(labels, highest, spacing_mm)
     return CaseRecord(
         case_id=case_id,
         patient_id=patient_id,
         shape=(depth, height, width),
-        spacing_mm=scan.spacing_mm,
+        spacing_mm=spacing_mm,
         affine=None if scan.affine is None else tuple(tuple(float(x) for x in row) for row in scan.affine),
         liver_box=liver_box(is_liver(highest.along_d[None])),
         liver_slices=_places(is_liver(highest.of_slice)),
@@ -221,26 +209,3 @@ def without_nan(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [without_nan(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def _lesion_from_json(data: dict[str, Any]) -> LesionRecord:
-    first, last = (int(i) for i in data["slices"])
-    sizes = (None if data[key] is None else _number(data[key]) for key in ("volume_ml", "area_mm2", "diameter_mm"))
-    return LesionRecord(_text(data["type"]), int(data["voxels"]), (first, last), *sizes)
-
-
-def _spacing(data: list[float | None] | None) -> tuple[float, float, float] | None:
-    if data is None:
-        return None
-    thickness, height, width = data
-    return _number(thickness), _number(height), _number(width)
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else float(value)
-
-
-def _text(value: str) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"text expected, got {value!r}")
-    return value

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import math
 import os
 import re
@@ -19,8 +18,9 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from tokenize import TokenError
-from typing import Any, Literal
+from typing import Literal
 
+import msgspec
 import numpy as np
 
 from lesionseg.collector import collector_at_rest
@@ -201,8 +201,8 @@ def case_folder(store: Path, case_id: str) -> Path:
 def manifest_text(kind: StoreKind, records: tuple[CaseRecord, ...]) -> str:
     """The manifest of these cases: the same cases give the same bytes."""
     ordered = sorted(records, key=lambda record: record.case_id)
-    content = {"format": STORE_FORMAT, "kind": kind, "cases": [record.to_json() for record in ordered]}
-    return json.dumps(content, sort_keys=True, allow_nan=False, indent=1) + "\n"
+    text = msgspec.json.encode(_Manifest(STORE_FORMAT, kind, tuple(ordered)), order="sorted")
+    return msgspec.json.format(text, indent=1).decode() + "\n"
 
 
 def _mapped_as(file: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.memmap | InputError:
@@ -248,32 +248,31 @@ def _manifest_bytes(path: Path) -> bytes:
         raise InputError(path, expected="a prepared store", got=got, remedy=remedy, code="store-manifest") from None
 
 
+class _Head(msgspec.Struct):
+    """What the manifest of every format holds."""
+
+    format: int
+
+
+class _Manifest(_Head):
+    kind: StoreKind
+    cases: tuple[CaseRecord, ...]
+
+
 def _parse_manifest(file: Path, text: bytes) -> tuple[StoreKind, tuple[CaseRecord, ...]]:
     try:
-        content: dict[str, Any] = json.loads(text)
-        version, kind = content["format"], content["kind"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(
-            file, expected="the manifest of a store", got=f"{error}", remedy=_REMEDY, code="store-manifest"
-        ) from None
-    if version != STORE_FORMAT:
-        raise InputError(
-            file, expected=f"format {STORE_FORMAT}", got=f"format {version}", remedy=_REMEDY, code="store-manifest"
-        )
-    try:
-        records = tuple(CaseRecord.from_json(case) for case in content["cases"])
-        _check_records(kind, records)
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise InputError(
-            file, expected="records of cases", got=f"{error!r}", remedy=_REMEDY, code="store-manifest"
-        ) from None
-    return kind, records
+        version = msgspec.json.decode(text, type=_Head).format
+        if version == STORE_FORMAT:
+            manifest = msgspec.json.decode(text, type=_Manifest)
+            _check_ids([record.case_id for record in manifest.cases])
+            return manifest.kind, manifest.cases
+        expected, got = f"format {STORE_FORMAT}", f"format {version}"
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        expected, got = "the manifest of a store", f"{error}"
+    raise InputError(file, expected=expected, got=got, remedy=_REMEDY, code="store-manifest")
 
 
-def _check_records(kind: str, records: tuple[CaseRecord, ...]) -> None:
-    ids = [record.case_id for record in records]
-    if kind not in ("lits", "slices"):
-        raise ValueError(f"unknown kind {kind!r}")
+def _check_ids(ids: list[str]) -> None:
     if not ids or ids != sorted(set(ids)):
         raise ValueError("no cases, or cases doubled or out of order")
     strange = [case_id for case_id in ids if not CASE_ID.fullmatch(case_id)]
