@@ -72,8 +72,9 @@ class Store:
             InputError: no store, an unfinished or damaged one, or one of another format.
         """
         store = read_manifest(Path(path))
+        cases = os.path.join(store.path, CASES)
         for record in store.records:
-            folder = os.path.join(store.path, CASES, record.case_id)  # text: of many cases, Paths take most of the time
+            folder = f"{cases}{os.sep}{record.case_id}"  # of many cases, joining paths takes most of the time
             problem = array_damage(Path(folder), record, verify=True) if verify else size_damage(folder, record)
             if problem is not None:
                 raise problem
@@ -177,7 +178,7 @@ def size_damage(folder: str | Path, record: CaseRecord) -> InputError | None:
     for name, dtype in _DTYPES.items():
         expected = len(_header(record.shape, dtype)) + math.prod(record.shape) * dtype.itemsize
         try:
-            size = os.stat(file := os.path.join(folder, name)).st_size
+            size = os.stat(file := f"{folder}{os.sep}{name}").st_size
         except OSError as error:
             return _damaged(file, f"{dtype} array of shape {record.shape}", f"no file ({error.strerror})")
         if size != expected:
