@@ -62,8 +62,8 @@ class InputSpec:
         return resize(image, self.size_px)
 
     def encode_labels(self, labels: np.ndarray, box: Box) -> Tensor:
-        """Class indices of a slice (H, W) → the same cut at network size (size_px, size_px), int64."""
-        return resize_labels(torch.from_numpy(crop(labels, box, fill=0).astype(np.int64)), self.size_px)
+        """Label ids or class indices of a slice (H, W) → the same cut at network size (size_px, size_px), uint8."""
+        return resize_labels(torch.from_numpy(crop(labels, box, fill=0)), self.size_px)
 
     def decode(self, scores: Tensor, box: Box, height: int, width: int) -> Tensor:
         """Class scores of the network (C, size_px, size_px) → class indices on the slice (height, width), uint8.

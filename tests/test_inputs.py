@@ -16,7 +16,7 @@ BOXES = st.builds(Box, st.integers(-20, 30), st.integers(-20, 30), st.integers(1
 
 def scores_of(classes: torch.Tensor, n: int) -> torch.Tensor:
     """Scores (n, S, S) of a net that is sure of `classes` (S, S)."""
-    return torch.nn.functional.one_hot(classes, n).permute(2, 0, 1).float()
+    return torch.nn.functional.one_hot(classes.long(), n).permute(2, 0, 1).float()
 
 
 def corners(classes: np.ndarray) -> np.ndarray:
@@ -129,7 +129,7 @@ def test_image_and_labels_are_cut_alike():
     target = spec.encode_labels(labels, box)
     inside = crop(np.ones_like(labels), box, fill=0) > 0
     assert image.dtype == torch.float32
-    assert target.dtype == torch.int64
+    assert target.dtype == torch.uint8
     np.testing.assert_array_equal(image[1].numpy()[inside], spec.normalize(target.numpy() * 20)[inside])
     assert np.unique(image.numpy()[:, ~inside]) == spec.normalize(np.array(spec.low_hu))
     assert not target.numpy()[~inside].any()

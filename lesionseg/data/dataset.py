@@ -123,16 +123,18 @@ class SliceDataset(Dataset[Sample]):
             labels = around[middle]
         else:
             labels = self.store.label_slices(case_id, slice(index, index + 1))[0]
-        reference, place = self.target.apply(labels), Place(position, int(self.slices.case[position]), index)
-        box = self.spec.box(self.store.record(case_id).liver_box, *reference.shape)
-        alone = draw is not None and seeds[0] < self.same_neighbours * 2**32
-        slices = np.stack([hu[middle]] * 3) if alone else neighbours(hu, middle)
-        image, target = self.spec.encode(slices, box), self.spec.encode_labels(reference, box)
+        place = Place(position, int(self.slices.case[position]), index)
+        box = self.spec.box(self.store.record(case_id).liver_box, *labels.shape)
+        alone = len(hu) == 1 or (draw is not None and seeds[0] < self.same_neighbours * 2**32)
+        # A slice alone stands for its neighbours: what is done to it once is theirs, too.
+        image = self.spec.encode(hu[middle : middle + 1] if alone else neighbours(hu, middle), box)
+        target = torch.from_numpy(self.target.apply(self.spec.encode_labels(labels, box).numpy()))
+        reference = torch.empty(0, dtype=torch.uint8)
         if draw is None:
-            return Sample(image, target, torch.from_numpy(reference), box, place)
-        if self.augmentation is not None:
+            reference = torch.from_numpy(self.target.apply(labels))
+        elif self.augmentation is not None:
             image, target = self.augmentation(image, target, int(seeds[1]))
-        return Sample(image, target, torch.empty(0, dtype=torch.uint8), box, place)
+        return Sample(image.expand(3, -1, -1), target.long(), reference, box, place)
 
     def _implanted(
         self, hu: np.ndarray, labels: np.ndarray, middle: int, case_id: str, seed: int

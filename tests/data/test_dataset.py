@@ -204,6 +204,7 @@ def typed(store, probability, seed=3, **options):
 def test_without_implants_a_sample_is_what_it_was_before_there_were_any(wide):
     """The same two numbers of the same generator decide, and the same voxels are shown."""
     without = typed(wide, 0.0, augmentation=Augmentation(), same_neighbours=0.5)
+    seen = set()
     for draw in [Draw(position, epoch) for position in range(8) for epoch in range(4)]:
         case_id, index, _ = without.slices[draw.position]
         alone, seed = np.random.SeedSequence([3, draw.epoch, draw.position]).generate_state(2)
@@ -213,7 +214,25 @@ def test_without_implants_a_sample_is_what_it_was_before_there_were_any(wide):
         image, target = without.spec.encode(shown, box), without.spec.encode_labels(wide.labels(case_id)[index], box)
         image, target = Augmentation()(image, target, int(seed))
         assert torch.equal(without[draw].image, image)
-        assert torch.equal(without[draw].target, target)
+        assert torch.equal(without[draw].target, target.long())
+        seen.add(alone < 2**31)
+    assert seen == {False, True}
+
+
+@pytest.mark.parametrize("draw", [0, Draw(0, 5)])
+def test_a_single_slice_is_cut_and_augmented_as_three_equal_ones(tmp_path, draw):
+    dataset = typed(stored(tmp_path, made(7, shape=(1, 64, 64))), 0.0, augmentation=Augmentation())
+    (record,) = dataset.store.records
+    hu, labels = np.concatenate([dataset.store.hu(record.case_id)] * 3), dataset.store.labels(record.case_id)[0]
+    box = slice_box(64, 64)
+    image, target = dataset.spec.encode(hu, box), dataset.spec.encode_labels(labels, box)
+    if draw:
+        seed = np.random.SeedSequence([3, 5, 0]).generate_state(2)[1]
+        image, target = Augmentation()(image, target, int(seed))
+    sample = dataset[draw]
+    assert sample.image.shape == (3, 64, 64)
+    assert torch.equal(sample.image, image)
+    assert torch.equal(sample.target, target.long())
 
 
 def test_an_implant_is_one_more_lesion_beside_those_that_are_there(wide):

@@ -45,7 +45,7 @@ def test_each_component_is_named_by_what_its_crop_shows(monkeypatch):
     truth[0, 20:40, 30:50], truth[0, 70:100, 90:110], truth[1, 50:80, 60:84] = 2, 4, 3
     box, spec = Box(4, 8, 120), task.spec
     images = torch.stack([spec.encode(np.repeat((95 + 35 * (plane - 3.0))[None], 3, 0), box) for plane in truth])
-    pixels = torch.stack([spec.encode_labels(np.minimum(plane, 2), box) for plane in truth])
+    pixels = torch.stack([spec.encode_labels(np.minimum(plane, 2), box).long() for plane in truth])
     scores = functional.one_hot(pixels, 3).movedim(-1, 1).float()
     monkeypatch.setattr(task.net, "forward", lambda images, deep=False: scores)
     centre = slice(24, 40)
