@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -46,6 +45,12 @@ from lesionseg.parallel.cluster import visible
 from lesionseg.scan import CaseSource, to_canonical
 
 _LOCK, _TEMPORARY = ".lock", ".tmp-"
+
+
+class _Stated(msgspec.Struct):
+    """Of a manifest, whatever its format: the kind of the store."""
+
+    kind: str
 
 
 def prepare(
@@ -209,8 +214,8 @@ def _refuse_other_folder(store_path: Path, kind: StoreKind) -> None:
             store_path, expected="an empty folder or a store", got=str(min(other)), remedy=remedy, code="store-folder"
         )
     try:
-        found = json.loads((store_path / MANIFEST).read_bytes())["kind"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        found = msgspec.json.decode((store_path / MANIFEST).read_bytes(), type=_Stated).kind
+    except (OSError, ValueError, RecursionError):
         return  # no manifest, or a damaged one that is written anew
     if found != kind:
         raise InputError(
@@ -238,7 +243,7 @@ def _finished(store_path: Path, jobs: list[Job]) -> dict[str, CaseRecord]:
         folder = case_folder(store_path, job.case_id)
         try:
             record = CaseRecord.from_json((folder / RECORD).read_bytes())
-        except (OSError, msgspec.MsgspecError, ValueError, RecursionError):
+        except (OSError, ValueError, RecursionError):
             continue  # not there, or not whole: made again
         if record.case_id == job.case_id and array_damage(folder, record) is None:
             whole[job.case_id] = record

@@ -91,7 +91,7 @@ class CaseRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
 
     @classmethod
     def from_json(cls, text: bytes) -> CaseRecord:
-        """The inverse of `to_json`; `msgspec.MsgspecError` for anything else."""
+        """The inverse of `to_json`; `ValueError` for anything else."""
         return msgspec.json.decode(text, type=cls)
 
 

@@ -268,7 +268,7 @@ def _parse_manifest(file: Path, text: bytes) -> tuple[StoreKind, tuple[CaseRecor
             _check_ids([record.case_id for record in manifest.cases])
             return manifest.kind, manifest.cases
         expected, got = f"format {STORE_FORMAT}", f"format {version}"
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         expected, got = "the manifest of a store", f"{error}"
     raise InputError(file, expected=expected, got=got, remedy=_REMEDY, code="store-manifest")
 
