@@ -167,7 +167,12 @@ endif
 .PHONY: pretrain pretrain-liver pretrain-lesion
 pretrain: pretrain-liver pretrain-lesion ## train the liver net and the lesion net on LiTS
 
-pretrain-liver pretrain-lesion: pretrain-%: $(if $(NODES),,data-lits)
+# Before hours of pretraining, what would stop the grid after them.
+.PHONY: planned
+planned: setup
+	@$(BIN)/python experiments/planned.py $(if $(EPOCHS),--epochs $(EPOCHS)) $(PROFILE_FILE) $(SCHEDULES)
+
+pretrain-liver pretrain-lesion: pretrain-%: $(if $(filter finetune,$(MAKECMDGOALS)),planned) $(if $(NODES),,data-lits)
 	@$(BESIDE) $(call FIT,$(RUN)/pretrain/$*) --config experiments/pretrain/$*.yaml --config $(PROFILE_FILE) \
 	  --data.store $(DATA)/lits $(STEER) $(PRETRAIN_OPTIONS)
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+import torch
 
 from lesionseg.cascade import Cascade
 from lesionseg.errors import InputError
 from lesionseg.model import Model
 from lesionseg.parallel import worker_count
 from lesionseg.parallel.cluster import visible
+from lesionseg.scan import Scan
 
 #: What a process holds at most with nets of the paper's size and a scan of 600 slices, see docs/segment.md.
 PROCESS_BYTES = 3e9
@@ -55,6 +59,16 @@ class CascadeFolder:
         """Raise `InputError` where this process does not see the paths, or cannot build the cascade."""
         visible(*paths)
         _ = self.cascade
+
+
+@contextmanager
+def fitting_into_memory(scan: Scan) -> Iterator[None]:
+    """`InputError` in the place of what the memory of the computer or of a GPU raises when it is full."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise InputError(scan.scan_id, expected="a scan that fits into memory", got=f"{scan.hu.shape} (D, H, W)",
+                         remedy="give a smaller --batch-size, or --device cpu", code="memory") from error  # fmt: skip
 
 
 #: One a process.

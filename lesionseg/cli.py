@@ -46,10 +46,10 @@ def _explain(error: BaseException) -> tuple[int, str]:
 
 def _run(args: list[str]) -> int:
     if args and args[0] in TRAINING_VERBS and args[1:] not in (["-h"], ["--help"]):
-        from lesionseg.request import is_done
+        from lesionseg.request import done_in
 
-        if args[0] == "fit" and is_done(args):
-            print("this run is done already")
+        if args[0] == "fit" and (folder := done_in(args)) is not None:
+            print(printable(f"{folder} is done already"))
             return DONE
         with collector_at_rest():
             if args[0] == "fit":  # W&B will ask for it; it looks at all modules, many times: while they are few

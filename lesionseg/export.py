@@ -69,6 +69,7 @@ def export(liver: Path, lesions: Sequence[Path], output: Path, *, selected: dict
         selected=selected,
         trained_on=tuple(sorted({voxels for info in (seen, *infos) for voxels in info.trained_on})),
         generated=seen.generated,
+        implanted=any(info.implanted for info in infos),
     )
     temperature, calibration = _calibrate(runs, model)
     model = replace(model, temperature=temperature, calibration=calibration)

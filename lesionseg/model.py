@@ -79,6 +79,7 @@ class Model:
         selected: how the schedule was chosen where test results chose it; None: named by the user.
         trained_on: hashes of the voxels that any net, or the temperature, has seen.
         generated: trained on generated CT.
+        implanted: the lesion nets were trained on lesions implanted in real CT.
         provenance: commit, version and machine kind of the export.
     """
 
@@ -90,6 +91,7 @@ class Model:
     selected: dict[str, Any] | None = None
     trained_on: tuple[str, ...] = ()
     generated: bool = False
+    implanted: bool = False
     provenance: dict[str, Any] = field(default_factory=provenance)
 
     @property
@@ -171,6 +173,7 @@ class Model:
                 content["selected"],
                 tuple(map(str, content["trained_on"])),
                 bool(content["generated"]),
+                bool(content["implanted"]),
                 dict(content["provenance"]),
             )
             model._check()
@@ -205,6 +208,7 @@ class Model:
             "format": MODEL_FORMAT,
             "use": RESEARCH_USE_ONLY,
             "generated": self.generated,
+            "implanted": self.implanted,
             "liver": nets[0],
             "lesions": nets[1:],
             "thresholds": asdict(self.thresholds),

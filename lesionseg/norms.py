@@ -53,7 +53,9 @@ class _Frozen(torch.autograd.Function):
         weight, mean, variance = ctx.saved_tensors
         # Of the input torch reads type, shape and layout alone here, as the parameters need no gradients.
         x = grad
+        # Of the statistics of the batch, which there are none of, CUDA wants to see the type that it adds up in.
+        none = grad.new_empty(0, dtype=torch.float64 if grad.dtype == torch.float64 else torch.float32)
         grad_x, _, _ = torch.ops.aten.native_batch_norm_backward(
-            grad, x, weight, mean, variance, None, None, False, ctx.eps, [True, False, False]
+            grad, x, weight, mean, variance, none, none, False, ctx.eps, [True, False, False]
         )
         return grad_x, None, None, None, None, None

@@ -14,6 +14,7 @@ import torch
 from pytorch_lightning.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities import rank_zero_info
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lesionseg.addresses import address_towards, leads_here
 from lesionseg.errors import InputError
@@ -84,12 +85,12 @@ def listen_for(first: str) -> None:
         rank_zero_info(f"should other machines not reach this one: GLOO_SOCKET_IFNAME={' or '.join(fitting)} says how")
 
 
-def refuse_unfit(trainer: pl.Trainer, sync_batchnorm: bool) -> None:
-    """Refuse, before anything is trained, ranks that would wait for each other in vain.
+def refuse_unfit(trainer: pl.Trainer, task: pl.LightningModule, sync_batchnorm: bool) -> None:
+    """Refuse, before anything is trained, what the devices of a trainer cannot do.
 
     Raises:
         InputError: other ranks were started than the trainer expects; several machines, but nobody has started ranks on
-            them; synchronised batch norm on a CPU.
+            them; synchronised batch norm on a CPU, or of a net that it does not fit; `deterministic: true` on a GPU.
     """
     started = _started()
     if started not in (None, trainer.world_size):
@@ -100,9 +101,30 @@ def refuse_unfit(trainer: pl.Trainer, sync_batchnorm: bool) -> None:
     if started is None and trainer.num_nodes > 1:
         raise InputError("trainer.num_nodes", expected="ranks that torchrun or srun has started on each machine",
                          got="none", remedy="add MEET=host:port to make, or see docs/scaling.md")  # fmt: skip
-    if sync_batchnorm and trainer.world_size > 1 and trainer.strategy.root_device.type == "cpu":
+    device = trainer.strategy.root_device.type
+    if sync_batchnorm and trainer.world_size > 1:
+        _refuse_unsynchronised(task, device)
+    strict = torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled()
+    if strict and device == "cuda":
+        raise InputError("trainer.deterministic", expected="warn on a GPU, where torch has no cross-entropy of images "
+                         "that gives the same bits each time", got="true", remedy="set it to warn")  # fmt: skip
+
+
+def _refuse_unsynchronised(task: pl.LightningModule, device: str) -> None:
+    """`InputError` for a net whose batch norms torch cannot synchronise, or must not."""
+    if device == "cpu":
         raise InputError("trainer.sync_batchnorm", expected="GPUs, as torch synchronises batch norm on no CPU",
                          got="a CPU", remedy="leave it out")  # fmt: skip
+    norms = (module for module in task.modules() if isinstance(module, _BatchNorm))
+    # timm's hold the activation that follows, which torch would lose.
+    more = sorted({type(norm).__name__ for norm in norms} - {"BatchNorm1d", "BatchNorm2d"})
+    if more:
+        raise InputError("trainer.sync_batchnorm", expected="an encoder with torch's own batch norms",
+                         got=", ".join(more), remedy="leave it out, or take another encoder")  # fmt: skip
+    if not task.all_of_the_net_in_each_step:
+        raise InputError("trainer.sync_batchnorm", expected="a net that every rank runs whole in each step",
+                         got=f"{type(task).__name__}, which leaves out its classifier where a batch has no lesion",
+                         remedy="leave it out")  # fmt: skip
 
 
 def _started() -> int | None:

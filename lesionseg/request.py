@@ -35,16 +35,17 @@ def request_sha256(args: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def is_done(args: Sequence[str]) -> bool:
-    """Whether the run folder named on the command line holds the finished run of this very command line."""
+def done_in(args: Sequence[str]) -> str | None:
+    """The run folder named on the command line, where it holds the finished run of this very command line."""
     typed = words(args)
     if _RUN_DIR not in typed[:-1]:
-        return False
+        return None
+    folder = typed[typed.index(_RUN_DIR) + 1]
     try:
-        held = json.loads(Path(typed[typed.index(_RUN_DIR) + 1], "run.json").read_text())
-        return held["state"] == "finished" and held["request_sha256"] == request_sha256(args)
+        held = json.loads(Path(folder, "run.json").read_text())
+        return folder if held["state"] == "finished" and held["request_sha256"] == request_sha256(args) else None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return False
+        return None
 
 
 def words(args: Sequence[str]) -> list[str]:

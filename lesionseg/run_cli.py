@@ -186,8 +186,9 @@ class RunCLI(LightningCLI):
         kwargs["logger"] = False
         if self.subcommand == "fit":
             kwargs["logger"] = self.ending.enter_context(run_loggers(self.run_dir, self.run, self.checkpoint))
-        if config.trainer.strategy == "auto" and many_ranks(config.trainer.devices, config.trainer.num_nodes):
-            kwargs["strategy"] = joined()
+        many = many_ranks(config.trainer.devices, config.trainer.num_nodes)
+        if config.trainer.strategy == "ddp" or (config.trainer.strategy == "auto" and many):
+            kwargs["strategy"] = joined()  # Lightning's own "ddp" ends at parameters that are frozen
         kwargs["plugins"] = with_cluster(self._get(self.config_init, "trainer").plugins)
         try:
             trainer = super().instantiate_trainer(**kwargs)
@@ -195,7 +196,7 @@ class RunCLI(LightningCLI):
             got = " ".join(str(error).split())
             raise InputError("trainer", expected="settings for this machine", got=got, remedy="change them") from error
         trainer.strategy.checkpoint_io = WholeCheckpoints()
-        refuse_unfit(trainer, config.trainer.sync_batchnorm)
+        refuse_unfit(trainer, self.model, config.trainer.sync_batchnorm)
         return trainer
 
     def before_fit(self) -> None:

@@ -105,7 +105,7 @@ class FreezeSchedule:
             InputError: unknown or uncovered blocks, a step shorter than an epoch, a time at which nothing trains.
         """
         phases = self._per_block(block_names)
-        shares = sorted({0.0, 1.0, *(share for each in phases.values() for p in each for share in (p.start, p.stop))})
+        shares = _shares(phases)
         _check_epochs(shares, epochs)
         steps: list[Step] = []
         for start, stop in pairwise(shares):
@@ -116,6 +116,14 @@ class FreezeSchedule:
             first = steps.pop().start if steps and steps[-1].rates == rates else _epoch(start, epochs)
             steps.append(Step(first, _epoch(stop, epochs), rates))
         return ResolvedSchedule(epochs, tuple(steps))
+
+    def check_epochs(self, epochs: int) -> None:
+        """Refuse a number of epochs that is too small, before there is a network.
+
+        Raises:
+            InputError: two changes fall on one epoch.
+        """
+        _check_epochs(_shares(self.trains), epochs)
 
     def _per_block(self, block_names: Sequence[str]) -> dict[str, tuple[Phase, ...]]:
         """Phases of each block, the encoder group spread over its blocks."""
@@ -200,6 +208,11 @@ def _phase(name: str, value: Any) -> Phase:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _shares(phases: Mapping[str, Sequence[Phase]]) -> list[float]:
+    """Where the training begins, changes and ends."""
+    return sorted({0.0, 1.0, *(share for each in phases.values() for p in each for share in (p.start, p.stop))})
 
 
 def _rate(phases: Sequence[Phase], share: float) -> float:

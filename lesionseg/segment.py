@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from lesionseg import __version__
-from lesionseg.cascade_folder import CascadeFolder, process_count
+from lesionseg.cascade_folder import CascadeFolder, fitting_into_memory, process_count
 from lesionseg.deliver import FORMATS, deliver, formats_of, read_liver_mask
 from lesionseg.errors import InputError, printable
 from lesionseg.model import Model
@@ -225,7 +224,8 @@ def _one(study: Study, output: Path, segmenter: Segmenter, wish: Wish, say: Call
     liver = None if wish.liver_mask is None else read_liver_mask(wish.liver_mask, scan, study)
     read = time.perf_counter()
     say(f"  {_scan_line(scan)}")
-    found = _segmented(segmenter, scan, liver)
+    with fitting_into_memory(scan):
+        found = segmenter(scan, liver)
     done = time.perf_counter()
     seconds = {"read": read - start, **found.seconds}
     found = replace(found, warnings=(*remarks, *found.warnings), seconds=seconds)
@@ -251,14 +251,6 @@ def _in_place(outcome: Outcome, study: Study, output: Path, number: int) -> Outc
         outcome = unsegmented(study.name, error)
         _say(outcome.line)
     return outcome
-
-
-def _segmented(segmenter: Segmenter, scan: Scan, liver: np.ndarray | None) -> Segmentation:
-    try:
-        return segmenter(scan, liver)
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise InputError(scan.scan_id, expected="a scan that fits into memory", got=f"{scan.hu.shape} (D, H, W)",
-                         remedy="give a smaller --batch-size, or --device cpu", code="memory") from error  # fmt: skip
 
 
 def _refuse_liver_mask(mask: Path, path: Path, studies: int) -> None:

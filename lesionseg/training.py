@@ -10,11 +10,12 @@ import warnings
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+import torch
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from lesionseg.callbacks.guards import Interrupted
-from lesionseg.errors import input_error_in
+from lesionseg.errors import InputError, input_error_in
 from lesionseg.run_cli import RunCLI, RunIsDone
 
 if TYPE_CHECKING:
@@ -46,6 +47,10 @@ def run(args: list[str]) -> int:
         if isinstance(error, Interrupted):
             raise KeyboardInterrupt from None
         raise
+    except torch.OutOfMemoryError as error:
+        raise InputError("data.batch_size", expected="a step that fits into the memory of the GPU",
+                         got=str(error).partition(". ")[0],
+                         remedy="lower it, or take --trainer.precision bf16-mixed") from error  # fmt: skip
     except RuntimeError as error:
         if (wrong := input_error_in(str(error))) is not None:  # torch makes such of what a process that reads raises
             raise wrong from None

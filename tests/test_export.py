@@ -138,6 +138,14 @@ def model(made, tmp_path_factory) -> Model:
 # ---- what a model holds ----
 
 
+def test_a_model_of_implanted_lesions_says_so(root, model, tmp_path):
+    assert not model.implanted
+    for run in folds(root):
+        changed(run, implanted=True)
+    export(root / "liver", folds(root), tmp_path / "model")
+    assert Model.load(tmp_path / "model").card["implanted"] is True
+
+
 def test_a_model_holds_the_nets_of_its_runs(model, made, store):
     assert [net.provenance["fold"] for net in model.lesions] == [0, 1, 2]
     assert {net.provenance["name"] for net in model.lesions} == {"freeze"}

@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -64,6 +65,32 @@ def test_every_file_that_is_named_is_there():
     for words in fits("finetune").values():
         assert configs(words)
         assert all((ROOT / path).is_file() for path in configs(words))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["SCHEDULES=baseline basline"], "SCHEDULES: expected names of files of experiments/schedules; got basline; "
+         "perhaps baseline"),
+        (["EPOCHS=4"], "hierarchical_freezing.yaml: expected steps of at least one epoch; got 4 epochs, in which the "
+         "shares 0.1667 and 0.3333 fall on the same one; train for at least 6 epochs"),
+    ],
+)  # fmt: skip
+def test_what_would_stop_the_grid_is_told_before_the_pretraining(given, said):
+    done = make("-n", "finetune", *given)
+    (line,) = [line for line in done.stdout.splitlines() if "experiments/planned.py" in line]
+    trains = done.stdout.index(" fit --trainer.default_root_dir")
+    assert done.stdout.index(line) < trains
+    planned = subprocess.run(shlex.split(line), cwd=ROOT, capture_output=True, text=True, check=False)
+    assert planned.returncode == 2
+    assert said in planned.stderr
+
+
+def test_every_schedule_there_is_fits_the_profiles():
+    names = [path.stem for path in (ROOT / "experiments" / "schedules").glob("*.yaml")]
+    for profile in (ROOT / "experiments" / "profiles").glob("*.yaml"):
+        planned = [sys.executable, "experiments/planned.py", str(profile), *names]
+        assert subprocess.run(planned, cwd=ROOT, check=False).returncode == 0
 
 
 def test_a_cell_is_base_schedule_profile_fold_seed_and_start():

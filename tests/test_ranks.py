@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,12 +27,17 @@ from pytorch_lightning.callbacks import LambdaCallback
 from pytorch_lightning.demos.boring_classes import BoringModel
 from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEnvironment
 from pytorch_lightning.plugins.io import TorchCheckpointIO
+from torch import nn
 
 from lesionseg import ranks
 from lesionseg.cli import main
-from lesionseg.ranks import listen_for, many_ranks, with_cluster
+from lesionseg.errors import InputError
+from lesionseg.inputs import InputSpec
+from lesionseg.ranks import listen_for, many_ranks, refuse_unfit, with_cluster
 from lesionseg.results import FALSE_POSITIVE, REFERENCE, read_run
 from lesionseg.runs import RunInfo
+from lesionseg.tasks import LesionTask
+from lesionseg.tasks.crop_classifier import CropClassifierTask
 
 ROOT = Path(__file__).parent.parent
 EPOCHS, STEPS = 6, 3
@@ -180,6 +186,47 @@ def test_ranks_that_would_wait_in_vain_are_refused(pretraining, tmp_path, monkey
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lesionseg: wrong input: ")]
     assert said in line
     assert not (tmp_path / "run").exists()
+
+
+def on(device, ranks=2):
+    """What is asked of a trainer, on a device that may not be there."""
+    strategy = SimpleNamespace(root_device=torch.device(device))
+    return SimpleNamespace(world_size=ranks, num_devices=ranks, num_nodes=1, strategy=strategy)
+
+
+def task_of(kind=LesionTask, encoder="resnet18"):
+    return kind(encoder, InputSpec(64, "liver"), "typed", encoder_weights=None)
+
+
+def test_batch_norms_that_torch_cannot_synchronise_are_refused():
+    refuse_unfit(on("cuda"), task_of(), True)
+    refuse_unfit(on("cuda"), task_of(encoder="tu-efficientnet_b0"), False)
+    refuse_unfit(on("cuda", 1), task_of(encoder="tu-efficientnet_b0"), True)
+    with pytest.raises(InputError, match="torch's own batch norms; got BatchNormAct2d"):
+        refuse_unfit(on("cuda"), task_of(encoder="tu-efficientnet_b0"), True)
+    with pytest.raises(InputError, match="whole in each step; got CropClassifierTask"):
+        refuse_unfit(on("cuda"), task_of(CropClassifierTask), True)
+
+
+def test_what_is_synchronised_computes_the_same():
+    """Of the nets that pass: a net whose activations were lost would give other scores."""
+    task = task_of().eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        before = task(images)
+        after = nn.SyncBatchNorm.convert_sync_batchnorm(task)(images)
+    torch.testing.assert_close(after, before)
+
+
+@pytest.mark.parametrize(("device", "mode", "refused"), [("cuda", True, True), ("cuda", "warn", False),
+                                                         ("cpu", True, False)])  # fmt: skip
+def test_strict_determinism_is_refused_on_a_gpu_alone(device, mode, refused):
+    torch.use_deterministic_algorithms(True, warn_only=mode == "warn")
+    try:
+        with pytest.raises(InputError, match=r"trainer\.deterministic: expected warn") if refused else nullcontext():
+            refuse_unfit(on(device), task_of(), False)
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 # ---- the same run ----

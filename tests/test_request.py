@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lesionseg.request import is_done, request_sha256
+from lesionseg.request import done_in, request_sha256
 
 
 @pytest.fixture
@@ -119,27 +119,27 @@ def finished(run: Path, args: list[str], **changes) -> None:
 
 @pytest.mark.parametrize("form", [list, joined])
 def test_done_is_a_finished_run_of_the_same_request(tmp_path, args, form):
-    assert not is_done(form(args))
+    assert not done_in(form(args))
     finished(tmp_path / "run", form(args))
-    assert is_done(form(args))
-    assert not is_done([*form(args), "--data.fold", "1"])
+    assert done_in(form(args)) == str(tmp_path / "run")
+    assert not done_in([*form(args), "--data.fold", "1"])
     finished(tmp_path / "run", form(args), state="running")
-    assert not is_done(form(args))
+    assert not done_in(form(args))
     finished(tmp_path / "run", form(args))
     (tmp_path / "store" / "manifest.json").write_text("changed")
-    assert not is_done(form(args))
+    assert not done_in(form(args))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"state": "finished"}'])
 def test_a_damaged_run_is_not_done(tmp_path, args, text):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text(text)
-    assert not is_done(args)
+    assert not done_in(args)
 
 
 @pytest.mark.parametrize("args", [["fit"], ["fit", "--trainer.default_root_dir"]])
 def test_without_a_run_folder_nothing_is_done(args):
-    assert not is_done(args)
+    assert not done_in(args)
 
 
 def test_it_is_told_before_anything_heavy_is_loaded(tmp_path, args):
@@ -149,7 +149,7 @@ def test_it_is_told_before_anything_heavy_is_loaded(tmp_path, args):
         "print(status, sorted({'torch', 'monai', 'pytorch_lightning', 'pandas', 'scipy'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["this run is done already", "0 []"]
+    assert done.stdout.splitlines() == [f"{tmp_path / 'run'} is done already", "0 []"]
 
 
 def test_a_path_that_is_not_utf_8_has_a_hash(args):

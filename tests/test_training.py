@@ -350,6 +350,30 @@ def test_a_run_ends_in_other_precisions(tmp_path, command, precision, schedule):
     assert list((run / "worst").glob("*.png"))
 
 
+def test_a_run_of_halves_is_logged_and_is_the_start_of_another(tmp_path, pretraining, finetuning, monkeypatch):
+    """W&B names the weights by their hash."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    halves = ("--trainer.precision", "bf16-true", "--trainer.max_epochs", "1")
+    assert main(pretraining(tmp_path / "first", *halves)) == 0
+    assert main(finetuning(tmp_path / "second", "--model.init_args.weights", str(tmp_path / "first"), *halves)) == 0
+    assert RunInfo.read(tmp_path / "second").weights_sha256 == weights_sha256(tmp_path / "first")
+
+
+def test_a_gpu_whose_memory_is_full_is_told_in_a_line(tmp_path, command, monkeypatch, capsys):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has none. See the manual.")
+
+    with monkeypatch.context() as patch:
+        at_step(patch, 1, full)
+        line = refused(capsys, command(tmp_path / "run"))
+    assert "expected a step that fits into the memory of the GPU; got CUDA out of memory; lower it" in line
+
+
+def test_ddp_by_its_name_knows_frozen_blocks(tmp_path, command):
+    one = ("--trainer.strategy", "ddp", "--trainer.devices", "1", "--trainer.max_epochs", "2")
+    assert main(command(tmp_path / "run", *one, schedule="freeze_encoder")) == 0
+
+
 @pytest.mark.parametrize("workers", ["0", "1"])
 def test_a_store_that_is_damaged_is_named_whoever_reads_it(tmp_path, finetuning, slices_store, capsys, workers):
     store = shutil.copytree(slices_store, tmp_path / "store")

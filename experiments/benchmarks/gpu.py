@@ -54,7 +54,8 @@ class Busy(pl.Callback):
             self.wall_s = now(pl_module.device) - self._began
             self._profile.stop()
             events = self._profile.events()
-            spans = [e.time_range for e in events if e.device_type == DeviceType.CUDA]
+            # but for the spans of the trainer's own names, which have pauses within them
+            spans = [e.time_range for e in events if e.device_type == DeviceType.CUDA and not e.is_user_annotation]
             self.busy_s = covered_us((span.start, span.end) for span in spans) / 1e6
             if pl_module.device.type == "cuda":
                 self.peak_bytes = torch.cuda.max_memory_allocated()

@@ -111,12 +111,13 @@ class FiniteLoss(pl.Callback):
         )
 
 
-def _on_any_rank(trainer: pl.Trainer, pl_module: pl.LightningModule, happened: bool) -> bool:
+def _on_any_rank(trainer: pl.Trainer, pl_module: pl.LightningModule, happened: bool | Tensor) -> bool:
     """Whether something happened on one rank at least: what one leaves alone, the others wait for in vain."""
     if trainer.world_size == 1:
-        return happened
-    flag = torch.tensor(float(happened), device=pl_module.device)
-    return bool(trainer.strategy.reduce(flag, reduce_op="sum") > 0)
+        return bool(happened)
+    flag = torch.as_tensor(happened, device=pl_module.device).float()
+    torch.distributed.all_reduce(flag)  # Lightning's `reduce` would have a barrier before it, at every step
+    return bool(flag > 0)
 
 
 def _of_all(trainer: pl.Trainer, own: set[str]) -> list[str]:

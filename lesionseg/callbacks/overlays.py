@@ -67,7 +67,7 @@ class Overlays(pl.Callback):
 
 def fixed_positions(part: SliceDataset) -> list[int]:
     """Where the slices lie in the inner validation."""
-    found = [position for position, ref in enumerate(part.slices) if ref.foreground]
+    found = np.flatnonzero(part.slices.foreground).tolist()
     return [found[i] for i in sorted({round(x) for x in np.linspace(0, len(found) - 1, SLICES)})] if found else []
 
 

@@ -62,11 +62,12 @@ class Batch(NamedTuple):
     places: list[Place]
 
     def to(self, device: torch.device) -> Batch:
-        """Its tensors on a device. Lightning calls this, and would else look at every number of boxes and places."""
+        """On a device, but for the references, which are compared on the CPU.
+
+        Lightning calls this, and would else look at every number of boxes and places.
+        """
         return self._replace(
-            images=self.images.to(device, non_blocking=True),
-            targets=self.targets.to(device, non_blocking=True),
-            references=[reference.to(device, non_blocking=True) for reference in self.references],
+            images=self.images.to(device, non_blocking=True), targets=self.targets.to(device, non_blocking=True)
         )
 
 

@@ -50,7 +50,8 @@ def split(
     records = sorted(records, key=lambda record: record.case_id)
     patients = len({record.patient_id for record in records})
     if not 1 <= folds <= patients:
-        expected, remedy = f"1 to {patients} folds for {patients} patients", "choose another number of folds"
+        expected = f"1 to {patients} folds for {patients} patients"
+        remedy = "set data.folds (make: FOLDS=, and PRETRAIN_OPTIONS='--data.folds N' of a pretraining)"
         raise InputError("folds", expected=expected, got=str(folds), remedy=remedy)
     if not 0 <= fold < folds:
         raise InputError("fold", expected=f"0 to {folds - 1}", got=str(fold), remedy="folds are counted from 0")

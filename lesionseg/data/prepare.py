@@ -50,7 +50,7 @@ _LOCK, _TEMPORARY = ".lock", ".tmp-"
 class _Stated(msgspec.Struct):
     """Of a manifest, whatever its format: the kind of the store."""
 
-    kind: str
+    kind: StoreKind
 
 
 def prepare(
@@ -245,7 +245,8 @@ def _finished(store_path: Path, jobs: list[Job]) -> dict[str, CaseRecord]:
             record = CaseRecord.from_json((folder / RECORD).read_bytes())
         except (OSError, ValueError, RecursionError):
             continue  # not there, or not whole: made again
-        if record.case_id == job.case_id and array_damage(folder, record) is None:
+        same = (record.case_id, record.patient_id) == (job.case_id, job.patient_id)
+        if same and array_damage(folder, record) is None:
             whole[job.case_id] = record
     checksums = source_checksums([job for job in jobs if job.case_id in whole])
     return {case_id: record for case_id, record in whole.items() if record.source_checksum == checksums[case_id]}

@@ -11,7 +11,7 @@ import xxhash
 from numpy.typing import ArrayLike
 from scipy import ndimage
 
-from lesionseg.boxes import Box, liver_box
+from lesionseg.boxes import LIVER_MARGIN_PX, Box, liver_box
 from lesionseg.labels import LIVER, NAMES, is_lesion, is_liver
 from lesionseg.measurements import FULL_CONNECTIVITY, longest_diameter
 from lesionseg.scan import Case
@@ -84,6 +84,15 @@ class CaseRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     def __post_init__(self) -> None:
         if self.spacing_mm is not None and self.spacing_mm[0] is None:
             msgspec.structs.force_setattr(self, "spacing_mm", (math.nan, *self.spacing_mm[1:]))
+        depth, height, width = self.shape
+        if depth < 1 or height < 1 or width < 1:
+            raise ValueError(f"a shape of {self.shape}")
+        for places in (self.liver_slices, self.lesion_slices):
+            if places and not 0 <= min(places) <= max(places) < depth:
+                raise ValueError(f"slices beyond the {depth} that there are")
+        box = self.liver_box
+        if box is not None and not 0 < box.side <= max(height, width) + 2 * LIVER_MARGIN_PX:
+            raise ValueError(f"a {box} around the liver of slices of {height} x {width}")
 
     def to_json(self) -> bytes:
         """As JSON, in one line; the same record gives the same bytes."""

@@ -26,6 +26,7 @@ import numpy as np
 from lesionseg.collector import collector_at_rest
 from lesionseg.data.records import CaseRecord, LesionRecord, array_checksum
 from lesionseg.errors import InputError
+from lesionseg.labels import NAMES
 from lesionseg.scan import Scan
 
 __all__ = ["CaseRecord", "LesionRecord", "Store", "StoreKind"]
@@ -40,6 +41,8 @@ HU, LABELS, RECORD = "hu.npy", "labels.npy", "record.json"
 CASE_ID = re.compile(r"p[0-9a-f]{10}-[0-9a-f]{6}")
 _DTYPES: dict[str, np.dtype] = {HU: np.dtype(np.int16), LABELS: np.dtype(np.uint8)}
 _REMEDY = "run `lesionseg prepare` again"
+#: Where sizes are right and voxels are not, which `prepare` does not look for: it would have to read them all.
+_REMOVE = f"remove {{}}, then {_REMEDY}"
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,11 @@ class Store:
 
     def label_slices(self, case_id: str, part: slice) -> np.ndarray:
         """Label ids of neighbouring slices, `slice(first, stop)`, read into memory."""
-        return self._slices(case_id, LABELS, part)
+        labels = self._slices(case_id, LABELS, part)
+        if labels.max(initial=0) > max(NAMES):
+            file = case_folder(self.path, case_id) / LABELS
+            raise _damaged(file, f"label ids up to {max(NAMES)}", str(labels.max()), _REMOVE.format(file.parent))
+        return labels
 
     def _slices(self, case_id: str, name: str, part: slice) -> np.ndarray:
         # text: joined as Paths, the names take a tenth of the time of a read
@@ -169,7 +176,7 @@ def array_damage(folder: Path, record: CaseRecord, *, verify: bool = False) -> I
         if isinstance(array, InputError):
             return array
         if verify and array_checksum(array) != checksum:
-            return _damaged(folder / name, f"checksum {checksum}", "other voxels")
+            return _damaged(folder / name, f"checksum {checksum}", "other voxels", _REMOVE.format(folder))
     return None
 
 
@@ -235,8 +242,8 @@ def _read_slices(file: str, shape: tuple[int, ...], dtype: np.dtype, part: slice
     return out
 
 
-def _damaged(file: Path | str, expected: str, got: str) -> InputError:
-    return InputError(file, expected=expected, got=got, remedy=_REMEDY, code="store-array")
+def _damaged(file: Path | str, expected: str, got: str, remedy: str = _REMEDY) -> InputError:
+    return InputError(file, expected=expected, got=got, remedy=remedy, code="store-array")
 
 
 def _manifest_bytes(path: Path) -> bytes:

@@ -20,9 +20,9 @@ import pandas as pd
 
 from lesionseg import __version__
 from lesionseg.boxes import Box, liver_box
-from lesionseg.cascade_folder import CascadeFolder, process_count
+from lesionseg.cascade_folder import CascadeFolder, fitting_into_memory, process_count
 from lesionseg.data.records import CaseRecord, without_nan
-from lesionseg.data.store import MANIFEST, Store
+from lesionseg.data.store import MANIFEST, Store, array_damage, case_folder
 from lesionseg.errors import InputError, printable
 from lesionseg.evaluation.figures import (
     CASCADE,
@@ -124,16 +124,20 @@ class _Work:
         return kept(self.score(record)) is not None and (not self.submission or self._submitted(record).exists())
 
     def __call__(self, record: CaseRecord) -> None:
+        if (damage := array_damage(case_folder(self.store.path, record.case_id), record, verify=True)) is not None:
+            raise damage
         store = replace(self.store, records=(record,))
         scan, reference = store.scan(record.case_id), np.array(store.labels(record.case_id))
-        found = self.at.cascade.segment(scan)
+        with fitting_into_memory(scan):
+            found = self.at.cascade.segment(scan)
+            tables = self._tables(scan, found.labels, reference, record)
         score = score_case(
             found,
             reference,
             case_id=record.case_id,
             patient_id=record.patient_id,
             liver_predicted=record.liver_predicted,
-            tables=self._tables(scan, found.labels, reference, record),
+            tables=tables,
         )
         if self.submission:
             self._submitted(record).parent.mkdir(exist_ok=True)

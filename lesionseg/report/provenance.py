@@ -33,6 +33,7 @@ _CALIBRATION_ERRORS = {"ece": "calibration error (ECE)", "nll": "negative log-li
 _NAMES = {
     "scans_seen": "scans seen in training",
     "generated": "trained on generated CT",
+    "implanted": "trained on implanted lesions",
     "provenance": "export",
     "min_lesion_mm2": "least lesion on a single slice, mm²",
     "min_lesion_mm3": "least lesion in a volume, mm³",
@@ -69,7 +70,8 @@ def net_table(card: Mapping[str, Any]) -> Table:
 def sections(segmentation: Segmentation) -> list[Section]:
     """Model, calibration, choice of the schedule, thresholds and settings; empty ones left out."""
     card = segmentation.model
-    model = {name: card[name] for name in ("identity", "scans_seen", "generated", "provenance") if name in card}
+    facts = ("identity", "scans_seen", "generated", "implanted", "provenance")
+    model = {name: card[name] for name in facts if name in card}
     found = [
         Section("Model", list(_rows(model))),
         Section("Calibration of the type votes", _calibration(card)),

@@ -27,6 +27,8 @@ def notices(segmentation: Segmentation) -> list[str]:
     found = []
     if segmentation.model.get("generated"):
         found.append("The model was trained on generated CT (the phantom): its results say nothing about patients.")
+    if segmentation.model.get("implanted"):
+        found.append("The model learned its types from lesions implanted in real CT, not from patients' own.")
     if segmentation.scan.generated:
         found.append("The scan is generated, not of a patient.")
     return found

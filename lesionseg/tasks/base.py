@@ -48,6 +48,8 @@ class SegmentationTask(pl.LightningModule):
 
     #: Figure on the inner validation by which the best checkpoint is kept; larger is better.
     monitor: str
+    #: No part of the net is left out where a batch gives it nothing to do.
+    all_of_the_net_in_each_step = True
 
     def __init__(
         self,

@@ -40,6 +40,8 @@ class CropClassifierTask(TwoStepTask):
         kwargs: of `LesionTask`.
     """
 
+    all_of_the_net_in_each_step = False
+
     def __init__(self, *args: Any, crop_px: int = 64, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if crop_px < 64 or crop_px % 32:  # at 32 the deepest feature of one crop is one pixel: no batch norm
@@ -59,8 +61,9 @@ class CropClassifierTask(TwoStepTask):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Of the pixels without types, and of the types of the crops (0 where the batch holds no lesion)."""
+        targets = batch.targets.cpu().numpy()  # before the forward, which a GPU would have to be through with
         segmentation = super().losses(batch)
-        owners, squares, types = reference_squares(batch.targets.cpu().numpy())
+        owners, squares, types = reference_squares(targets)
         if not len(types):
             return {**segmentation, "types": batch.images.new_zeros(())}
         crops = self._cut(batch, owners, shaken(squares))

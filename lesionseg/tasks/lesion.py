@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from monai.losses import DiceCELoss
+from monai.losses import DiceLoss
 from torch import Tensor, nn
 from torchmetrics import Metric
 
@@ -28,13 +28,7 @@ class LesionTask(SegmentationTask):
         classes = len(self.segmented.classes)
         losses = {
             "weighted_ce": lambda: WeightedCrossEntropy(classes),
-            "dice_ce": lambda: DiceCELoss(
-                to_onehot_y=True,
-                softmax=True,
-                include_background=False,
-                batch=True,
-                weight=_weights(classes, DICE_WEIGHTS),
-            ),
+            "dice_ce": lambda: WeightedDiceCrossEntropy(classes),
         }
         if name not in losses:
             raise InputError("model.loss", expected=" or ".join(losses), got=name, remedy="name one of these")
@@ -64,6 +58,36 @@ class WeightedCrossEntropy(nn.Module):
     def forward(self, scores: Tensor, targets: Tensor) -> Tensor:
         """Scores (N, K, S, S), class indices (N, 1, S, S) → scalar."""
         return self.loss(scores, targets[:, 0])
+
+
+class WeightedDiceCrossEntropy(nn.Module):
+    """Dice of the batch over the classes but the background, and cross-entropy, with mild class weights."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        weights = _weights(classes, DICE_WEIGHTS)
+        self.dice, self.cross_entropy = WeightedDice(weights[1:]), nn.CrossEntropyLoss(weight=weights)
+
+    def forward(self, scores: Tensor, targets: Tensor) -> Tensor:
+        """Scores (N, K, S, S), class indices (N, 1, S, S) → scalar."""
+        return self.dice(scores, targets) + self.cross_entropy(scores, targets[:, 0])
+
+
+class WeightedDice(DiceLoss):
+    """MONAI's Dice loss with weights, of the classes but the background.
+
+    Its own `weight` is looked at in every step, for which a GPU has to be waited for.
+    """
+
+    weights: Tensor
+
+    def __init__(self, weights: Tensor) -> None:
+        super().__init__(to_onehot_y=True, softmax=True, include_background=False, batch=True, reduction="none")
+        self.register_buffer("weights", weights[:, None, None], persistent=False)
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Scores (N, K, S, S), class indices (N, 1, S, S) → scalar."""
+        return (super().forward(input, target) * self.weights).mean()
 
 
 def _weights(classes: int, first: tuple[float, float]) -> Tensor:

@@ -10,6 +10,7 @@ from lesionseg.data.folds import Split, imbalance, split, strata
 from lesionseg.data.records import CaseRecord, LesionRecord
 from lesionseg.errors import InputError
 
+REMEDY = "set data.folds (make: FOLDS=, and PRETRAIN_OPTIONS='--data.folds N' of a pretraining)"
 TYPES = ("cyst", "hemangioma", "metastasis", "lesion")
 
 
@@ -226,8 +227,8 @@ def test_four_patients_of_one_kind_can_be_left_out_one_by_one():
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"folds": 6, "fold": 0}, "folds: expected 1 to 5 folds for 5 patients; got 6; choose another number of folds"),
-        ({"folds": 0, "fold": 0}, "folds: expected 1 to 5 folds for 5 patients; got 0; choose another number of folds"),
+        ({"folds": 6, "fold": 0}, f"folds: expected 1 to 5 folds for 5 patients; got 6; {REMEDY}"),
+        ({"folds": 0, "fold": 0}, f"folds: expected 1 to 5 folds for 5 patients; got 0; {REMEDY}"),
         ({"folds": 3, "fold": 3}, "fold: expected 0 to 2; got 3; folds are counted from 0"),
         ({"folds": 3, "fold": -1}, "fold: expected 0 to 2; got -1; folds are counted from 0"),
         (

@@ -99,6 +99,23 @@ def test_a_case_whose_files_are_damaged_is_made_again(tmp_path):
     Store.open(path, verify=True)
 
 
+def test_a_record_that_names_another_patient_is_made_again(tmp_path):
+    sources, path = cohort(tmp_path / "in", n=2), tmp_path / "store"
+    whole = prepare(sources, path, kind="lits", workers=1)
+    one, other = whole.records
+    file = path / "cases" / one.case_id / "record.json"
+    file.write_bytes(file.read_bytes().replace(f'"{one.patient_id}"'.encode(), f'"{other.patient_id}"'.encode()))
+    assert prepare(sources, path, kind="lits", workers=1).manifest_sha256 == whole.manifest_sha256
+
+
+def test_a_manifest_of_no_known_kind_is_written_anew(tmp_path):
+    sources, path = cohort(tmp_path / "in", n=2), tmp_path / "store"
+    whole = prepare(sources, path, kind="lits", workers=1)
+    manifest = path / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"lits"', '"foo"'))
+    assert prepare(sources, path, kind="lits", workers=1).manifest_sha256 == whole.manifest_sha256
+
+
 def test_arrays_are_stored_canonical(tmp_path):
     case = made(0)
     case.hu, case.labels = case.hu[:, ::-1, :].copy(), case.labels[:, ::-1, :].copy()

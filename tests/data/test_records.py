@@ -81,6 +81,11 @@ def test_records_with_other_fields_are_refused():
         {**data, "liver_slices": ["1"]},
         {**data, "implanted_in": 3},
         {**data, "lesions": [{"type": "cyst"}]},
+        {**data, "shape": [0, 32, 32]},
+        {**data, "liver_slices": [50]},
+        {**data, "lesion_slices": [-1]},
+        {**data, "liver_box": [0, 0, 10_000]},
+        {**data, "liver_box": [0, 0, 0]},
     ):
         with pytest.raises(msgspec.ValidationError):
             CaseRecord.from_json(json.dumps(broken).encode())

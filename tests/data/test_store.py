@@ -164,8 +164,20 @@ def test_a_changed_voxel_is_found_by_its_checksum(path, name):
     content[-1] ^= 1
     file.write_bytes(content)
     Store.open(path)
-    with pytest.raises(InputError, match="expected checksum"):
+    with pytest.raises(InputError, match=r"expected checksum .* got other voxels; remove .*, then run `lesionseg prep"):
         Store.open(path, verify=True)
+
+
+def test_label_ids_that_there_are_not_are_refused_when_a_slice_is_read(path):
+    file = first_case(path) / "labels.npy"
+    content = bytearray(file.read_bytes())
+    content[-1] = 88
+    file.write_bytes(content)
+    store = Store.open(path)
+    (depth, *_) = store.record(first_case(path).name).shape
+    store.label_slices(first_case(path).name, slice(0, depth - 1))
+    with pytest.raises(InputError, match=r"expected label ids up to 5; got 88; remove .*/cases/"):
+        store.label_slices(first_case(path).name, slice(depth - 1, depth))
 
 
 def test_garbled_bytes_are_an_input_error_or_harmless(path):

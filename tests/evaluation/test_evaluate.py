@@ -2,8 +2,10 @@
 
 import json
 import math
+import shutil
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -285,6 +287,26 @@ def test_livers_from_a_net_are_no_reference(slices_store, typed, tmp_path):
     for figure in ("liver_dice_per_case", "liver_assd_mm", "burden_error_rmse"):
         assert content["volumes"][figure]["n"] == 0
     assert any(fact.startswith("12 cases have no reference liver") for fact in content["facts"])
+
+
+@pytest.mark.parametrize("name", ["hu.npy", "labels.npy"])
+def test_a_case_whose_voxels_were_changed_is_refused(slices_store, typed, tmp_path, name):
+    store = Path(shutil.copytree(slices_store, tmp_path / "store"))
+    file = sorted(store.rglob(name))[3]
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=r"expected checksum .* got other voxels; remove"):
+        evaluate(store, typed, tmp_path / "out", device="cpu")
+
+
+def test_a_memory_that_is_full_is_told_in_a_line(slices_store, typed, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(Cascade, "segment", full)
+    with pytest.raises(InputError, match=r"expected a scan that fits into memory; .*--batch-size"):
+        evaluate(slices_store, typed, tmp_path / "out", device="cpu")
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"liver": null}', '{"tables": 1}'])

@@ -317,6 +317,15 @@ def test_a_model_or_scan_of_the_phantom_is_named_beside_the_use(page_of, make_se
     )
 
 
+def test_types_learned_from_implants_are_named_beside_the_use(page_of, make_segmentation):
+    segmentation = make_segmentation()
+    assert "implanted" not in page_of(segmentation).words
+    words = page_of(replace(segmentation, model=segmentation.model | {"implanted": True})).words
+    use = words.split("study-1: liver lesions")[1].split("study-1")[0]
+    assert "learned its types from lesions implanted in real CT" in use
+    assert "trained on implanted lesions yes" in " ".join(words.split())
+
+
 @pytest.mark.parametrize("card", [{}, {"lesions": 3, "liver": None, "calibration": "<b>x", "selected": [1, None, {}]}])
 def test_any_model_card_makes_a_page(page_of, make_segmentation, card):
     assert "Model and settings" in page_of(make_segmentation(model=card, lesions=False)).words

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from monai.losses import DiceCELoss
 from torch.nn import functional
 
 from lesionseg.boxes import Box
@@ -65,6 +66,14 @@ def test_dice_ce_of_lesions(scores_and_targets, target, weights):
     misses = (1 - soft_dice(scores, targets)) * torch.tensor(weights)
     expected = float(misses[1:].mean()) + cross_entropy(scores, targets, weights)
     assert float(lesion_task(target).loss(scores, targets)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_dice_ce_of_lesions_is_monais(scores_and_targets):
+    """Bit for bit, with a second output of another size too."""
+    weights = torch.tensor([0.1, 0.3, 1, 1, 1])
+    theirs = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False, batch=True, weight=weights)
+    for scores, targets in (scores_and_targets(5), (torch.randn(3, 5, 8, 12), torch.randint(0, 5, (3, 1, 8, 12)))):
+        assert torch.equal(lesion_task("typed").loss(scores, targets), theirs(scores, targets))
 
 
 @pytest.mark.parametrize(("target", "weights"), [("lesion", [0.0005, 0.05, 1]), ("typed", [0.0005, 0.05, 1, 1, 1])])
