@@ -86,8 +86,8 @@ def read_grid(root: Path) -> Grid:
 
     Raises:
         InputError: there are none; cells are unfinished or missing (all are listed); a run lies in the folder of
-            another; the runs differ in what `SHARED` and `SHARED_STARTS` name, or in the slices and lesions of a fold;
-            a patient is tested in two folds; a lesion type is none of the target's.
+            another; runs without a test part; the runs differ in what `SHARED` and `SHARED_STARTS` name, or in the
+            slices and lesions of a fold; a patient is tested in two folds; a lesion type is none of the target's.
     """
     cells = {folder: _cell(folder) for folder in sorted(root.glob("*/fold*-seed*")) if _CELL.fullmatch(folder.name)}
     if not cells:
@@ -95,6 +95,9 @@ def read_grid(root: Path) -> Grid:
             root, expected="runs in <schedule>/fold<k>-seed<s>", got="none", remedy="make finetune, or name its folder"
         )
     _refuse_unfinished(root, cells)
+    if any(RunInfo.read(folder).folds == 1 for folder in cells):
+        raise InputError(root, expected="runs that were tested", got="folds = 1, which leaves no test part",
+                         remedy="set FOLDS to 2 or more; `make export SCHEDULE=name` needs no comparison")  # fmt: skip
     runs = sorted((read_run(folder) for folder in cells), key=lambda run: (run.info.name, run.info.fold, run.info.seed))
     for run in runs:
         _refuse_misplaced(run, cells[run.folder])

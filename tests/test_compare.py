@@ -380,6 +380,13 @@ def test_another_reference_in_one_row_is_refused(root: Path, tmp_path: Path) -> 
     assert "test patients, slices and reference lesions" in refused(root, tmp_path / "out")
 
 
+def test_runs_that_were_not_tested_are_refused(root: Path, tmp_path: Path) -> None:
+    for folder in root.glob("*/fold*"):
+        replace(RunInfo.read(folder), folds=1).write(folder)
+        (folder / SLICES_FILE).unlink()
+    assert "got folds = 1, which leaves no test part; set FOLDS to 2 or more" in refused(root, tmp_path / "out")
+
+
 def test_a_patient_in_two_folds_is_refused(root: Path, tmp_path: Path) -> None:
     for row in ("baseline", "no_freezing"):
         for name in (SLICES_FILE, LESIONS_FILE):

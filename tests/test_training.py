@@ -355,7 +355,8 @@ def test_a_run_of_halves_is_logged_and_is_the_start_of_another(tmp_path, pretrai
     monkeypatch.setenv("WANDB_MODE", "offline")
     halves = ("--trainer.precision", "bf16-true", "--trainer.max_epochs", "1")
     assert main(pretraining(tmp_path / "first", *halves)) == 0
-    assert main(finetuning(tmp_path / "second", "--model.init_args.weights", str(tmp_path / "first"), *halves)) == 0
+    start = ("--model.init_args.weights", str(tmp_path / "first"))
+    assert main(finetuning(tmp_path / "second", *start, *halves, schedule="no_freezing")) == 0
     assert RunInfo.read(tmp_path / "second").weights_sha256 == weights_sha256(tmp_path / "first")
 
 
