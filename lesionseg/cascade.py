@@ -26,7 +26,7 @@ from lesionseg.model import Model, Thresholds
 from lesionseg.model_net import Net
 from lesionseg.reading import first_sentence
 from lesionseg.runs import liver_run, weights_sha256
-from lesionseg.scan import Scan, canonical, canonical_axes, from_canonical
+from lesionseg.scan import Scan, array_checksum, canonical, canonical_axes, from_canonical
 from lesionseg.segmentation import UNDETERMINED, Segmentation
 
 #: No liver is lower than this, from its top to its lowest tip; a first look may step over less.
@@ -170,8 +170,11 @@ class Cascade:
                 "thresholds": asdict(self.model.thresholds),
                 "least_lesion_voxels": least_voxels(self.model.thresholds, scan),
             },
-            "warnings": tuple(_warnings(scan, bool(liver.any()), given)),
+            "warnings": tuple(_warnings(scan, bool(liver.any()), given, self._has_seen(scan))),
         }
+
+    def _has_seen(self, scan: Scan) -> bool:
+        return array_checksum(canonical(scan.hu, scan.affine)) in self.model.trained_on
 
     def _maps(self, lesions: Lesions | None, scan: Scan) -> np.ndarray:
         if lesions is None or lesions.probabilities is None:
@@ -280,8 +283,10 @@ def _volume_ml(voxels: int, scan: Scan) -> float | None:
     return voxels * float(np.prod(scan.spacing_mm)) / 1000
 
 
-def _warnings(scan: Scan, liver: bool, given: bool) -> list[str]:
+def _warnings(scan: Scan, liver: bool, given: bool, seen: bool) -> list[str]:
     out = []
+    if seen:
+        out.append("The model was trained on this very scan: what it finds here says nothing about others.")
     if scan.spacing_mm is None:
         out.append("The spacing is unknown: all sizes are in pixels.")
     if scan.affine is None:

@@ -153,6 +153,8 @@ class RunCLI(LightningCLI):
                 rank_zero_only(RunInfo.write)(replace(held, request_sha256=self.run.request_sha256), self.run_dir)
                 raise RunIsDone(self.run_dir)
             self.checkpoint = checkpoint_to_continue(self.run_dir)
+        elif held is not None and held.state == "finished":
+            rank_zero_info(f"{self.run_dir} holds a finished run of other settings, data or weights, which gives way")
         if self.checkpoint is not None:
             torn = self.checkpoint.name != LAST_CHECKPOINT.name
             which = f"the checkpoint before, as {LAST_CHECKPOINT} cannot be read" if torn else "its last checkpoint"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import xxhash
 
 #: Corners of scan and mask may lie this many voxels apart before the two count as different grids.
 GEOMETRY_TOLERANCE_VOXELS = 0.1
@@ -150,6 +151,14 @@ def to_canonical(case: Case) -> Case:
     hu = np.ascontiguousarray(canonical(scan.hu, scan.affine))
     labels = np.ascontiguousarray(canonical(case.labels, scan.affine))
     return replace(case, scan=replace(scan, hu=hu, affine=affine, spacing_mm=spacing), labels=labels)
+
+
+def array_checksum(array: np.ndarray) -> str:
+    """XXH3 (128 bits) of shape and values (little-endian, C order): tells damage and equal scans, not forgery."""
+    digest = xxhash.xxh3_128(repr(tuple(array.shape)).encode())
+    for part in array:  # slice by slice, so that a mapped volume is never copied whole
+        digest.update(np.ascontiguousarray(part, dtype=part.dtype.newbyteorder("<")).data)
+    return digest.hexdigest()
 
 
 def grid_distance_voxels(a: np.ndarray, b: np.ndarray, shape: tuple[int, ...]) -> float:

@@ -20,6 +20,10 @@ def whole(path: Path) -> Iterator[Path]:
     try:
         yield part
         part.replace(path)
+    except OSError as error:
+        if error.filename == str(part):
+            error.filename = str(path)  # what the user has named
+        raise
     finally:
         part.unlink(missing_ok=True)
 

@@ -23,7 +23,7 @@ from lesionseg.inputs import InputSpec, paste, resize
 from lesionseg.labels import LESION_IDS
 from lesionseg.networks import build_unet
 from lesionseg.runs import LAST_CHECKPOINT, RunInfo
-from lesionseg.scan import Scan
+from lesionseg.scan import Case, Scan, array_checksum, to_canonical
 
 ENCODER, CHANNELS, SIZE = "tu-test_resnet", (8, 8, 8, 8, 8), 32
 SPEC = InputSpec(SIZE, "slice", low_hu=-150)
@@ -329,6 +329,22 @@ def test_mirror_images_are_averaged(make_model):
     plain = Cascade(model, device="cpu").segment(Scan(hu, "x"), liver=liver, probabilities=True)
     assert np.abs(plain.probabilities - a.probabilities).max() > 0.05
     assert a.settings["tta"]
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2), (1, 2, 0)])
+def test_a_scan_that_the_model_was_trained_on_is_told(make_model, axes):
+    """However it lies: what a model has seen is known by its voxels as they are stored."""
+    scan = blobs((3, 90, 104))
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0])[:, [2, 1, 0, 3]][:, [*axes, 3]]
+    scan = replace(scan, hu=scan.hu.transpose(axes), affine=affine)
+    stored = to_canonical(Case(scan, np.zeros(scan.hu.shape, np.uint8), "patient")).scan
+    model, says = make_model(), "The model was trained on this very scan: what it finds here says nothing about others."
+    seen = Cascade(replace(model, trained_on=("0" * 32, array_checksum(stored.hu))), device="cpu")
+    assert says in seen.segment(scan).warnings
+    assert says not in Cascade(model, device="cpu").segment(scan).warnings
+    hu = scan.hu.copy()
+    hu[0, 0, 0] += 1
+    assert says not in seen.segment(replace(scan, hu=hu)).warnings
 
 
 def test_a_model_of_generated_ct_serves_generated_ct_only(make_model):

@@ -8,7 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from lesionseg.scan import Case, Scan, canonical, canonical_axes, empty, grid_distance_voxels, spacing_of, to_canonical
+from lesionseg.scan import (
+    Case,
+    Scan,
+    array_checksum,
+    canonical,
+    canonical_axes,
+    empty,
+    grid_distance_voxels,
+    spacing_of,
+    to_canonical,
+)
 
 ORIENTATIONS = list(itertools.product(itertools.permutations(range(3)), itertools.product((False, True), repeat=3)))
 SPACING_MM = (5.0, 0.7, 0.8)
@@ -139,3 +149,12 @@ def test_a_scan_is_int16_in_three_axes(hu):
 def test_labels_lie_on_the_grid_of_the_scan(labels):
     with pytest.raises(ValueError, match="uint8"):
         Case(Scan(np.zeros((1, 3, 3), np.int16), "scan"), labels, "patient")
+
+
+def test_checksum_tells_shape_and_values_apart():
+    array = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
+    assert array_checksum(array) == array_checksum(np.asfortranarray(array)) == array_checksum(array.astype(">i2"))
+    assert array_checksum(array) != array_checksum(array.reshape(3, 2, 4))
+    changed = array.copy()
+    changed[1, 2, 3] += 1
+    assert array_checksum(array) != array_checksum(changed)

@@ -201,10 +201,11 @@ def test_the_config_it_leaves_asks_for_the_same_run(copy, capsys):
 
 
 @pytest.mark.parametrize("more", [("--data.fold", "1"), ("--trainer.limit_test_batches", "1")])
-def test_a_changed_run_takes_the_place_of_the_earlier_one(copy, command, more):
+def test_a_changed_run_takes_the_place_of_the_earlier_one(copy, command, more, caplog):
     (copy / "stale").touch()
     before = RunInfo.read(copy)
     assert main(command(copy, *more, "--trainer.max_epochs", "6")) == 0
+    assert f"{copy} holds a finished run of other settings, data or weights, which gives way" in caplog.messages
     after = RunInfo.read(copy)
     assert after.state == "finished"
     assert after.fingerprint != before.fingerprint

@@ -50,3 +50,15 @@ def test_what_a_killed_writer_left_is_removed(tmp_path):
     remove_parts(tmp_path)
     assert sorted(names(tmp_path)) == [".hidden", ".hidden.txt", "table.csv"]
     remove_parts(tmp_path / "none")
+
+
+def test_an_error_names_the_file_that_was_asked_for(tmp_path):
+    for path in (tmp_path / "none" / "table.csv", tmp_path):  # where no file can be
+        with pytest.raises((FileNotFoundError, IsADirectoryError)) as caught:
+            write_as_asked(path)
+        assert caught.value.filename == str(path)
+
+
+def write_as_asked(path):
+    with whole(path) as part:
+        part.write_text("new")

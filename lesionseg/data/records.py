@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import numpy as np
-import xxhash
 from numpy.typing import ArrayLike
 from scipy import ndimage
 
 from lesionseg.boxes import LIVER_MARGIN_PX, Box, liver_box
 from lesionseg.labels import LIVER, NAMES, is_lesion, is_liver
 from lesionseg.measurements import FULL_CONNECTIVITY, longest_diameter
-from lesionseg.scan import Case
+from lesionseg.scan import Case, array_checksum
 
 #: A thickness that no slice states is NaN, which JSON does not know: there it is null.
 if TYPE_CHECKING:
@@ -157,14 +156,6 @@ def lesions_of(
             first = around[0].start + window[0].start + box[0].start
             found.append(_measure(components[box] == i, name, first, spacing_mm))
     return tuple(found)
-
-
-def array_checksum(array: np.ndarray) -> str:
-    """XXH3 (128 bits) of shape and values (little-endian, C order): tells damage and equal scans, not forgery."""
-    digest = xxhash.xxh3_128(repr(tuple(array.shape)).encode())
-    for part in array:  # slice by slice, so that a mapped volume is never copied whole
-        digest.update(np.ascontiguousarray(part, dtype=part.dtype.newbyteorder("<")).data)
-    return digest.hexdigest()
 
 
 def _measure(

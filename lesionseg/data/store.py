@@ -24,10 +24,10 @@ import msgspec
 import numpy as np
 
 from lesionseg.collector import collector_at_rest
-from lesionseg.data.records import CaseRecord, LesionRecord, array_checksum
+from lesionseg.data.records import CaseRecord, LesionRecord
 from lesionseg.errors import InputError
 from lesionseg.labels import NAMES
-from lesionseg.scan import Scan
+from lesionseg.scan import Scan, array_checksum
 
 __all__ = ["CaseRecord", "LesionRecord", "Store", "StoreKind"]
 
