@@ -170,7 +170,7 @@ pretrain: pretrain-liver pretrain-lesion ## train the liver net and the lesion n
 # Before hours of pretraining, what would stop the grid after them.
 .PHONY: planned
 planned: setup
-	@$(BIN)/python experiments/planned.py $(if $(EPOCHS),--epochs $(EPOCHS)) $(PROFILE_FILE) $(SCHEDULES)
+	@$(BIN)/python experiments/planned.py $(PROFILE_FILE) '$(SCHEDULES)' $(STEER) $(FIT_OPTIONS)
 
 pretrain-liver pretrain-lesion: pretrain-%: $(if $(filter finetune,$(MAKECMDGOALS)),planned) $(if $(NODES),,data-lits)
 	@$(BESIDE) $(call FIT,$(RUN)/pretrain/$*) --config experiments/pretrain/$*.yaml --config $(PROFILE_FILE) \

@@ -1,7 +1,8 @@
 """Whether the schedules of a grid are there and fit its number of epochs: told before hours of pretraining.
 
-Usage: planned.py [--epochs N] PROFILE SCHEDULE …   (`make finetune`)
-    PROFILE: YAML whose `trainer.max_epochs` counts where no epochs are given
+Usage: planned.py PROFILE 'SCHEDULE …' [OPTION …]   (`make finetune`)
+    PROFILE: YAML whose `trainer.max_epochs` counts where the options name none
+    OPTION: of `lesionseg fit`, as each cell of the grid gets them
 
 What else may be wrong with a schedule, `lesionseg fit` says.
 """
@@ -35,11 +36,11 @@ def check(name: str, epochs: int) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("profile", type=Path)
-    parser.add_argument("schedules", nargs="*")
-    parser.add_argument("--epochs", type=int)
-    options = parser.parse_args()
+    parser.add_argument("schedules", type=str.split)
+    parser.add_argument("--trainer.max_epochs", dest="epochs", type=int)
+    options, _ = parser.parse_known_args()
     epochs = options.epochs or yaml.safe_load(options.profile.read_text())["trainer"]["max_epochs"]
     try:
         for name in options.schedules:

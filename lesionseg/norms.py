@@ -50,6 +50,7 @@ class _Frozen(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Of the input alone."""
         weight, mean, variance = ctx.saved_tensors
         # Of the input torch reads type, shape and layout alone here, as the parameters need no gradients.
         x = grad
