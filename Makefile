@@ -169,8 +169,8 @@ pretrain: pretrain-liver pretrain-lesion ## train the liver net and the lesion n
 
 # Before hours of pretraining, what would stop the grid after them.
 .PHONY: planned
-planned: setup
-	@$(BIN)/python experiments/planned.py $(PROFILE_FILE) '$(SCHEDULES)' $(STEER) $(FIT_OPTIONS)
+planned: setup ## are the schedules there, and long enough to be trained? (make finetune asks first)
+	@$(BIN)/python experiments/planned.py '$(SCHEDULES)' --config $(PROFILE_FILE) $(STEER) $(FIT_OPTIONS)
 
 pretrain-liver pretrain-lesion: pretrain-%: $(if $(filter finetune,$(MAKECMDGOALS)),planned) $(if $(NODES),,data-lits)
 	@$(BESIDE) $(call FIT,$(RUN)/pretrain/$*) --config experiments/pretrain/$*.yaml --config $(PROFILE_FILE) \
@@ -208,7 +208,7 @@ compare: setup ## compare the finished runs again, AGAINST=row in the place of b
 	@$(COMPARE)
 
 # The grid on many machines (experiments/sweeps, experiments/slurm). Nothing is prepared here, or they would all do it
-# at once: `make pretrain data-slices` comes first.
+# at once: `make planned pretrain data-slices` comes first.
 FOLD :=
 SEED :=
 

@@ -1,50 +1,55 @@
 """Whether the schedules of a grid are there and fit its number of epochs: told before hours of pretraining.
 
-Usage: planned.py PROFILE 'SCHEDULE …' [OPTION …]   (`make finetune`)
-    PROFILE: YAML whose `trainer.max_epochs` counts where the options name none
-    OPTION: of `lesionseg fit`, as each cell of the grid gets them
+Usage: planned.py 'SCHEDULE …' [OPTION …]   (`make planned`, and with it `make finetune`)
+    OPTION: of `lesionseg fit`, as every cell of the grid gets them, later ones before earlier ones
 
 What else may be wrong with a schedule, `lesionseg fit` says.
 """
 
 from __future__ import annotations
 
-import argparse
-import difflib
 import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from itertools import pairwise
 from pathlib import Path
 
-import yaml
-
+from lesionseg.command_line import read_configs
 from lesionseg.errors import InputError
+from lesionseg.request import words
 from lesionseg.schedules import FreezeSchedule
 
 SCHEDULES = Path(__file__).parent / "schedules"
 
 
-def check(name: str, epochs: int) -> None:
-    """Raise `InputError` for a schedule that is not there, or is too long for so many epochs."""
+def check(name: str, options: Sequence[str]) -> None:
+    """Raise `InputError` for a schedule that is not there, or has more steps than the options give it epochs."""
     path = SCHEDULES / f"{name}.yaml"
     if not path.is_file():
-        near = difflib.get_close_matches(name, [other.stem for other in SCHEDULES.glob("*.yaml")])
+        near = get_close_matches(name, [other.stem for other in SCHEDULES.glob("*.yaml")])
         remedy = f"perhaps {' or '.join(near)}" if near else "write it, or correct the name"
         raise InputError("SCHEDULES", expected="names of files of experiments/schedules", got=name, remedy=remedy)
+    cell = ["--config", str(path), *options]
+    configs, epochs = read_configs(cell), 0
+    for option, value in pairwise(words(cell)):
+        if option in ("-c", "--config"):
+            epochs = (configs[value].get("trainer") or {}).get("max_epochs", epochs)
+        elif option == "--trainer.max_epochs":
+            epochs = int(value)
+    trains = (configs[str(path)].get("schedule") or {}).get("trains")
+    if trains is None:
+        raise InputError(path, expected="schedule: trains:", got="none", remedy="say when each block trains")
     try:
-        FreezeSchedule.parse(yaml.safe_load(path.read_text())["schedule"]["trains"]).check_epochs(epochs)
+        FreezeSchedule.parse(trains).check_epochs(epochs)
     except InputError as error:
         raise InputError(path, expected=error.expected, got=error.got, remedy=error.remedy) from None
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(allow_abbrev=False)
-    parser.add_argument("profile", type=Path)
-    parser.add_argument("schedules", type=str.split)
-    parser.add_argument("--trainer.max_epochs", dest="epochs", type=int)
-    options, _ = parser.parse_known_args()
-    epochs = options.epochs or yaml.safe_load(options.profile.read_text())["trainer"]["max_epochs"]
+    schedules, *options = sys.argv[1:]
     try:
-        for name in options.schedules:
-            check(name, epochs)
+        for name in schedules.split():
+            check(name, options)
     except InputError as error:
         print(f"lesionseg: wrong input: {error}", file=sys.stderr)
         return 2

@@ -286,7 +286,7 @@ def _volume_ml(voxels: int, scan: Scan) -> float | None:
 def _warnings(scan: Scan, liver: bool, given: bool, seen: bool) -> list[str]:
     out = []
     if seen:
-        out.append("The model was trained on this very scan: what it finds here says nothing about others.")
+        out.append("The model has seen this very scan in training or calibration: this says nothing about other scans.")
     if scan.spacing_mm is None:
         out.append("The spacing is unknown: all sizes are in pixels.")
     if scan.affine is None:

@@ -12,7 +12,7 @@ import psutil
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
-from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.strategies import DDPStrategy, ParallelStrategy
 from pytorch_lightning.utilities import rank_zero_info
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -102,7 +102,7 @@ def refuse_unfit(trainer: pl.Trainer, task: pl.LightningModule, sync_batchnorm: 
         raise InputError("trainer.num_nodes", expected="ranks that torchrun or srun has started on each machine",
                          got="none", remedy="add MEET=host:port to make, or see docs/scaling.md")  # fmt: skip
     device = trainer.strategy.root_device.type
-    if sync_batchnorm and trainer.world_size > 1:
+    if sync_batchnorm and isinstance(trainer.strategy, ParallelStrategy):  # which Lightning converts, of one rank too
         _refuse_unsynchronised(task, device)
     strict = torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled()
     if strict and device == "cuda":

@@ -50,7 +50,8 @@ def run(args: list[str]) -> int:
     except torch.OutOfMemoryError as error:
         raise InputError("data.batch_size", expected="a step that fits into the memory of the GPU",
                          got=str(error).partition(". ")[0],
-                         remedy="lower it, or take --trainer.precision bf16-mixed") from error  # fmt: skip
+                         remedy="lower it, or take --trainer.precision bf16-mixed" if args[0] == "fit" else
+                         "free it of other programs, or give --trainer.accelerator cpu") from error  # fmt: skip
     except RuntimeError as error:
         if (wrong := input_error_in(str(error))) is not None:  # torch makes such of what a process that reads raises
             raise wrong from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -21,11 +21,12 @@ def whole(path: Path) -> Iterator[Path]:
         yield part
         part.replace(path)
     except OSError as error:
-        if error.filename == str(part):
-            error.filename = str(path)  # what the user has named
-        raise
+        if error.filename != str(part):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error  # what the user has named
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # where there can be no such file, the error is told already
+            part.unlink()
 
 
 def remove_parts(folder: Path) -> None:

@@ -338,7 +338,10 @@ def test_a_scan_that_the_model_was_trained_on_is_told(make_model, axes):
     affine = np.diag([-1.0, -1.0, 1.0, 1.0])[:, [2, 1, 0, 3]][:, [*axes, 3]]
     scan = replace(scan, hu=scan.hu.transpose(axes), affine=affine)
     stored = to_canonical(Case(scan, np.zeros(scan.hu.shape, np.uint8), "patient")).scan
-    model, says = make_model(), "The model was trained on this very scan: what it finds here says nothing about others."
+    model, says = (
+        make_model(),
+        "The model has seen this very scan in training or calibration: this says nothing about other scans.",
+    )
     seen = Cascade(replace(model, trained_on=("0" * 32, array_checksum(stored.hu))), device="cpu")
     assert says in seen.segment(scan).warnings
     assert says not in Cascade(model, device="cpu").segment(scan).warnings

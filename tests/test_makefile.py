@@ -75,6 +75,8 @@ def test_every_file_that_is_named_is_there():
         (["EPOCHS=4"], "hierarchical_freezing.yaml: expected steps of at least one epoch; got 4 epochs, in which the "
          "shares 0.1667 and 0.3333 fall on the same one; train for at least 6 epochs"),
         (["EPOCHS=24", "FIT_OPTIONS=--data.batch_size 4 --trainer.max_epochs 5 --data.num_workers 0"], "got 5 epochs"),
+        (["EPOCHS=24", "FIT_OPTIONS=--trainer.max_epochs=0"], "got 0; set max_epochs"),
+        (["PROFILE=none"], "experiments/profiles/none.yaml: expected a YAML file"),
     ],
 )  # fmt: skip
 def test_what_would_stop_the_grid_is_told_before_the_pretraining(given, said):
@@ -90,7 +92,7 @@ def test_what_would_stop_the_grid_is_told_before_the_pretraining(given, said):
 def test_every_schedule_there_is_fits_the_profiles():
     names = [path.stem for path in (ROOT / "experiments" / "schedules").glob("*.yaml")]
     for profile in (ROOT / "experiments" / "profiles").glob("*.yaml"):
-        planned = [sys.executable, "experiments/planned.py", str(profile), " ".join(names)]
+        planned = [sys.executable, "experiments/planned.py", " ".join(names), "--config", str(profile)]
         assert subprocess.run(planned, cwd=ROOT, check=False).returncode == 0
 
 

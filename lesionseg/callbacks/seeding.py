@@ -25,3 +25,5 @@ class SeedEveryStep(pl.Callback):
         torch.default_generator.manual_seed(seed)
         if pl_module.device.type == "cuda":
             torch.cuda.manual_seed(seed)
+        elif pl_module.device.type != "cpu":
+            torch.manual_seed(seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -83,6 +84,9 @@ class CaseRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     def __post_init__(self) -> None:
         if self.spacing_mm is not None and self.spacing_mm[0] is None:
             msgspec.structs.force_setattr(self, "spacing_mm", (math.nan, *self.spacing_mm[1:]))
+        numbers = chain(*(self.affine or ()), (self.spacing_mm or ())[1:])
+        if not all(map(math.isfinite, numbers)):
+            raise ValueError("a spacing or an affine that is not finite")
         depth, height, width = self.shape
         if depth < 1 or height < 1 or width < 1:
             raise ValueError(f"a shape of {self.shape}")

@@ -4,6 +4,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -220,17 +221,23 @@ def test_without_implants_a_sample_is_what_it_was_before_there_were_any(wide):
 
 
 @pytest.mark.parametrize("draw", [0, Draw(0, 5)])
-def test_a_single_slice_is_cut_and_augmented_as_three_equal_ones(tmp_path, draw):
-    dataset = typed(stored(tmp_path, made(7, shape=(1, 64, 64))), 0.0, augmentation=Augmentation())
-    (record,) = dataset.store.records
-    hu, labels = np.concatenate([dataset.store.hu(record.case_id)] * 3), dataset.store.labels(record.case_id)[0]
-    box = slice_box(64, 64)
-    image, target = dataset.spec.encode(hu, box), dataset.spec.encode_labels(labels, box)
+@pytest.mark.parametrize("size", [32, 64, 96])
+def test_a_single_slice_is_cut_and_augmented_as_three_equal_ones(tmp_path, draw, size):
+    """In a box that reaches over its border, made smaller and larger."""
+    store = stored(tmp_path, made(7, shape=(1, 48, 64)))
+    (record,) = store.records
+    box = Box(-3, 5, 60)
+    spec = InputSpec(size, "liver")
+    dataset = SliceDataset(store, every_slice(store), TARGETS["typed"], spec, seed=3, augmentation=Augmentation())
+    store._by_id[record.case_id] = msgspec.structs.replace(record, liver_box=box)
+    hu, labels = np.concatenate([store.hu(record.case_id)] * 3), store.labels(record.case_id)[0]
+    image, target = spec.encode(hu, box), spec.encode_labels(labels, box)
     if draw:
         seed = np.random.SeedSequence([3, 5, 0]).generate_state(2)[1]
         image, target = Augmentation()(image, target, int(seed))
     sample = dataset[draw]
-    assert sample.image.shape == (3, 64, 64)
+    assert sample.box == box
+    assert sample.image.shape == (3, size, size)
     assert torch.equal(sample.image, image)
     assert torch.equal(sample.target, target.long())
 

@@ -58,6 +58,15 @@ def test_record_survives_json(spacing_mm):
     assert repr(again) == repr(record)  # NaN is not equal to itself
 
 
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_numbers_that_json_does_not_know_are_refused_before_they_are_written(number):
+    case = made(1)
+    record = describe(Case(Scan(case.hu, "x", (5.0, 0.8, 0.8), AFFINE), case.labels, "y"), **IDS)
+    for wrong in ({"spacing_mm": (5.0, number, 0.8)}, {"affine": ((number, 0.0, 0.0, 0.0), *record.affine[1:])}):
+        with pytest.raises(ValueError, match="not finite"):
+            msgspec.structs.replace(record, **wrong)
+
+
 def test_records_with_other_fields_are_refused():
     case = made(1)
     text = describe(Case(Scan(case.hu, "x"), case.labels, "y"), **IDS).to_json()
