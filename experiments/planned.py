@@ -35,12 +35,14 @@ def check(name: str, options: Sequence[str]) -> None:
         if option in ("-c", "--config"):
             epochs = (configs[value].get("trainer") or {}).get("max_epochs", epochs)
         elif option == "--trainer.max_epochs":
-            epochs = int(value)
+            epochs = int(value) if value.isdecimal() else None
     trains = (configs[str(path)].get("schedule") or {}).get("trains")
     if trains is None:
         raise InputError(path, expected="schedule: trains:", got="none", remedy="say when each block trains")
     try:
-        FreezeSchedule.parse(trains).check_epochs(epochs)
+        schedule = FreezeSchedule.parse(trains)
+        if isinstance(epochs, int):  # or `fit` says what it wants
+            schedule.check_epochs(epochs)
     except InputError as error:
         raise InputError(path, expected=error.expected, got=error.got, remedy=error.remedy) from None
 

@@ -89,6 +89,11 @@ def test_what_would_stop_the_grid_is_told_before_the_pretraining(given, said):
     assert said in planned.stderr
 
 
+def test_epochs_that_are_no_number_are_left_to_fit():
+    planned = [sys.executable, "experiments/planned.py", "baseline", "--trainer.max_epochs", "many"]
+    assert subprocess.run(planned, cwd=ROOT, check=False).returncode == 0
+
+
 def test_every_schedule_there_is_fits_the_profiles():
     names = [path.stem for path in (ROOT / "experiments" / "schedules").glob("*.yaml")]
     for profile in (ROOT / "experiments" / "profiles").glob("*.yaml"):
