@@ -277,7 +277,8 @@ lint: setup ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-BENCHMARKS := prepare random_slice augmentation training_step freeze_states frozen_prefix settings segment_peers startup gpu
+BENCHMARKS := prepare random_slice augmentation training_step saving freeze_states frozen_prefix settings segment_peers \
+  startup gpu
 MEASURED := runs/benchmark
 
 .PHONY: benchmark

@@ -166,18 +166,20 @@ class RunCLI(LightningCLI):
         # A plateau is looked for after every epoch, whatever the profile says: the steps of training are the same.
         validate_every = 1 if self._freezing().plateau else config.trainer.check_val_every_n_epoch
         kwargs["check_val_every_n_epoch"] = validate_every
+        stop = StopOnSignal(self.run_dir / LAST_CHECKPOINT)
         callbacks: list[pl.Callback] = [
             *logs(self.run_dir),
             Results(self.run_dir),
             SeedEveryStep(self.datamodule.seed),
             FiniteLoss(),
-            StopOnSignal(self.run_dir / LAST_CHECKPOINT),
+            stop,
             LostRanks(),
             GlobalBatch(),
             TimeLeft(config.cell),
             *progress_bar(),
             *checkpoints(
                 self.run_dir,
+                stop,
                 self.model.monitor if self.datamodule.inner_validation else None,
                 validate_every,
             ),

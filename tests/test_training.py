@@ -18,7 +18,7 @@ import yaml
 from torch import nn
 
 from lesionseg import training
-from lesionseg.callbacks import guards
+from lesionseg.callbacks import checkpoints, guards
 from lesionseg.callbacks.guards import ENDING
 from lesionseg.cli import main
 from lesionseg.data.store import Store
@@ -40,6 +40,14 @@ def forward_with_dropout(self, images):
 def dropout():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LesionTask, "forward", forward_with_dropout)
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def every_epoch_is_saved():
+    """However quick it is: which ones are, tests/callbacks/test_checkpoints.py tells."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints, "SHARE", 1)
         yield
 
 
@@ -452,14 +460,15 @@ def assert_same_log(run, whole):
     pd.testing.assert_frame_equal(one, other)
 
 
-def beside_itself(args, step, act, **environment):
-    """The command in a process of its own, in which something happens before a step."""
+def beside_itself(args, step, act, share=1, **environment):
+    """The command in a process of its own, in which something happens before a step; checkpoints have a share of it."""
     code = f"""
 import multiprocessing, os, signal, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-from test_training import LesionTask, at_step, forward_with_dropout, main
+from test_training import LesionTask, at_step, checkpoints, forward_with_dropout, main
 import pytest
 patch = pytest.MonkeyPatch()
+patch.setattr(checkpoints, "SHARE", {share})
 patch.setattr(LesionTask, "forward", forward_with_dropout)
 at_step(patch, {step}, lambda task: {act})
 sys.exit(main(sys.argv[1:]))
@@ -481,11 +490,12 @@ def end_job():
             process.terminate()
 
 
-def test_killed_in_the_middle_it_goes_on_from_the_last_epoch(tmp_path, command, whole):
+@pytest.mark.parametrize(("share", "epochs"), [(1, 3), (1e-9, 1)], ids=["every epoch", "seldom"])
+def test_killed_in_the_middle_it_goes_on_from_the_last_epoch_that_was_saved(tmp_path, command, whole, share, epochs):
     run = tmp_path / "run"
-    done = beside_itself(command(run), 3 * STEPS + 1, "os.kill(os.getpid(), signal.SIGKILL)")
+    done = beside_itself(command(run), 3 * STEPS + 1, "os.kill(os.getpid(), signal.SIGKILL)", share)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert load(run)["global_step"] == 3 * STEPS
+    assert load(run)["global_step"] == epochs * STEPS
     assert main(command(run)) == 0
     assert_same_run(run, whole)
     assert_same_log(run, whole)

@@ -4,9 +4,9 @@ Usage: gpu.py [--device cuda|cpu] [--epochs N] [--slices N] [--output JSON]
 
 The profile `paper` (SE-ResNet50, 320 x 320, random weights) in bf16-mixed and channels-last, with and without
 torch.compile. Run and bare loop as in `training_step.py`. The busy share is the time in which at least one kernel runs,
-of all the time of an epoch, by torch's profiler; peak memory is that of the same epoch. The floor: multiplications of
-the convolutions at the rate of a large product of matrices, and bytes of all else at the rate of a copy, both measured
-here; fused operations may do better than this count of unfused ones.
+of all the time from the start of an epoch to that of the next, by torch's profiler; peak memory is of that time. The
+floor: multiplications of the convolutions at the rate of a large product of matrices, and bytes of all else at the rate
+of a copy, both measured here; fused operations may do better than this count of unfused ones.
 
 Without CUDA it says so. `--device cpu` sends the phantom's small net through the same code, to see that it works.
 """
@@ -36,21 +36,19 @@ BATCH = 8
 
 
 class Busy(pl.Callback):
-    """Profiles the last epoch of a run: seconds in which the device worked, of how many; the most memory it held."""
+    """Profiles the second epoch of a run: seconds in which the device worked, of how many; the most memory it held."""
 
     busy_s = wall_s = 0.0
     peak_bytes = 0
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.current_epoch == trainer.max_epochs - 1:
+        if trainer.current_epoch == 1:
             if pl_module.device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
             self._profile = profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA])
             self._profile.start()
             self._began = now(pl_module.device)
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.current_epoch == trainer.max_epochs - 1:
+        elif trainer.current_epoch == 2:
             self.wall_s = now(pl_module.device) - self._began
             self._profile.stop()
             events = self._profile.events()
@@ -111,7 +109,7 @@ def measure(store: Path, device: str, epochs: int, compiled: bool) -> list[Row]:
     ]
     busy = Busy()
     with tempfile.TemporaryDirectory() as folder:
-        short = ["--trainer.max_epochs", "2", "--data.inner_validation", "0", "--data.folds", "1"]
+        short = ["--trainer.max_epochs", "3", "--data.inner_validation", "0", "--data.folds", "1"]
         fit(command(store, Path(folder) / "run", *short, *words, profile=name), busy)
     print(f"{what}: busy {busy.busy_s / busy.wall_s:.1%} of the time, peak {busy.peak_bytes / 2**30:.2f} GiB, "
           f"waits for data {pair.epochs.waits():.1%}, {statistics.median(ours):.1f} samples/s")  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,12 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from lesionseg.callbacks.guards import StopOnSignal
 from lesionseg.runs import LAST_CHECKPOINT, PREVIOUS_CHECKPOINT
 from lesionseg.writing import whole
+
+#: The most of a training's time that goes into `last.ckpt`.
+SHARE = 1 / 20
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -57,15 +62,42 @@ def _renamed(state: dict[str, Any], rename: Callable[[str], str]) -> dict[str, A
     return state | paths | {"best_k_models": {rename(path): score for path, score in state["best_k_models"].items()}}
 
 
-def checkpoints(folder: Path, monitor: str | None, validate_every: int) -> list[pl.Callback]:
-    """`last.ckpt` after every epoch, and the weights that did best on the inner validation where there is one.
+class LastCheckpoint(RunCheckpoint):
+    """`last.ckpt` after an epoch, where that takes no more than `SHARE` of the time since it was last written.
+
+    An epoch of a few hundred slices may take a GPU less time than it takes to write SE-ResNet50 and AdamW's moments of
+    it, 421 MB. Whatever it takes, the first epoch is saved, the last, and one in which a signal came.
+    """
+
+    def __init__(self, folder: Path, stop: StopOnSignal) -> None:
+        super().__init__(
+            folder, filename=LAST_CHECKPOINT.stem, save_on_train_epoch_end=True, enable_version_counter=False
+        )
+        self._stop, self._next_s = stop, 0.0
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save, on all ranks or on none."""
+        began_s = time.monotonic()
+        due = began_s >= self._next_s or self._stop.stopping or _ends(trainer)
+        if trainer.strategy.broadcast(due):
+            super().on_train_epoch_end(trainer, pl_module)
+            now_s = time.monotonic()
+            self._next_s = now_s + (now_s - began_s) * (1 / SHARE - 1)
+
+
+def _ends(trainer: pl.Trainer) -> bool:
+    """Whether the training ends with this epoch. Lightning's own answer, `fit_loop.done`, changes what is saved."""
+    limits = ((trainer.max_epochs, trainer.current_epoch + 1), (trainer.max_steps, trainer.global_step))
+    return trainer.should_stop or any(most is not None and 0 <= most <= reached for most, reached in limits)
+
+
+def checkpoints(folder: Path, stop: StopOnSignal, monitor: str | None, validate_every: int) -> list[pl.Callback]:
+    """`last.ckpt`, and the weights that did best on the inner validation where there is one.
 
     Two callbacks: with one, Lightning writes `last.ckpt` only in epochs that gave a new best.
     """
     folder = folder / LAST_CHECKPOINT.parent
-    last = RunCheckpoint(
-        folder, filename=LAST_CHECKPOINT.stem, save_on_train_epoch_end=True, enable_version_counter=False
-    )
+    last = LastCheckpoint(folder, stop)
     if monitor is None:
         return [last]
     best = RunCheckpoint(

@@ -31,10 +31,14 @@ class StopOnSignal(pl.Callback):
     (`accumulate_grad_batches`), it ends with a step: gradients are no part of a checkpoint.
 
     A run that is continued from such a checkpoint gives the same weights as one that was never stopped.
+
+    Attributes:
+        stopping: a signal came to any rank before the end of the epoch, which is to be saved.
     """
 
     def __init__(self, checkpoint: Path) -> None:
         self.checkpoint = checkpoint
+        self.stopping = False
         self._received: int | None = None
         self._received_s = 0.0
         self._previous: dict[int, signal.Handlers | object] = {}
@@ -52,9 +56,13 @@ class StopOnSignal(pl.Callback):
             trainer.save_checkpoint(self.checkpoint, weights_only=False)
             raise Interrupted
 
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Before the checkpoints, which Lightning has at the end of the callbacks: tell that one is needed."""
+        self.stopping = self._stops(trainer, pl_module)
+
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop where a signal came at the end of the last epoch, whose checkpoint is written by now."""
-        if self._stops(trainer, pl_module):
+        if self.stopping:
             raise Interrupted
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
