@@ -167,10 +167,12 @@ endif
 .PHONY: pretrain pretrain-liver pretrain-lesion
 pretrain: pretrain-liver pretrain-lesion ## train the liver net and the lesion net on LiTS
 
-# Before hours of pretraining, what would stop the grid after them.
+# Before hours of pretraining, what would stop the grid after them. Slices that need no net of it are prepared first.
+FIRST := $(if $(NODES)$(IMPLANT)$(LIVER),,data-slices)
 .PHONY: planned
-planned: setup ## are the schedules there, and long enough to be trained? (make finetune asks first)
-	@$(BIN)/python experiments/planned.py '$(SCHEDULES)' --config $(PROFILE_FILE) $(STEER) $(FIT_OPTIONS)
+planned: setup $(FIRST) ## can the schedules be trained in EPOCHS, and their FOLDS be made? (make finetune asks first)
+	@$(BIN)/python experiments/planned.py '$(SCHEDULES)' --config $(PROFILE_FILE) --data.folds $(FOLDS) \
+	  $(if $(FIRST),--data.store $(DATA)/slices) $(STEER) $(FIT_OPTIONS)
 
 pretrain-liver pretrain-lesion: pretrain-%: $(if $(filter finetune,$(MAKECMDGOALS)),planned) $(if $(NODES),,data-lits)
 	@$(BESIDE) $(call FIT,$(RUN)/pretrain/$*) --config experiments/pretrain/$*.yaml --config $(PROFILE_FILE) \

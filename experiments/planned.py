@@ -1,9 +1,10 @@
-"""Whether the schedules of a grid are there and fit its number of epochs: told before hours of pretraining.
+"""Whether a grid can be trained: its schedules in its number of epochs, its folds on the patients that there are.
 
-Usage: planned.py 'SCHEDULE …' [OPTION …]   (`make planned`, and with it `make finetune`)
-    OPTION: of `lesionseg fit`, as every cell of the grid gets them, later ones before earlier ones
+Usage: planned.py 'SCHEDULE …' [OPTION …]   (`make planned`, and with it `make finetune`: before hours of pretraining)
+    OPTION: of `lesionseg fit`, as every cell of the grid gets them, later ones before earlier ones; without
+    --data.store, as the slices need a pretrained net first, the folds are not looked at
 
-What else may be wrong with a schedule, `lesionseg fit` says.
+What else may be wrong with an option, `lesionseg fit` says.
 """
 
 from __future__ import annotations
@@ -13,8 +14,13 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from lesionseg.command_line import read_configs
+from lesionseg.data.folds import split
+from lesionseg.data.store import Store
 from lesionseg.errors import InputError
 from lesionseg.request import words
 from lesionseg.schedules import FreezeSchedule
@@ -22,7 +28,7 @@ from lesionseg.schedules import FreezeSchedule
 SCHEDULES = Path(__file__).parent / "schedules"
 
 
-def check(name: str, options: Sequence[str]) -> None:
+def check_schedule(name: str, options: Sequence[str]) -> None:
     """Raise `InputError` for a schedule that is not there, or has more steps than the options give it epochs."""
     path = SCHEDULES / f"{name}.yaml"
     if not path.is_file():
@@ -30,28 +36,44 @@ def check(name: str, options: Sequence[str]) -> None:
         remedy = f"perhaps {' or '.join(near)}" if near else "write it, or correct the name"
         raise InputError("SCHEDULES", expected="names of files of experiments/schedules", got=name, remedy=remedy)
     cell = ["--config", str(path), *options]
-    configs, epochs = read_configs(cell), 0
-    for option, value in pairwise(words(cell)):
-        if option in ("-c", "--config"):
-            epochs = (configs[value].get("trainer") or {}).get("max_epochs", epochs)
-        elif option == "--trainer.max_epochs":
-            epochs = int(value) if value.isdecimal() else None
-    trains = (configs[str(path)].get("schedule") or {}).get("trains")
+    trains, epochs = setting(cell, "schedule", "trains"), setting(cell, "trainer", "max_epochs")
     if trains is None:
         raise InputError(path, expected="schedule: trains:", got="none", remedy="say when each block trains")
     try:
         schedule = FreezeSchedule.parse(trains)
-        if isinstance(epochs, int):  # or `fit` says what it wants
+        if isinstance(epochs, int):
             schedule.check_epochs(epochs)
     except InputError as error:
         raise InputError(path, expected=error.expected, got=error.got, remedy=error.remedy) from None
+
+
+def check_folds(options: Sequence[str]) -> None:
+    """Raise `InputError` where the patients of the store are too few for the folds and their inner validation."""
+    store, folds, share = (setting(options, "data", key) for key in ("store", "folds", "inner_validation"))
+    if store is None or not isinstance(folds, int):
+        return
+    records, aside = Store.open(store).records, {} if share is None else {"inner_validation": share}
+    for fold in range(folds):
+        split(records, folds=folds, fold=fold, **aside)
+
+
+def setting(cell: Sequence[str], group: str, key: str) -> Any:
+    """What a command line and its YAML files set last; None: nothing."""
+    configs, value = read_configs(cell), None
+    for option, word in pairwise(words(cell)):
+        if option in ("-c", "--config"):
+            value = (configs[word].get(group) or {}).get(key, value)
+        elif option == f"--{group}.{key}":
+            value = yaml.safe_load(word)
+    return value
 
 
 def main() -> int:
     schedules, *options = sys.argv[1:]
     try:
         for name in schedules.split():
-            check(name, options)
+            check_schedule(name, options)
+        check_folds(options)
     except InputError as error:
         print(f"lesionseg: wrong input: {error}", file=sys.stderr)
         return 2

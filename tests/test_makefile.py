@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from lesionseg.addresses import address_towards
+from lesionseg.data.store import Store
 
 ROOT = Path(__file__).parent.parent
 ROWS = ["baseline", "no_freezing", "hierarchical_freezing", "freeze_encoder", "hierarchical_unfreezing"]
@@ -80,18 +81,48 @@ def test_every_file_that_is_named_is_there():
     ],
 )  # fmt: skip
 def test_what_would_stop_the_grid_is_told_before_the_pretraining(given, said):
-    done = make("-n", "finetune", *given)
-    (line,) = [line for line in done.stdout.splitlines() if "experiments/planned.py" in line]
-    trains = done.stdout.index(" fit --trainer.default_root_dir")
-    assert done.stdout.index(line) < trains
+    told = make("-n", "finetune", *given).stdout.replace("\\\n", " ")
+    (line,) = [line for line in told.splitlines() if "experiments/planned.py" in line]
+    assert told.index(line) < told.index(" fit --trainer.default_root_dir")
     planned = subprocess.run(shlex.split(line), cwd=ROOT, capture_output=True, text=True, check=False)
     assert planned.returncode == 2
     assert said in planned.stderr
 
 
-def test_epochs_that_are_no_number_are_left_to_fit():
-    planned = [sys.executable, "experiments/planned.py", "baseline", "--trainer.max_epochs", "many"]
-    assert subprocess.run(planned, cwd=ROOT, check=False).returncode == 0
+def planned(*words: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, "experiments/planned.py", "baseline", *map(str, words)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_epochs_and_folds_that_are_no_numbers_are_left_to_fit(slices_store):
+    assert planned("--trainer.max_epochs", "many").returncode == 0
+    assert planned("--data.store", slices_store, "--data.folds", "many").returncode == 0
+
+
+def test_folds_that_the_patients_are_too_few_for_are_told_before_the_pretraining(slices_store):
+    patients = len({record.patient_id for record in Store.open(slices_store).records})
+    store = ("--data.store", slices_store)
+    assert planned(*store, f"--data.folds={patients}").returncode == 0
+    done = planned(*store, "--data.folds", patients + 1)
+    assert done.returncode == 2
+    assert f"folds: expected 1 to {patients} folds for {patients} patients; got {patients + 1}; " in done.stderr
+    assert "a share in [0, 1); got 1" in planned(*store, "--data.folds", 2, "--data.inner_validation", 1).stderr
+
+
+@pytest.mark.parametrize(
+    ("columns", "more", "first"),
+    [("image,liver_mask", [], True), ("image", [], False), ("image,liver_mask", ["NODES=2", "MEET=a:1"], False)],
+    ids=["liver masks", "liver by the net", "many machines"],
+)
+def test_slices_that_need_no_trained_net_are_prepared_and_counted_before_the_pretraining(
+    tmp_path, columns, more, first
+):
+    (tmp_path / "slices.csv").write_text(f"{columns}\n")
+    told = make("-n", "finetune", "LITS=/lits", f"SLICES={tmp_path / 'slices.csv'}", *more).stdout.replace("\\\n", " ")
+    before = told[: told.index(" fit --trainer.default_root_dir")]
+    assert (" prepare slices " in before) == first
+    assert ("experiments/planned.py" in before) == (not more)
+    assert ("--data.store runs/lits/data/slices" in before) == first
 
 
 def test_every_schedule_there_is_fits_the_profiles():
@@ -285,7 +316,8 @@ def test_trainings_side_by_side_have_gpus_of_their_own(tmp_path, given, visible,
         (tmp_path / name).chmod(0o755)
     more = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "LOG": str(tmp_path / "log")}
     more |= {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
-    done = make("-o", "setup", "finetune", f"RUN={tmp_path}/run", f"LESIONSEG={tmp_path}/lesionseg", *given, **more)
+    old = ("-o", "setup", "-o", "planned")
+    done = make(*old, "finetune", f"RUN={tmp_path}/run", f"LESIONSEG={tmp_path}/lesionseg", *given, **more)
     assert done.returncode == 0, done.stderr
     rows = [line.rsplit(" ", 2) for line in (tmp_path / "log").read_text().splitlines()]
     assert len(rows) == 17
