@@ -37,7 +37,7 @@ def provenance(grid: Grid) -> list[str]:
     else:
         lines.append(f"{len(grid.seeds)} seeds: figures are means over seeds; the intervals cover patients and runs.")
     lines += few_patients(len(grid.patients)) + few_runs(len(grid.folds), len(grid.seeds))
-    return lines + mixed_code(grid) + mixed_ranks(grid)
+    return lines + silent_runs(grid) + mixed_code(grid) + mixed_ranks(grid)
 
 
 def few_patients(n: int) -> list[str]:
@@ -57,6 +57,19 @@ def few_runs(folds: int, seeds: int) -> list[str]:
     return [
         f"Only {folds * seeds} runs a row: the tests are somewhat too sure (simulated, 5 rows without a difference: a "
         "false alarm after Holm in 5 to 8 % of tables of 3 folds and 2 seeds, 9 to 11 % of 1 fold and 3 seeds)."
+    ]
+
+
+def silent_runs(grid: Grid) -> list[str]:
+    """What to say of runs whose net marked no pixel of the test part, if anything."""
+    tables = ((run.info, run.lesions) for run in grid.runs)
+    silent = [info for info, lesions in tables if (lesions.kind == REFERENCE).all() and not lesions.overlap.any()]
+    if not silent:
+        return []
+    names = ", ".join(f"{info.name} (fold {info.fold}, seed {info.seed})" for info in silent)
+    return [
+        f"**These runs marked no lesion in any slice of their test part**: {names}. That tells of too few epochs "
+        "or of a learning rate that does not fit, not of a schedule."
     ]
 
 

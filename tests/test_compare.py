@@ -287,6 +287,20 @@ def test_rows_of_different_numbers_of_ranks_are_named(root: Path, tmp_path: Path
     assert "Rows by ranks: 1: baseline, no_freezing; 4: no_freezing." in text
 
 
+def test_runs_that_marked_nothing_are_named(root: Path, tmp_path: Path) -> None:
+    said = "**These runs marked no lesion in any slice of their test part**: no_freezing (fold 1, seed 0)."
+    folder = root / "no_freezing" / "fold1-seed0"
+    run = read_run(folder)
+    missed = run.lesions[run.lesions.kind == "reference"].assign(overlap=0.0, found=0, predicted_type="")
+    write_lesions(folder, pd.concat([missed, run.lesions[run.lesions.kind == "false_positive"]]))
+    compare(root, tmp_path / "false")
+    assert said not in (tmp_path / "false" / "table.md").read_text()
+    write_lesions(folder, missed)
+    write_slices(folder, run.slices.assign(value=run.slices.value.where(run.slices.figure != "false_positives", 0)))
+    compare(root, tmp_path / "silent")
+    assert said in (tmp_path / "silent" / "table.md").read_text()
+
+
 def test_implanted_lesions_are_called_so(root: Path, tmp_path: Path) -> None:
     for path in root.glob(f"*/*/{RUN_FILE}"):
         edit_info(path.parent, generated=False, implanted=True)
