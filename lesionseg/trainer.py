@@ -65,8 +65,11 @@ def refuse_limits(trainer: pl.Trainer, *, train: int, validation: int, test: int
 
     Raises:
         InputError: no batch to train on, or a share of the batches of training, validation or test that is less than
-            one of them; validation after more batches than there are, or after every 0 epochs.
+            one of them; validation after more batches than there are, or after every 0 epochs; a number of steps, with
+            which Lightning loses count of the epochs of a run that goes on.
     """
+    if trainer.max_steps != -1 and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        _refuse("max_steps", "-1, as schedules count epochs (trainer.max_epochs)", trainer.max_steps)
     shares = {"train": (train, trainer.limit_train_batches), "val": (validation, trainer.limit_val_batches),
               "test": (test, trainer.limit_test_batches)}  # fmt: skip
     for name, (batches, limit) in shares.items():

@@ -9,6 +9,7 @@ from pytorch_lightning.callbacks import LambdaCallback
 from pytorch_lightning.cli import LightningArgumentParser
 from pytorch_lightning.demos.boring_classes import BoringModel
 
+from lesionseg.errors import InputError
 from lesionseg.trainer import STEP_HOOKS, Trainer, refuse_limits
 
 
@@ -71,6 +72,12 @@ def test_what_nobody_limits_is_all_and_is_not_announced(caplog):
 def test_limits_that_leave_something_are_taken(settings, batches):
     train, validation, test = batches
     refuse_limits(Trainer(accelerator="cpu", logger=False, **settings), train=train, validation=validation, test=test)
+
+
+@pytest.mark.parametrize("settings", [{"max_steps": 1000}, {"max_steps": 0}, {"max_steps": 9, "max_epochs": 3}])
+def test_a_number_of_steps_is_refused(settings):
+    with pytest.raises(InputError, match=r"trainer.max_steps: expected -1, as schedules count epochs .*max_epochs"):
+        refuse_limits(Trainer(accelerator="cpu", logger=False, **settings), train=3, validation=1, test=1)
 
 
 def called(trainer_class):

@@ -496,6 +496,8 @@ def test_killed_in_the_middle_it_goes_on_from_the_last_epoch_that_was_saved(tmp_
     done = beside_itself(command(run), 3 * STEPS + 1, "os.kill(os.getpid(), signal.SIGKILL)", share)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert load(run)["global_step"] == epochs * STEPS
+    best = run / "checkpoints" / "best.ckpt"
+    assert load(run, "best")["epoch"] < epochs if share == 1 else not best.exists()  # it is written with the last one
     assert main(command(run)) == 0
     assert_same_run(run, whole)
     assert_same_log(run, whole)

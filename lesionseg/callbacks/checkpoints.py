@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,27 +18,45 @@ from lesionseg.callbacks.guards import StopOnSignal
 from lesionseg.runs import LAST_CHECKPOINT, PREVIOUS_CHECKPOINT
 from lesionseg.writing import whole
 
-#: The most of a training's time that goes into `last.ckpt`.
-SHARE = 1 / 20
+BEST_CHECKPOINT = "best.ckpt"
+#: The most of a training's time that goes into checkpoints, and the longest that it goes without one, but for an epoch.
+SHARE, LONGEST_S = 1 / 20, 600.0
 
 
 class WholeCheckpoints(TorchCheckpointIO):
     """Checkpoints written beside their place and put there in one step; `previous.ckpt` is the last but one.
 
+    `best.ckpt` is kept in memory until `last.ckpt` is written: so it is never of an epoch that comes after those of
+    `last.ckpt`, and writing both takes its share of the time.
+
     Lightning's own way writes to the system's folder for temporary files and moves the file from there. To another
     disk that is a copy, of which a kill leaves half.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._best: tuple[Path, io.BytesIO] | None = None
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write a checkpoint; OSError where the disk is full, with the earlier one left as it was."""
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         content = io.BytesIO()  # torch's own writer answers a full disk with an error about its inside
         torch.save(checkpoint, content)
-        with whole(path) as part:
-            part.write_bytes(content.getbuffer())
-            if path.name == LAST_CHECKPOINT.name and path.exists():
-                path.replace(path.with_name(PREVIOUS_CHECKPOINT.name))
+        if path.name == BEST_CHECKPOINT:
+            self._best = path, content
+            return
+        if path.name == LAST_CHECKPOINT.name and self._best is not None:
+            _write(*self._best)
+            self._best = None
+        _write(path, content)
+
+
+def _write(path: Path, content: io.BytesIO) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole(path) as part:
+        part.write_bytes(content.getbuffer())
+        if path.name == LAST_CHECKPOINT.name and path.exists():
+            path.replace(path.with_name(PREVIOUS_CHECKPOINT.name))
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -63,7 +82,7 @@ def _renamed(state: dict[str, Any], rename: Callable[[str], str]) -> dict[str, A
 
 
 class LastCheckpoint(RunCheckpoint):
-    """`last.ckpt` after an epoch, where that takes no more than `SHARE` of the time since it was last written.
+    """`last.ckpt` after an epoch, where that takes no more than `SHARE` of the time since it was last begun.
 
     An epoch of a few hundred slices may take a GPU less time than it takes to write SE-ResNet50 and AdamW's moments of
     it, 421 MB. Whatever it takes, the first epoch is saved, the last, and one in which a signal came.
@@ -82,13 +101,13 @@ class LastCheckpoint(RunCheckpoint):
         if trainer.strategy.broadcast(due):
             super().on_train_epoch_end(trainer, pl_module)
             now_s = time.monotonic()
-            self._next_s = now_s + (now_s - began_s) * (1 / SHARE - 1)
+            self._next_s = now_s + min((now_s - began_s) * (1 / SHARE - 1), LONGEST_S)
 
 
 def _ends(trainer: pl.Trainer) -> bool:
     """Whether the training ends with this epoch. Lightning's own answer, `fit_loop.done`, changes what is saved."""
-    limits = ((trainer.max_epochs, trainer.current_epoch + 1), (trainer.max_steps, trainer.global_step))
-    return trainer.should_stop or any(most is not None and 0 <= most <= reached for most, reached in limits)
+    epochs = trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
+    return trainer.should_stop or epochs >= (trainer.max_epochs or math.inf)
 
 
 def checkpoints(folder: Path, stop: StopOnSignal, monitor: str | None, validate_every: int) -> list[pl.Callback]:
@@ -102,7 +121,7 @@ def checkpoints(folder: Path, stop: StopOnSignal, monitor: str | None, validate_
         return [last]
     best = RunCheckpoint(
         folder,
-        filename="best",
+        filename=Path(BEST_CHECKPOINT).stem,
         monitor=monitor,
         mode="max",
         save_weights_only=True,

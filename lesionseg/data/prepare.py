@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -85,8 +85,9 @@ def prepare(
     _refuse_other_folder(store_path, kind)
     with _locked(store_path):
         _remove_temporaries(store_path)
-        records = _bring_up_to_date(store_path, jobs, kind, workers, dask)
+        found = _bring_up_to_date(store_path, jobs, kind, workers, dask)
         _replace_text(key_table_path(store_path), key_table(jobs), mode=0o600)
+        records = _compared(store_path, found)
         _replace_text(store_path / MANIFEST, manifest_text(kind, records))
     _announce(records)
     return Store.open(store_path)
@@ -94,7 +95,7 @@ def prepare(
 
 def _bring_up_to_date(
     store_path: Path, jobs: list[Job], kind: StoreKind, workers: int | None, dask: str | None
-) -> tuple[CaseRecord, ...]:
+) -> Collection[CaseRecord]:
     """Case folders as the sources say; the manifest goes before the first change and is not yet written again."""
     records = _finished(store_path, jobs)
     todo = [job for job in jobs if job.case_id not in records]
@@ -112,7 +113,7 @@ def _bring_up_to_date(
                 records[record.case_id] = record
     finally:
         _remove_temporaries(store_path)
-    return _compared(store_path, records.values())
+    return records.values()
 
 
 def _prepare_case(job: Job, store_path: Path, kind: StoreKind) -> tuple[Path, CaseRecord]:
@@ -141,7 +142,7 @@ def _prepare_case(job: Job, store_path: Path, kind: StoreKind) -> tuple[Path, Ca
     return folder, record
 
 
-def _compared(store_path: Path, records: Iterable[CaseRecord]) -> tuple[CaseRecord, ...]:
+def _compared(store_path: Path, records: Collection[CaseRecord]) -> tuple[CaseRecord, ...]:
     """The records in order, after what no case can tell alone: generated beside real, one scan under two names."""
     ordered = sorted(records, key=lambda record: record.case_id)
     generated = sum(record.generated for record in ordered)

@@ -62,7 +62,7 @@ def each(
         workers: local processes, see `worker_count`; 1: no further process.
         dask: the cluster that works in their place.
         title: stands before the bar; None: no bar.
-        killed: the result of an item that kills every worker that has it.
+        killed: the result of an item that kills every worker that has it; no worker is this process, which begins.
 
     Raises:
         InputError: see `Cluster`.

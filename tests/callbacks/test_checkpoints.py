@@ -85,14 +85,32 @@ def test_saving_takes_its_share_of_the_time_at_most_and_nothing_is_left_out_for_
             assert (epoch in saved) == (share < SHARE)
 
 
-def test_where_the_training_ends_by_other_limits_its_end_is_saved(tmp_path):
+def test_one_save_that_takes_long_does_not_keep_a_run_from_saving_for_hours(tmp_path):
+    assert epochs_saved(tmp_path, [70.0] * 30, [1.0, 3600.0, *[1.0] * 28])[:4] == [0, 1, 10, 11]
+
+
+def test_the_best_weights_are_written_with_the_next_last_checkpoint(tmp_path):
+    writer = WholeCheckpoints()
+    best, last = tmp_path / "checkpoints" / "best.ckpt", tmp_path / "checkpoints" / "last.ckpt"
+    for epoch in (1, 2):
+        weights = torch.full((1,), epoch)
+        writer.save_checkpoint({"epoch": epoch, "weights": weights}, best)
+        weights += 100  # the net learns on
+        assert not best.exists()
+    writer.save_checkpoint({"epoch": 3}, last)
+    assert torch.load(best, weights_only=True) == {"epoch": 2, "weights": torch.tensor([2])}
+    best.unlink()
+    writer.save_checkpoint({"epoch": 4}, last)
+    assert not best.exists()
+    assert torch.load(last, weights_only=True)["epoch"] == 4
+
+
+def test_where_the_training_is_told_to_stop_its_end_is_saved(tmp_path):
     def stopped(trainer):
         trainer.should_stop = trainer.current_epoch == 3
 
     ten = [1.0] * 10
     assert epochs_saved(tmp_path, ten, ten) == [0, 9]
-    assert epochs_saved(tmp_path, ten, ten, max_steps=7 * BATCHES, max_epochs=-1) == [0, 6]
-    assert epochs_saved(tmp_path, ten, ten, max_steps=7 * BATCHES + 1) == [0, 7]
     assert epochs_saved(tmp_path, ten, ten, stopped) == [0, 3]
 
 

@@ -334,6 +334,10 @@ def test_one_scan_under_two_patients_is_refused(tmp_path):
         prepare(sources, tmp_path / "store", kind="lits", workers=1)
     assert caught.value.code == "same-scan-leak"
     assert not (tmp_path / "store" / "manifest.json").exists()
+    told = re.findall(r"p[0-9a-f]{10}-[0-9a-f]{6}", str(caught.value))
+    with open(tmp_path / "store.key.csv") as stream:
+        names = {row["case_id"]: row["source_id"] for row in csv.DictReader(stream)}
+    assert sorted(names[case] for case in told) == ["a", "b"]
 
 
 def test_one_scan_twice_under_one_patient_is_warned_of(tmp_path):
