@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -13,7 +14,8 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from pytorch_lightning.strategies import DDPStrategy, ParallelStrategy
-from pytorch_lightning.utilities import rank_zero_info
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lesionseg.addresses import address_towards, leads_here
@@ -92,12 +94,12 @@ def refuse_unfit(trainer: pl.Trainer, task: pl.LightningModule, sync_batchnorm: 
         InputError: other ranks were started than the trainer expects; several machines, but nobody has started ranks on
             them; synchronised batch norm on a CPU, or of a net that it does not fit; `deterministic: true` on a GPU.
     """
-    started = _started()
-    if started not in (None, trainer.world_size):
+    started = _started()  # and not `trainer.world_size`, which is what they say
+    if started not in (None, trainer.num_devices * trainer.num_nodes):
         raise InputError("trainer.devices, trainer.num_nodes",
                          expected=f"{started} ranks, as many as torchrun or srun has started",
                          got=f"{trainer.num_devices} x {trainer.num_nodes}",
-                         remedy="set them to the ranks on a machine and the number of machines")  # fmt: skip
+                         remedy="set them to ranks a machine and machines, alike on all of these")  # fmt: skip
     if started is None and trainer.num_nodes > 1:
         raise InputError("trainer.num_nodes", expected="ranks that torchrun or srun has started on each machine",
                          got="none", remedy="add MEET=host:port to make, or see docs/scaling.md")  # fmt: skip
@@ -125,6 +127,21 @@ def _refuse_unsynchronised(task: pl.LightningModule, device: str) -> None:
         raise InputError("trainer.sync_batchnorm", expected="a net that every rank runs whole in each step",
                          got=f"{type(task).__name__}, which leaves out its classifier where a batch has no lesion",
                          remedy="leave it out")  # fmt: skip
+
+
+def over_ranks(trainer: pl.Trainer, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Means over the processes, on the CPU: what all of them can go on with."""
+    return {name: trainer.strategy.reduce(value.clone(), reduce_op="mean").cpu() for name, value in values.items()}
+
+
+def told_elsewhere() -> bool:
+    """Whether another rank tells how a run has ended: the first of all, of those by torchrun the first on each machine.
+
+    The others end quietly, with status 0: who has started them would else kill the one that tells.
+    """
+    if torch.distributed.is_torchelastic_launched():
+        return os.environ["LOCAL_RANK"] != "0"
+    return bool(rank_zero_only.rank)  # type: ignore[attr-defined]
 
 
 def _started() -> int | None:

@@ -153,8 +153,6 @@ class RunCLI(LightningCLI):
                 rank_zero_only(RunInfo.write)(replace(held, request_sha256=self.run.request_sha256), self.run_dir)
                 raise RunIsDone(self.run_dir)
             self.checkpoint = checkpoint_to_continue(self.run_dir)
-        elif held is not None and held.state == "finished":
-            rank_zero_info(f"{self.run_dir} holds a finished run of other settings, data or weights, which gives way")
         if self.checkpoint is not None:
             torn = self.checkpoint.name != LAST_CHECKPOINT.name
             which = f"the checkpoint before, as {LAST_CHECKPOINT} cannot be read" if torn else "its last checkpoint"
@@ -297,6 +295,8 @@ class RunCLI(LightningCLI):
     def _announce(self) -> None:
         """Describe the run in its folder; an earlier run there gives way only now that nothing was refused."""
         if self.checkpoint is None:
+            if (held := held_run(self.run_dir)) is not None and held.state == "finished":
+                rank_zero_info(f"a finished run of other settings, data or weights in {self.run_dir} gives way")
             clear(self.run_dir)
         remove_parts(self.run_dir / LAST_CHECKPOINT.parent)
         if self.checkpoint == self.run_dir / PREVIOUS_CHECKPOINT:  # or the torn one would take the good one's place

@@ -11,11 +11,12 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import torch
-from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
+from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from lesionseg.callbacks.guards import Interrupted
 from lesionseg.errors import InputError, input_error_in
+from lesionseg.ranks import told_elsewhere
 from lesionseg.run_cli import RunCLI, RunIsDone
 
 if TYPE_CHECKING:
@@ -42,8 +43,8 @@ def run(args: list[str]) -> int:
     except RunIsDone as done:
         rank_zero_info(f"{done} is done already")
     except (Interrupted, FloatingPointError) as error:
-        if rank_zero_only.rank:  # type: ignore[attr-defined]
-            return 0  # the first rank tells, and would be killed while it does so if another one had failed
+        if told_elsewhere():
+            return 0
         if isinstance(error, Interrupted):
             raise KeyboardInterrupt from None
         raise

@@ -22,7 +22,8 @@ class PlainLoss(nn.Module):
 
 
 class PlainTask(LesionTask):
-    """No batch norm, no Dice of the batch. The rank that `KILL=rank:step` names is killed before that step.
+    """No batch norm, no Dice of the batch. The rank of `KILL=rank:step` is killed before that step, that of `INTERRUPT`
+    gets a Ctrl-C.
 
     In double precision: in single, rounding may turn a ReLU on or off and a pixel into a lesion, so that weights differ
     by 1e-4 and tables by whole lesions.
@@ -40,5 +41,6 @@ class PlainTask(LesionTask):
         return PlainLoss()
 
     def on_train_batch_start(self, batch, batch_idx):
-        if os.environ.get("KILL") == f"{self.global_rank}:{self.trainer.global_step}":
-            os.kill(os.getpid(), signal.SIGKILL)
+        for name, number in (("KILL", signal.SIGKILL), ("INTERRUPT", signal.SIGINT)):
+            if os.environ.get(name) == f"{self.global_rank}:{self.trainer.global_step}":
+                os.kill(os.getpid(), number)

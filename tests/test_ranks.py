@@ -175,6 +175,8 @@ def test_elsewhere_plugins_are_the_users():
         ({}, "--trainer.num_nodes 2", "trainer.num_nodes: expected ranks that torchrun or srun has started"),
         (TORCHRUN, "--trainer.devices 1",
          "trainer.devices, trainer.num_nodes: expected 2 ranks, as many as torchrun or srun has started; got 1 x 1"),
+        (TORCHRUN, "--trainer.devices 2 --trainer.num_nodes 3", "expected 2 ranks, as many as torchrun or srun has "
+         "started; got 2 x 3; set them to ranks a machine and machines, alike on all of these"),
         (BATCH_SCRIPT, "--trainer.devices 2",
          "expected 1 ranks, as many as torchrun or srun has started; got 2 x 1"),
         ({}, "--trainer.devices 2 --trainer.sync_batchnorm true", "trainer.sync_batchnorm: expected GPUs"),
@@ -387,7 +389,9 @@ def test_the_first_rank_is_killed_and_another_number_of_ranks_goes_on(tmp_path, 
 
 
 @needs_make
-def test_two_machines_joined_by_torchrun_lose_a_rank_each_and_the_same_commands_go_on(tmp_path, in_make, alone):
+def test_two_machines_joined_by_torchrun_are_stopped_lose_a_rank_each_and_the_same_commands_go_on(
+    tmp_path, in_make, alone
+):
     """Both machines are this one, each with an address of its own; they meet at the first, which has rank 0."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -401,6 +405,11 @@ def test_two_machines_joined_by_torchrun_lose_a_rank_each_and_the_same_commands_
         return [started(*words, f"{torchrun}.{number + 1} --rdzv-conf is_host={1 - number}", **more)
                 for number in range(2)]  # fmt: skip
 
+    # Ctrl-C on one machine: both ranks have saved, and neither machine takes the training for done.
+    for status, text in [ended(machine) for machine in machines(INTERRUPT="1:1")]:
+        assert status == 2, text  # of make
+        assert text.count("lesionseg: interrupted; the same command continues") == 1, text
+    assert load(run)["global_step"] == 2
     # The machine of rank 1 goes, then that of rank 0: then torchrun ends the rank of the other one in the midst of it.
     for lost, steps in ((1, STEPS), (0, 2 * STEPS)):
         both = machines(KILL=f"{lost}:{steps + 2}")

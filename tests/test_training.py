@@ -213,7 +213,7 @@ def test_a_changed_run_takes_the_place_of_the_earlier_one(copy, command, more, c
     (copy / "stale").touch()
     before = RunInfo.read(copy)
     assert main(command(copy, *more, "--trainer.max_epochs", "6")) == 0
-    assert f"{copy} holds a finished run of other settings, data or weights, which gives way" in caplog.messages
+    assert f"a finished run of other settings, data or weights in {copy} gives way" in caplog.messages
     after = RunInfo.read(copy)
     assert after.state == "finished"
     assert after.fingerprint != before.fingerprint
@@ -289,6 +289,7 @@ def test_ctrl_c_within_an_epoch_and_the_same_command_goes_on(
     assert load(run)["global_step"] == saved
     assert main(command(run)) == 0
     assert_same_run(run, whole)
+    assert_same_log(run, whole)
 
 
 @pytest.mark.parametrize("batch", [0, 1])

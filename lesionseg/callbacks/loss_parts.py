@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lesionseg.callbacks.loggers import log_figures
+from lesionseg.ranks import over_ranks
 
 
 class LossParts(pl.Callback):
@@ -42,6 +43,19 @@ class LossParts(pl.Callback):
             means = trainer.strategy.reduce(means, reduce_op="mean")
             names = [f"train/loss_{name}" for name in self._sums]
             log_figures(trainer, dict(zip(names, means.tolist(), strict=True)))
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """The parts of an epoch in its midst."""
+        checkpoint["loss_parts"] = dict(self._calls), over_ranks(trainer, self._sums)
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Go on with those of the epoch."""
+        calls, self._sums = checkpoint["loss_parts"]
+        self._calls = Counter(calls)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Listen no longer."""

@@ -20,6 +20,7 @@ from lesionseg.errors import InputError
 from lesionseg.inputs import InputSpec
 from lesionseg.labels import TARGETS, Target
 from lesionseg.networks import build_unet, parameter_groups, transfer, transferable
+from lesionseg.ranks import over_ranks
 from lesionseg.runs import read_net
 from lesionseg.tasks.l2_sp import PullToStart
 from lesionseg.unet import DECODER_CHANNELS
@@ -166,10 +167,6 @@ class SegmentationTask(pl.LightningModule):
         self._note({"loss": loss, **({f"loss_{name}": part for name, part in parts.items()} if len(parts) > 1 else {})})
         return loss
 
-    def on_train_start(self) -> None:
-        """Begin the means of the losses."""
-        self._losses, self._steps = {}, 0
-
     def on_train_epoch_end(self) -> None:
         """Log the losses of the epoch: means over its batches, which are all of one size, and over the processes."""
         self.log_dict({f"train/{name}": total / self._steps for name, total in self._losses.items()}, sync_dist=True)
@@ -222,8 +219,13 @@ class SegmentationTask(pl.LightningModule):
         return torch.optim.AdamW(groups, fused=True if self.device.type == "cpu" else None)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Plain data that says how to build the net again and how to feed it."""
+        """Plain data that says how to build the net again and how to feed it; the losses of an epoch in its midst."""
         checkpoint["lesionseg"] = self.description
+        checkpoint["losses"] = self._steps, over_ranks(self.trainer, self._losses)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the losses of the epoch."""
+        self._steps, self._losses = checkpoint["losses"]
 
     def predict_slices(self, batch: Batch) -> list[Tensor]:
         """Class indices of each slice of a batch on its own grid, uint8 (H, W)."""
