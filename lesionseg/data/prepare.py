@@ -104,7 +104,8 @@ def _bring_up_to_date(
         (store_path / MANIFEST).unlink(missing_ok=True)
     for folder in gone:
         shutil.rmtree(folder)
-    cluster = Cluster(dask, store_path, partial(visible, *todo[0].source.files)) if dask and todo else None
+    seen = todo[0].source.files if todo else ()
+    cluster = None if dask is None else Cluster(dask, store_path, partial(visible, *seen))
     try:
         prepare_one = partial(_prepare_case, store_path=store_path, kind=kind)
         with closing(each(prepare_one, todo, workers=workers, dask=cluster, title="prepare")) as results:

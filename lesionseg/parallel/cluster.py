@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -18,6 +20,8 @@ from lesionseg.parallel.window import as_done, without_result
 
 #: Until a scheduler has answered.
 CONNECT_S = 10.0
+_ADDRESS = re.compile(r"([a-z]+://)?([^/:\s]+|\[[0-9a-fA-F:]+\]):\d{1,5}")
+_START = "start one by `dask scheduler` and give the address that it names, tcp://HOST:PORT"
 #: Tasks that the scheduler holds at a time: it stays small, and whoever joins finds work.
 _AHEAD = 1000
 #: Of the file by which workers show that they see the folder; `prepare` removes such files where a kill left one.
@@ -37,13 +41,18 @@ class Cluster:
         ready: called once in every worker, picklable; raises `InputError` where something is missing.
 
     Raises:
-        InputError: (when used) Dask is not installed; no scheduler at the address; no worker, one with several threads,
-            with another version, that does not see the folder, or that is not ready.
+        InputError: no address of that form; (when used) Dask is not installed; no scheduler at the address; no worker,
+            one with several threads, with another version, that does not see the folder, or that is not ready.
+        ChildProcessError: (when used) a worker is lost while it is looked at; for the rest see `each`.
     """
 
     address: str
     folder: Path
     ready: Callable[[], object]
+
+    def __post_init__(self) -> None:
+        if not _ADDRESS.fullmatch(self.address):
+            raise _unlike("--dask", "the address of a Dask scheduler", repr(self.address), _START)
 
 
 def visible(*paths: Path) -> None:
@@ -99,17 +108,29 @@ def _connected(address: str) -> Iterator[Any]:
         def start(self, **options: Any) -> Any:
             try:
                 return super().start(**options)
-            except (OSError, ValueError):
+            except (OSError, ValueError, TypeError):  # TypeError: a worker answers
                 self.close()
                 raise
 
     try:
         client = ClosedOnFailure(address, timeout=CONNECT_S, set_as_default=False)
-    except (OSError, ValueError) as error:
-        raise _unlike(address, "a Dask scheduler", f"none in {CONNECT_S:g} s ({type(error).__name__})",
-                      "start one by `dask scheduler` and give the address that it names") from None  # fmt: skip
-    with client:
+    except (OSError, ValueError, TypeError) as error:
+        got = "a worker" if isinstance(error, TypeError) else f"none that answers ({type(error).__name__})"
+        raise _unlike(address, "a Dask scheduler", got, _START) from None
+    with client, _silent():
         yield client
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Leave out what the client logs of lost connections, in many lines: `_see_workers` tells in one."""
+    logger = logging.getLogger("distributed.client")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _processes_by_host(client: Any, cluster: Cluster) -> dict[str, int]:
@@ -127,6 +148,8 @@ def _processes_by_host(client: Any, cluster: Cluster) -> dict[str, int]:
     for worker, answer in answers.items():
         if isinstance(answer, InputError):
             raise _unlike(f"Dask worker {worker}: {answer.where}", answer.expected, answer.got, answer.remedy)
+        if isinstance(answer, OSError):  # of the connection
+            raise _gone(f"Dask worker {worker}")
         if isinstance(answer, Exception):
             raise _unlike(f"Dask worker {worker}", f"lesionseg {__version__}", f"{type(answer).__name__}: {answer}",
                           "install the same lesionseg on all machines")  # fmt: skip

@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 from dask.system import CPU_COUNT
 from dask_cluster import scheduling, wait_for_workers
-from dask_jobs import double, double_slowly, held_tasks, kill_over_three, mark, ready, refuse, threads
+from dask_jobs import double, double_slowly, held_tasks, kill_over_three, killed, mark, ready, refuse, threads
 from distributed import Client
 
 from lesionseg.errors import InputError
@@ -99,10 +99,37 @@ def test_an_address_where_nobody_listens(tmp_path, monkeypatch):
     monkeypatch.setattr(cluster, "CONNECT_S", 1.0)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        for address in (f"tcp://127.0.0.1:{free.getsockname()[1]}", "tcp://nowhere", "abacus://x:1"):
-            with pytest.raises(InputError, match=f"{address}: expected a Dask scheduler; got none in 1 s"):
+        for address in (f"tcp://127.0.0.1:{free.getsockname()[1]}", "tcp://nowhere.invalid:1", "abacus://x:1"):
+            with pytest.raises(InputError, match=f"{address}: expected a Dask scheduler; got none that answers"):
                 list(on(address, tmp_path, double, [1]))
             assert not {client.status for client in gc.get_objects() if isinstance(client, Client)} - {"closed"}
+
+
+@pytest.mark.parametrize("address", ["", "here", "127.0.0.1", "tcp://127.0.0.1", "tcp://127.0.0.1:many"])
+def test_what_is_no_address_is_refused_even_where_nothing_is_to_do(tmp_path, address):
+    with pytest.raises(
+        InputError, match=f"--dask: expected the address of a Dask scheduler; got '{address}'; .*tcp://H"
+    ):
+        list(on(address, tmp_path, double, []))
+
+
+@pytest.mark.parametrize("address", ["localhost:8786", "tcp://10.0.0.1:8786", "tls://[::1]:8786"])
+def test_addresses_as_dask_writes_them_are_taken(tmp_path, address):
+    assert list(on(address, tmp_path, double, [])) == []
+
+
+def test_the_address_of_a_worker_is_told_from_that_of_the_scheduler(address, tmp_path):
+    with Client(address, set_as_default=False) as client:
+        worker = min(client.nthreads())
+    with pytest.raises(InputError, match=f"{worker}: expected a Dask scheduler; got a worker; start one by"):
+        list(on(worker, tmp_path, double, [1]))
+
+
+def test_a_worker_that_is_lost_while_it_is_looked_at_is_no_wrong_input(working, tmp_path):
+    with scheduling() as address, working("worker", address, "--nthreads", "1", "--no-nanny"):
+        wait_for_workers(address, 1)
+        with pytest.raises(ChildProcessError, match=r"Dask worker tcp://.* is gone; .* the same command continues"):
+            list(on(address, tmp_path, double, [1], check=killed))
 
 
 def test_without_dask_it_is_named(tmp_path, monkeypatch):
