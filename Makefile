@@ -50,7 +50,7 @@ TORCHRUN := $(BIN)/torchrun
 MEET_HOST = $(firstword $(subst :, ,$(MEET)))
 TOWARDS = $(filter-out 127.% None,$(shell $(BIN)/python -c \
   'from lesionseg.addresses import address_towards; print(address_towards("$(MEET_HOST)"))' 2>/dev/null))
-MEETING = $(TORCHRUN) --nnodes $(or $(NODES),1) --nproc-per-node $(or $(DEVICES),gpu) \
+MEETING = $(TORCHRUN) --nnodes $(or $(NODES),1) --nproc-per-node $(or $(DEVICES),$(if $(GPUS),gpu,1)) \
   --rdzv-backend c10d --rdzv-endpoint $(MEET) $(TOWARDS:%=--local-addr %) \
   $(if $(filter $(MEET_HOST),$(TOWARDS)),--rdzv-conf is_host=1) --rdzv-id=$(subst /,-,$(1)) \
   --signals-to-handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1
@@ -61,6 +61,9 @@ PROFILE_FILE := experiments/profiles/$(PROFILE).yaml
 FIT_OPTIONS :=
 # The same for the pretraining, e.g. PRETRAIN_OPTIONS='--data.folds 1' where HOLD leaves it too few patients for folds
 PRETRAIN_OPTIONS :=
+# Told at once, as both also say how many trainings run side by side.
+$(foreach name,DEVICES NODES,$(if $($(name)),$(if $(shell grep -xE '[1-9][0-9]*' <<< '$($(name))'),,$(error \
+  lesionseg: wrong input: $(name): expected a whole number from 1 on; got $($(name)); leave it out for the default))))
 STEER = $(if $(EPOCHS),--trainer.max_epochs $(EPOCHS)) $(if $(DEVICES),--trainer.devices $(DEVICES)) \
   $(if $(NODES),--trainer.num_nodes $(NODES))
 
@@ -174,7 +177,13 @@ planned: setup $(FIRST) ## can the schedules be trained in EPOCHS, and their FOL
 	@$(BIN)/python experiments/planned.py '$(SCHEDULES)' --config $(PROFILE_FILE) --data.folds $(FOLDS) \
 	  $(if $(FIRST),--data.store $(DATA)/slices) $(STEER) $(FIT_OPTIONS)
 
-pretrain-liver pretrain-lesion: pretrain-%: $(if $(filter finetune,$(MAKECMDGOALS)),planned) $(if $(NODES),,data-lits)
+# Where machines meet, looked at before torchrun tries.
+.PHONY: meeting
+meeting: setup
+	@$(BIN)/python experiments/meeting.py $(MEET) $(or $(NODES),1)
+TOGETHER := $(if $(MEET),meeting)
+
+pretrain-liver pretrain-lesion: pretrain-%: $(if $(filter finetune,$(MAKECMDGOALS)),planned) $(if $(NODES),,data-lits) $(TOGETHER)
 	@$(BESIDE) $(call FIT,$(RUN)/pretrain/$*) --config experiments/pretrain/$*.yaml --config $(PROFILE_FILE) \
 	  --data.store $(DATA)/lits $(STEER) $(PRETRAIN_OPTIONS)
 
@@ -198,7 +207,7 @@ FOLD_NUMBERS := $(shell seq 0 $$(( $(FOLDS) - 1 )))
 $(foreach s,$(SCHEDULES),$(foreach k,$(FOLD_NUMBERS),$(foreach e,$(SEEDS),$(eval $(call CELL,$(s),$(k),$(e))))))
 
 .PHONY: grid finetune compare
-grid: $(if $(NODES),,pretrain-lesion data-slices)
+grid: $(if $(NODES),,pretrain-lesion data-slices) $(TOGETHER)
 	@echo "grid: $(words $(SCHEDULES)) schedules x $(FOLDS) folds x $(words $(SEEDS)) seeds = $(words $(CELLS)) cells in $(RUN)/finetune"
 
 COMPARE = $(LESIONSEG) compare $(RUN)/finetune $(if $(AGAINST),--against $(AGAINST)) --output $(RUN)/compare
@@ -219,7 +228,7 @@ cells: ## the cells of the grid, one a line, as `make cell` takes them
 	@printf '%s\n' $(CELL_LINES)
 
 ifneq ($(and $(SCHEDULE),$(FOLD),$(SEED)),)
-cell: ## one cell of the grid, for a sweep or a cluster: SCHEDULE=a FOLD=0 SEED=0
+cell: $(TOGETHER) ## one cell of the grid, for a sweep or a cluster: SCHEDULE=a FOLD=0 SEED=0
 	@$(call FIT_CELL,$(SCHEDULE),$(FOLD),$(SEED))
 else
 cell:

@@ -349,6 +349,33 @@ def test_trainings_on_many_machines_prepare_nothing_and_meet():
         assert options(words).items() >= {"--trainer.devices": "4", "--trainer.num_nodes": "2"}.items()
 
 
+@pytest.mark.parametrize("target", ["pretrain-lesion", "finetune", "cell"])
+def test_where_machines_meet_is_looked_at_before_torchrun_tries(target):
+    cell = ("SCHEDULE=baseline", "FOLD=0", "SEED=0")
+    told = make("-n", target, "NODES=2", "MEET=gpu1:29500", *cell).stdout
+    assert told.index("experiments/meeting.py gpu1:29500 2") < told.index("torchrun")
+    assert "meeting.py" not in make("-n", target, "NODES=2", *cell).stdout
+
+
+def test_torchrun_starts_a_rank_for_each_gpu_or_one():
+    def ranks(gpus):
+        told = make("-n", "pretrain-lesion", "NODES=2", "MEET=gpu1:29500", f"GPUS={gpus}").stdout
+        return re.search("--nproc-per-node ([^ ]+)", told)[1]
+
+    assert [ranks(gpus) for gpus in ("", "0 1")] == ["1", "gpu"]
+
+
+@pytest.mark.parametrize("given", ["DEVICES=two", "DEVICES=0", "NODES=-1", "NODES=2.5", "DEVICES=1 2"])
+def test_numbers_of_devices_and_machines_that_are_none_are_told_at_once(given):
+    done = make("-n", "finetune", given)
+    name, _, value = given.partition("=")
+    assert done.returncode == 2
+    assert (
+        f"lesionseg: wrong input: {name}: expected a whole number from 1 on; got {value}; leave it out" in done.stderr
+    )
+    assert not done.stdout
+
+
 @pytest.mark.skipif(not (ROOT / ".venv" / "bin" / "python").exists(), reason="needs what make setup makes")
 def test_torchrun_is_told_that_an_address_is_its_own():
     """By itself it looks up the machine's name, which leads to 127.0.1.1 on Debian: no machine would take the lead."""
