@@ -383,6 +383,7 @@ def test_the_first_rank_is_killed_and_another_number_of_ranks_goes_on(tmp_path, 
     status, text = fitted(command, run, 2, KILL="0:5")
     assert (status, len(said(text))) == (-9, 1)
     assert "what had started rank 1 of 2 is gone" in said(text)[0]
+    assert "find_unused_parameters" not in text
     assert load(run)["global_step"] == STEPS
     assert main(command(run)) == 0
     assert_same_run(run, alone, ranks=1)
