@@ -74,7 +74,7 @@ COMMA := ,
 MACHINE_GPUS := $(shell nvidia-smi -L 2>/dev/null | sed -nE 's/^GPU ([0-9]+):.*/\1/p')
 VISIBLE := $(filter-out -1,$(subst $(COMMA), ,$(CUDA_VISIBLE_DEVICES)))
 GPUS := $(if $(filter undefined,$(origin CUDA_VISIBLE_DEVICES)),$(MACHINE_GPUS),$(if $(MACHINE_GPUS),$(VISIBLE)))
-EACH := $(or $(shell grep -xE '[1-9][0-9]*' <<< '$(DEVICES)'),1)
+EACH := $(or $(DEVICES),1)
 FITTING := $(shell n=$$(( $(or $(if $(GPUS),$(words $(GPUS))),2) / $(EACH) )); echo $$(( n > 1 ? n : 1 )))
 ifeq ($(filter -j% --jobserver%,$(MAKEFLAGS)),)
 MAKEFLAGS += -j$(if $(NODES),1,$(FITTING))
@@ -171,16 +171,17 @@ endif
 pretrain: pretrain-liver pretrain-lesion ## train the liver net and the lesion net on LiTS
 
 # Before hours of pretraining, what would stop the grid after them. Slices that need no net of it are prepared first.
-FIRST := $(if $(NODES)$(IMPLANT)$(LIVER),,data-slices)
+FIRST := $(if $(NODES)$(IMPLANT)$(LIVER)$(if $(SLICES),,$(PREPARED)),,data-slices)
+COUNTED := $(or $(FIRST),$(if $(LITS)$(SLICES),,$(and $(PREPARED),$(wildcard $(DATA)/slices/manifest.json))))
 .PHONY: planned
 planned: setup $(FIRST) ## can the schedules be trained in EPOCHS, and their FOLDS be made? (make finetune asks first)
-	@$(BIN)/python experiments/planned.py '$(SCHEDULES)' --config $(PROFILE_FILE) --data.folds $(FOLDS) \
-	  $(if $(FIRST),--data.store $(DATA)/slices) $(STEER) $(FIT_OPTIONS)
+	@$(BIN)/python experiments/planned.py '$(SCHEDULES)' --config experiments/finetune/lesion.yaml \
+	  --config $(PROFILE_FILE) --data.folds $(FOLDS) $(if $(COUNTED),--data.store $(DATA)/slices) $(STEER) $(FIT_OPTIONS)
 
 # Where machines meet, looked at before torchrun tries.
 .PHONY: meeting
-meeting: setup
-	@$(BIN)/python experiments/meeting.py $(MEET) $(or $(NODES),1)
+meeting: $(if $(NODES),,setup)
+	@$(BIN)/python experiments/meeting.py '$(MEET)' $(or $(NODES),1)
 TOGETHER := $(if $(MEET),meeting)
 
 pretrain-liver pretrain-lesion: pretrain-%: $(if $(filter finetune,$(MAKECMDGOALS)),planned) $(if $(NODES),,data-lits) $(TOGETHER)

@@ -5,7 +5,7 @@ Usage: meeting.py HOST:PORT MACHINES   (`make` with MEET)
 
 from __future__ import annotations
 
-import errno
+import re
 import socket
 import sys
 
@@ -18,21 +18,20 @@ MOST_PORT = 65_535
 def check(place: str) -> None:
     """Raise `InputError` for a place that is no host and port, whose host nobody knows, or whose port is taken here."""
     host, _, port = place.partition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) <= MOST_PORT:
+    if not re.fullmatch(r"[^:\s]+:\d{1,5}", place) or not 0 < int(port) <= MOST_PORT:
         _refuse("host:port, one of the machines and a free port there", place, "change it")
     try:
         address = socket.gethostbyname(host)
     except OSError:
         _refuse("a name or address that this machine knows", host, "take the machine's address, or add its name")
-    if leads_here(address) or address != address_towards(address):
-        return  # another machine, or one that plays several
+    if host.startswith("127.") or not (leads_here(address) or address == address_towards(address)):
+        return  # one machine that plays several, or another one
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as torchrun's, just after another training
         try:
-            listener.bind((address, int(port)))
+            listener.bind(("", int(port)))  # on Debian the machine's own name leads to 127.0.1.1
         except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                _refuse("a free port of this machine", f"{port}, which another program uses", "take another one")
+            _refuse("a free port of this machine", f"{port} ({error.strerror})", "take another one")
 
 
 def _refuse(expected: str, got: str, remedy: str) -> None:

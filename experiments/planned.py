@@ -49,12 +49,14 @@ def check_schedule(name: str, options: Sequence[str]) -> None:
 
 def check_folds(options: Sequence[str]) -> None:
     """Raise `InputError` where the patients of the store are too few for the folds and their inner validation."""
-    store, folds, share = (setting(options, "data", key) for key in ("store", "folds", "inner_validation"))
+    store, folds = setting(options, "data", "store"), setting(options, "data", "folds")
     if store is None or not isinstance(folds, int):
         return
-    records, aside = Store.open(store).records, {} if share is None else {"inner_validation": share}
+    given = {"inner_validation": setting(options, "data", "inner_validation"),
+             "seed": setting(options, "data", "split_seed")}  # fmt: skip
+    records = Store.open(store).records
     for fold in range(folds):
-        split(records, folds=folds, fold=fold, **aside)
+        split(records, folds=folds, fold=fold, **{name: value for name, value in given.items() if value is not None})
 
 
 def setting(cell: Sequence[str], group: str, key: str) -> Any:
@@ -64,7 +66,10 @@ def setting(cell: Sequence[str], group: str, key: str) -> Any:
         if option in ("-c", "--config"):
             value = (configs[word].get(group) or {}).get(key, value)
         elif option == f"--{group}.{key}":
-            value = yaml.safe_load(word)
+            try:
+                value = yaml.safe_load(word)
+            except yaml.YAMLError:
+                value = word
     return value
 
 

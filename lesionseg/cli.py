@@ -52,7 +52,8 @@ def _run(args: list[str]) -> int:
         if args[0] == "fit" and (folder := done_in(args)) is not None:
             print(printable(f"{folder} is done already"))
             return DONE
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else each rank warns of a setting that freezing needs
+        # Else each rank warns, in many words, of a setting that freezing needs (`ranks.joined`).
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         with collector_at_rest():
             if args[0] == "fit":  # W&B will ask for it; it looks at all modules, many times: while they are few
                 import wandb.apis.public  # noqa: F401

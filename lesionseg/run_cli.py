@@ -197,7 +197,7 @@ class RunCLI(LightningCLI):
         except (MisconfigurationException, TypeError, ValueError, RuntimeError, ImportError) as error:
             got = " ".join(str(error).split())
             raise InputError("trainer", expected="settings for this machine", got=got, remedy="change them") from error
-        trainer.strategy.checkpoint_io = WholeCheckpoints()
+        trainer.strategy.checkpoint_io = WholeCheckpoints(self.run_dir)
         refuse_unfit(trainer, self.model, config.trainer.sync_batchnorm)
         return trainer
 

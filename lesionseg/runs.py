@@ -24,6 +24,7 @@ from lesionseg.writing import whole
 #: What the run is, its resolved settings, and its cases of each part.
 RUN_FILE, CONFIG_FILE, SPLIT_FILE = "run.json", "config.yaml", "split.json"
 LAST_CHECKPOINT = Path("checkpoints", "last.ckpt")
+BEST_CHECKPOINT = LAST_CHECKPOINT.with_name("best.ckpt")
 #: The one before, while a run trains: a disk may fail while the last one is written.
 PREVIOUS_CHECKPOINT = LAST_CHECKPOINT.with_name("previous.ckpt")
 T = TypeVar("T")

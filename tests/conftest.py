@@ -7,8 +7,9 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("WANDB_MODE", "disabled")
 os.environ["HF_HUB_OFFLINE"] = "1"
-# Where ranks meet: below the ports that systems hand out, of which another process may take the one that was just free.
-os.environ.setdefault("MASTER_PORT", str(20_000 + os.getpid() % 10_000))
+# Where the ranks that this process starts meet: below the ports that systems hand out, of which another program may
+# take the one that was just free.
+os.environ["MASTER_PORT"] = str(20_000 + os.getpid() % 10_000)
 
 import shutil
 from collections.abc import Callable, Iterable

@@ -89,6 +89,15 @@ def test_what_would_stop_the_grid_is_told_before_the_pretraining(given, said):
     assert said in planned.stderr
 
 
+def test_slices_that_are_there_are_counted_without_their_table(tmp_path, slices_store):
+    shutil.copytree(slices_store, tmp_path / "slices")
+    manifest = tmp_path / "slices" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"generated": true', '"generated": false'))
+    told = make("-n", "planned", f"DATA={tmp_path}").stdout
+    assert f"--data.store {tmp_path}/slices" in told
+    assert " prepare " not in told
+
+
 def planned(*words: object) -> subprocess.CompletedProcess:
     command = [sys.executable, "experiments/planned.py", "baseline", *map(str, words)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -96,6 +105,7 @@ def planned(*words: object) -> subprocess.CompletedProcess:
 
 def test_epochs_and_folds_that_are_no_numbers_are_left_to_fit(slices_store):
     assert planned("--trainer.max_epochs", "many").returncode == 0
+    assert planned("--trainer.max_epochs", "[").returncode == 0
     assert planned("--data.store", slices_store, "--data.folds", "many").returncode == 0
 
 
@@ -353,8 +363,12 @@ def test_trainings_on_many_machines_prepare_nothing_and_meet():
 def test_where_machines_meet_is_looked_at_before_torchrun_tries(target):
     cell = ("SCHEDULE=baseline", "FOLD=0", "SEED=0")
     told = make("-n", target, "NODES=2", "MEET=gpu1:29500", *cell).stdout
-    assert told.index("experiments/meeting.py gpu1:29500 2") < told.index("torchrun")
+    assert told.index("experiments/meeting.py 'gpu1:29500' 2") < told.index("torchrun")
     assert "meeting.py" not in make("-n", target, "NODES=2", *cell).stdout
+    anew = make("-n", "-W", "requirements.lock", target, "NODES=2", "MEET=gpu1:29500", *cell).stdout
+    assert ("venv" in anew.replace(".venv/", "")) == (
+        target == "finetune"
+    )  # whose compare needs it; machines share one
 
 
 def test_torchrun_starts_a_rank_for_each_gpu_or_one():

@@ -633,7 +633,7 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_earlier_one(tmp_path):
 import os, pathlib, signal
 from lesionseg.callbacks import checkpoints
 path = {str(tmp_path / "checkpoints" / "last.ckpt")!r}
-writer = checkpoints.WholeCheckpoints()
+writer = checkpoints.WholeCheckpoints(".")
 writer.save_checkpoint({{"epoch": 1}}, path)
 writer.save_checkpoint({{"epoch": 2}}, path)
 def dies(path, content):

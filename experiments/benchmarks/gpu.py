@@ -4,8 +4,8 @@ Usage: gpu.py [--device cuda|cpu] [--epochs N] [--slices N] [--output JSON]
 
 The profile `paper` (SE-ResNet50, 320 x 320, random weights) in bf16-mixed and channels-last, with and without
 torch.compile. Run and bare loop as in `training_step.py`. The busy share is the time in which at least one kernel runs,
-of all the time from the start of an epoch to that of the next, by torch's profiler, with no checkpoint in it (they take
-a twentieth of a long run); peak memory is of that time. The floor: multiplications of the convolutions at the rate of a
+of all the time from the start of an epoch to that of the next, by torch's profiler, without a checkpoint (they take a
+twentieth of a long run); peak memory is of that time. The floor: multiplications of the convolutions at the rate of a
 large product of matrices, and bytes of all else at the rate of a copy, both measured here; fused operations may do
 better than this count of unfused ones.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,39 +16,41 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from lesionseg.callbacks.guards import StopOnSignal
-from lesionseg.runs import LAST_CHECKPOINT, PREVIOUS_CHECKPOINT
+from lesionseg.runs import BEST_CHECKPOINT, LAST_CHECKPOINT, PREVIOUS_CHECKPOINT
 from lesionseg.writing import whole
 
-BEST_CHECKPOINT = "best.ckpt"
-#: The most of a training's time that goes into checkpoints, and the longest that it goes without one, but for an epoch.
+#: The most of a training's time that goes into writing checkpoints; and the seconds after which one is written in any
+#: case.
 SHARE, LONGEST_S = 1 / 20, 600.0
 
 
 class WholeCheckpoints(TorchCheckpointIO):
     """Checkpoints written beside their place and put there in one step; `previous.ckpt` is the last but one.
 
-    `best.ckpt` is kept in memory until `last.ckpt` is written: so it is never of an epoch that comes after those of
-    `last.ckpt`, and writing both takes its share of the time.
+    `best.ckpt` is kept in memory until `last.ckpt` is written: so, but for a kill between the two, it is of no epoch after
+    those of `last.ckpt`, and writing both takes its share of the time.
 
     Lightning's own way writes to the system's folder for temporary files and moves the file from there. To another
     disk that is a copy, of which a kill leaves half.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, run: Path) -> None:
+        """For the run in this folder; checkpoints that its user asks for are written at once."""
         super().__init__()
-        self._best: tuple[Path, io.BytesIO] | None = None
+        self._best = Path(os.path.realpath(run)) / BEST_CHECKPOINT  # as `ModelCheckpoint` calls it
+        self._held: io.BytesIO | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write a checkpoint; OSError where the disk is full, with the earlier one left as it was."""
         path = Path(path)
         content = io.BytesIO()  # torch's own writer answers a full disk with an error about its inside
         torch.save(checkpoint, content)
-        if path.name == BEST_CHECKPOINT:
-            self._best = path, content
+        if path == self._best:
+            self._held = content
             return
-        if path.name == LAST_CHECKPOINT.name and self._best is not None:
-            _write(*self._best)
-            self._best = None
+        if path.name == LAST_CHECKPOINT.name and self._held is not None:
+            _write(self._best, self._held)
+            self._held = None
         _write(path, content)
 
 
@@ -121,7 +124,7 @@ def checkpoints(folder: Path, stop: StopOnSignal, monitor: str | None, validate_
         return [last]
     best = RunCheckpoint(
         folder,
-        filename=Path(BEST_CHECKPOINT).stem,
+        filename=BEST_CHECKPOINT.stem,
         monitor=monitor,
         mode="max",
         save_weights_only=True,

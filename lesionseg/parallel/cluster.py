@@ -135,6 +135,8 @@ def _silent() -> Iterator[None]:
 
 def _processes_by_host(client: Any, cluster: Cluster) -> dict[str, int]:
     """Workers of each machine, after a look at every one of them."""
+    from distributed.comm import CommClosedError
+
     threads = client.nthreads()
     if not threads:
         raise _unlike(cluster.address, "at least one worker", "none",
@@ -148,8 +150,10 @@ def _processes_by_host(client: Any, cluster: Cluster) -> dict[str, int]:
     for worker, answer in answers.items():
         if isinstance(answer, InputError):
             raise _unlike(f"Dask worker {worker}: {answer.where}", answer.expected, answer.got, answer.remedy)
-        if isinstance(answer, OSError):  # of the connection
+        if isinstance(answer, CommClosedError):
             raise _gone(f"Dask worker {worker}")
+        if isinstance(answer, OSError):
+            raise _unlike(f"Dask worker {worker}", "files that it can read", str(answer), "mend that machine")
         if isinstance(answer, Exception):
             raise _unlike(f"Dask worker {worker}", f"lesionseg {__version__}", f"{type(answer).__name__}: {answer}",
                           "install the same lesionseg on all machines")  # fmt: skip

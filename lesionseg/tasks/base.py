@@ -167,10 +167,14 @@ class SegmentationTask(pl.LightningModule):
         self._note({"loss": loss, **({f"loss_{name}": part for name, part in parts.items()} if len(parts) > 1 else {})})
         return loss
 
+    def on_train_epoch_start(self) -> None:
+        """Begin the means of the losses. A run that goes on within an epoch does not come here."""
+        self._losses, self._steps = {}, 0
+
     def on_train_epoch_end(self) -> None:
         """Log the losses of the epoch: means over its batches, which are all of one size, and over the processes."""
         self.log_dict({f"train/{name}": total / self._steps for name, total in self._losses.items()}, sync_dist=True)
-        self._losses, self._steps = {}, 0
+        self._losses, self._steps = {}, 0  # a checkpoint at this end has none
 
     def _note(self, losses: dict[str, Tensor]) -> None:
         """Add up the losses of a step: what `self.log` would do, at a fraction of its cost."""

@@ -48,8 +48,8 @@ class Clock(pl.Callback):
 class SlowCheckpoints(WholeCheckpoints):
     """Takes its seconds and notes the epoch instead of writing it."""
 
-    def __init__(self, clock, save_s):
-        super().__init__()
+    def __init__(self, folder, clock, save_s):
+        super().__init__(folder)
         self.clock, self.save_s, self.saved = clock, save_s, []
 
     def save_checkpoint(self, checkpoint, path, storage_options=None):
@@ -57,14 +57,14 @@ class SlowCheckpoints(WholeCheckpoints):
         self.saved.append(checkpoint["epoch"])
 
 
-def epochs_saved(folder, epoch_s, save_s, act=lambda trainer: None, **limits):
+def epochs_saved(folder, epoch_s, save_s, act=lambda trainer: None):
     """Fit; the epochs that were saved, in order."""
     clock, stop = Clock(epoch_s, act), StopOnSignal(folder / "last.ckpt")
     trainer = pl.Trainer(
-        accelerator="cpu", **{"max_epochs": len(epoch_s), **limits}, logger=False, enable_progress_bar=False,
+        accelerator="cpu", max_epochs=len(epoch_s), logger=False, enable_progress_bar=False,
         enable_model_summary=False, callbacks=[clock, stop, LastCheckpoint(folder, stop)],
     )  # fmt: skip
-    trainer.strategy.checkpoint_io = SlowCheckpoints(clock, save_s)
+    trainer.strategy.checkpoint_io = SlowCheckpoints(folder, clock, save_s)
     with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Interrupted):
         patch.setattr(checkpoints, "time", SimpleNamespace(monotonic=lambda: clock.now_s))
         trainer.fit(Task(), DataLoader(torch.ones(BATCHES, 1)))
@@ -90,7 +90,7 @@ def test_one_save_that_takes_long_does_not_keep_a_run_from_saving_for_hours(tmp_
 
 
 def test_the_best_weights_are_written_with_the_next_last_checkpoint(tmp_path):
-    writer = WholeCheckpoints()
+    writer = WholeCheckpoints(tmp_path)
     best, last = tmp_path / "checkpoints" / "best.ckpt", tmp_path / "checkpoints" / "last.ckpt"
     for epoch in (1, 2):
         weights = torch.full((1,), epoch)
@@ -103,6 +103,9 @@ def test_the_best_weights_are_written_with_the_next_last_checkpoint(tmp_path):
     writer.save_checkpoint({"epoch": 4}, last)
     assert not best.exists()
     assert torch.load(last, weights_only=True)["epoch"] == 4
+    mine = tmp_path / "mine" / "best.ckpt"  # of a callback of the user's
+    writer.save_checkpoint({"epoch": 5}, mine)
+    assert torch.load(mine, weights_only=True)["epoch"] == 5
 
 
 def test_where_the_training_is_told_to_stop_its_end_is_saved(tmp_path):

@@ -61,7 +61,7 @@ family(
         "an unknown format": lambda bench: segment(bench, ["--formats", "nifti,docx"]),
         "an unknown device": lambda bench: segment(bench, ["--device", "tpu"]),
         "workers and a cluster": lambda bench: segment(bench, ["--workers", "1", "--dask", "tcp://127.0.0.1:1"]),
-        "a cluster that is not there": lambda bench: segment(bench, ["--dask", "127.0.0.1"]),
+        "a cluster without a port": lambda bench: segment(bench, ["--dask", "127.0.0.1"]),
         "a salt of no bytes": lambda bench: ["prepare", "lits", str(bench.source / "lits"), "--output", bench.out,
                                              "--salt-file", str(bench.write("salt", ""))],
         "labels without values": lambda bench: ["prepare", "slices", str(bench.write("slices.csv", "")), "--output",
