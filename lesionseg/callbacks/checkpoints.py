@@ -27,8 +27,8 @@ SHARE, LONGEST_S = 1 / 20, 600.0
 class WholeCheckpoints(TorchCheckpointIO):
     """Checkpoints written beside their place and put there in one step; `previous.ckpt` is the last but one.
 
-    `best.ckpt` is kept in memory until `last.ckpt` is written: so, but for a kill between the two, it is of no epoch after
-    those of `last.ckpt`, and writing both takes its share of the time.
+    `best.ckpt` is kept in memory until `last.ckpt` is written. But for a kill between the two, it is of no epoch that
+    comes after those of `last.ckpt`; and writing both takes its share of the time.
 
     Lightning's own way writes to the system's folder for temporary files and moves the file from there. To another
     disk that is a copy, of which a kill leaves half.
