@@ -31,33 +31,33 @@ OPTIONS = ("--data.input.size_px", "64", "--data.folds", "1", "--data.num_worker
 
 
 class TimedCheckpoints(WholeCheckpoints):
-    """Counts the seconds that checkpoints take."""
+    """Counts the checkpoints, and the seconds that they take."""
 
-    seconds = 0.0
+    saves, seconds = 0, 0.0
 
     def save_checkpoint(self, *arguments: Any, **options: Any) -> None:
         began = time.perf_counter()
         super().save_checkpoint(*arguments, **options)
-        self.seconds += time.perf_counter() - began
+        self.saves, self.seconds = self.saves + 1, self.seconds + time.perf_counter() - began
 
 
 class Timed(pl.Callback):
     """Seconds of a training, beside its checkpoints."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        trainer.strategy.checkpoint_io = self.saving = TimedCheckpoints()
+        trainer.strategy.checkpoint_io = self.saving = TimedCheckpoints(Path(trainer.default_root_dir))
         self._began = time.perf_counter()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.seconds = time.perf_counter() - self._began
 
 
-def train(store: Path, epochs: int, share: float) -> Timed:
+def train(store: Path, epochs: int, share: float, profile: str = "paper") -> Timed:
     """A whole run in which saving may take this share of the time."""
     timed = Timed()
     with tempfile.TemporaryDirectory() as folder, patch.object(checkpoints, "SHARE", share):
         words = ("--trainer.max_epochs", str(epochs), *OPTIONS)
-        fit(command(store, Path(folder) / "run", *words, profile="paper"), timed)
+        fit(command(store, Path(folder) / "run", *words, profile=profile), timed)
     return timed
 
 

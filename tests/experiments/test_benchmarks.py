@@ -35,6 +35,15 @@ def test_a_run_with_all_its_callbacks_trains_as_the_bare_loop_does(slices_store)
         assert all(0 < wait < whole for wait, whole in zip(each.waiting, each.seconds, strict=True))
 
 
+def test_saving_is_counted_and_takes_less_where_its_share_is_small(slices_store):
+    from saving import train
+
+    seldom, often = (train(slices_store, 4, share, profile="phantom") for share in (1e-9, 1.0))
+    assert seldom.saving.saves < often.saving.saves
+    for each in (seldom, often):
+        assert 0 < each.saving.seconds < each.seconds
+
+
 @pytest.fixture
 def step():
     from freeze_states import Step
