@@ -100,12 +100,12 @@ def _bring_up_to_date(
     records = _finished(store_path, jobs)
     todo = [job for job in jobs if job.case_id not in records]
     gone = _gone(store_path, jobs)
+    seen = todo[0].source.files if todo else ()
+    cluster = None if dask is None else Cluster(dask, store_path, partial(visible, *seen))
     if todo or gone:
         (store_path / MANIFEST).unlink(missing_ok=True)
     for folder in gone:
         shutil.rmtree(folder)
-    seen = todo[0].source.files if todo else ()
-    cluster = None if dask is None else Cluster(dask, store_path, partial(visible, *seen))
     try:
         prepare_one = partial(_prepare_case, store_path=store_path, kind=kind)
         with closing(each(prepare_one, todo, workers=workers, dask=cluster, title="prepare")) as results:

@@ -340,6 +340,14 @@ def test_one_scan_under_two_patients_is_refused(tmp_path):
     assert sorted(names[case] for case in told) == ["a", "b"]
 
 
+def test_an_address_that_is_none_leaves_the_store_as_it_was(tmp_path):
+    sources = [source(tmp_path / "in", name, name, made(seed)) for seed, name in enumerate(("a", "b"))]
+    store = prepare(sources[:1], tmp_path / "store", kind="lits", workers=1)
+    with pytest.raises(InputError, match="--dask: expected the address of a Dask scheduler"):
+        prepare(sources, tmp_path / "store", kind="lits", dask="")
+    assert Store.open(store.path).records == store.records
+
+
 def test_one_scan_twice_under_one_patient_is_warned_of(tmp_path):
     sources = [source(tmp_path / "in", name, "p", made(0)) for name in ("a", "b")]
     with pytest.warns(UserWarning, match="same voxels as"):
