@@ -3,10 +3,9 @@
 Usage: saving.py [--repeats N] [--epochs N] [--output JSON]
 
 SE-ResNet50 at 64 pixels, three steps an epoch and a validation: about a second on a CPU, which is what a GPU may take
-for an epoch of a few hundred slices of 320. The rival writes last.ckpt after every epoch, as Lightning does
-by default, and with it best.ckpt where there is a new one; by our own writer. The time is that of training, whole
-runs in turn. The share that saving has of it is printed: in runs as short as these, the first and the last save are
-more than a twentieth.
+for an epoch of a few hundred slices of 320. The rival writes last.ckpt after every epoch, as Lightning does by default,
+and with it best.ckpt where there is a new one; by our own writer. The time is that of training, whole runs in turn. The
+share that saving has of it is printed: in runs as short as these the first and last save are more than a twentieth.
 """
 
 from __future__ import annotations
