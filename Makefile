@@ -90,10 +90,12 @@ BESIDE = $(if $(GPUS),$(if $(filter-out 1,$(JOBS)),$(PLACE))) OMP_NUM_THREADS=$(
 
 .PHONY: help
 help: ## list the targets
-	@echo "make TARGET [LITS=/path/to/LiTS] [SLICES=/path/to/slices.csv] [PROFILE=phantom|paper] [NAME=...]"
+	@echo "make TARGET [LITS=/path/to/LiTS] [SLICES=/path/to/slices.csv] [PROFILE=phantom|paper|real_cpu] [NAME=...]"
 	@echo "            [SCHEDULES='a b'] [FOLDS=3] [SEEDS='0 1'] [AGAINST=row] [EPOCHS=n] [DEVICES=n] [-j N]"
 	@echo "            [NODES=n] [MEET=host:port]"
 	@echo "            [SCHEDULE=a] [FOLD=0] [SEED=0] [INPUT=/path/to/study] [OUT=folder] [IMPLANT=1] [HOLD='case case']"
+	@echo "            [LITS_OPTIONS=...] [SLICES_OPTIONS=...] [IMPLANT_OPTIONS=...] of lesionseg prepare and implant"
+	@echo "            [PRETRAIN_OPTIONS=...] [FIT_OPTIONS=...] of lesionseg fit [NEIGHBOURS='a b'] [PYTHON=python3.12]"
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 16
 
 # ---- set-up: an environment of its own, from pinned and hashed packages ----
@@ -326,7 +328,7 @@ REAL_RUN := runs/check-real
 REAL_FOLDS := 3
 REAL_FITS := $(foreach k,$(REAL_FOLDS),$(REAL_RUN)/fold$(k)/liver $(REAL_RUN)/fold$(k)/lesion)
 
-check-real: $(REAL_FITS) ## the whole chain on real CT, REAL=folder, one fold of its patients tested
+check-real: $(REAL_FITS) ## the whole chain on real CT, REAL=folder (lits/ with volumes 0 1 2 5 6 8), one fold of its patients tested
 	LESIONSEG_REAL=$(REAL) $(BIN)/python -m pytest -p no:cacheprovider tests/real
 	@for k in $(REAL_FOLDS); do fold=$(REAL_RUN)/fold$$k; \
 	  $(LESIONSEG) export --liver $$fold/liver --lesion $$fold/lesion --output $$fold/model && \
@@ -344,7 +346,7 @@ real-data: setup
 PEERS_REAL := runs/peers-real
 PEERS_REAL_FIT = --config experiments/profiles/real_cpu.yaml --data.target lesion --trainer.limit_train_batches 10 \
   --trainer.max_epochs $(or $(EPOCHS),12)
-peers-real: .venv/.peers real-data ## `make peers` for lesion or none on real CT, REAL=folder
+peers-real: .venv/.peers real-data ## `make peers` for lesion or none on real CT, REAL=folder (lits/ with volumes 0 1 2 5 6 8)
 	@for part in 'lits volume-0 volume-1 volume-2 volume-5' 'cells volume-6 volume-8'; do set -- $$part; \
 	  $(LESIONSEG) prepare lits $(REAL)/lits --groups $(REAL_RUN)/groups.csv --exclude "$${@:2}" \
 	    --output $(PEERS_REAL)/data/$$1 || exit; done

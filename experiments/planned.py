@@ -29,13 +29,20 @@ SCHEDULES = Path(__file__).parent / "schedules"
 
 
 def check_schedule(name: str, options: Sequence[str]) -> None:
-    """Raise `InputError` for a schedule that is not there, or has more steps than the options give it epochs."""
+    """Refuse what would stop the runs of a schedule, or `compare` after them.
+
+    Raises:
+        InputError: it is not there, has another name than its file, or more steps than the options give it epochs.
+    """
     path = SCHEDULES / f"{name}.yaml"
     if not path.is_file():
         near = get_close_matches(name, [other.stem for other in SCHEDULES.glob("*.yaml")])
         remedy = f"perhaps {' or '.join(near)}" if near else "write it, or correct the name"
         raise InputError("SCHEDULES", expected="names of files of experiments/schedules", got=name, remedy=remedy)
     cell = ["--config", str(path), *options]
+    named = read_configs(cell)[str(path)].get("name")
+    if named != name:
+        raise InputError(path, expected=f"name: {name}, as the file is called", got=str(named), remedy="correct it")
     trains, epochs = setting(cell, "schedule", "trains"), setting(cell, "trainer", "max_epochs")
     if trains is None:
         raise InputError(path, expected="schedule: trains:", got="none", remedy="say when each block trains")

@@ -15,6 +15,8 @@ TRAINING_VERBS = {
     "validate": "score a finished run on its inner validation",
     "test": "score a finished run on its test part and write its tables again",
 }
+#: What `lesionseg.parallel.processes.worker_count` takes.
+_ONE_A_CORE = "one a core, 8 at most"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -33,8 +35,14 @@ def parser() -> argparse.ArgumentParser:
     _add_evaluate(verbs.add_parser("evaluate", help="score the whole cascade on the cases of a store"))
     for name, text in TRAINING_VERBS.items():
         usage = f"lesionseg {name} --config YAML [--config YAML …] [--KEY VALUE …]"
-        verbs.add_parser(name, help=text, usage=usage, description=f"{text}; `{name} --help all` lists every key")
+        verbs.add_parser(name, help=text, usage=usage, description=f"{text}. {where_keys_are_listed(name)}")
     return whole
+
+
+def where_keys_are_listed(verb: str) -> str:
+    """Which commands print the hundreds of keys of a training verb."""
+    net = "lesionseg.tasks.LesionTask"
+    return f"`lesionseg {verb} --help all` lists the keys, `lesionseg {verb} --model.help {net}` those of a net"
 
 
 def _add_phantom(verb: argparse.ArgumentParser) -> None:
@@ -68,7 +76,7 @@ def _add_store(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("-o", "--output", type=Path, required=True, metavar="STORE", help="the store to make")
     verb.add_argument("--salt-file", type=Path, metavar="FILE", help="secret bytes mixed into the pseudonyms")
     _add_case_options(verb)
-    _add_engine(verb, "one a core")
+    _add_engine(verb, _ONE_A_CORE)
 
 
 def _add_check(verb: argparse.ArgumentParser) -> None:
@@ -78,13 +86,13 @@ def _add_check(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--folds", type=int, default=3, help="folds that the patients must suffice for (%(default)s)")
     _add_labels(verb)
     _add_case_options(verb)
-    verb.add_argument("--workers", type=int, metavar="N", help="processes (one a core)")
+    verb.add_argument("--workers", type=int, metavar="N", help=f"processes ({_ONE_A_CORE})")
 
 
 def _add_compare(verb: argparse.ArgumentParser) -> None:
     verb.set_defaults(verb="compare")
     verb.add_argument("root", type=Path, metavar="RUNS", help="folder of runs, SCHEDULE/foldK-seedS")
-    verb.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="folder for table and figure")
+    verb.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="folder for table, figure, page")
     verb.add_argument("--against", metavar="ROW", help="the row that the others are compared with (baseline)")
 
 
@@ -95,7 +103,7 @@ def _add_implant(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--slices", type=int, metavar="N", help="how many, taken of all patients in turn (all with room)")
     verb.add_argument("--seed", type=int, default=0, help="the same seed gives the same store (%(default)s)")
     verb.add_argument("--exclude-trained", type=Path, metavar="RUN", help="leave out the patients that a run has seen")
-    verb.add_argument("--workers", type=int, metavar="N", help="processes (one a core)")
+    verb.add_argument("--workers", type=int, metavar="N", help=f"processes ({_ONE_A_CORE})")
 
 
 def _add_export(verb: argparse.ArgumentParser) -> None:
@@ -156,8 +164,15 @@ def _add_labels(verb: argparse.ArgumentParser) -> None:
 
 
 def _add_case_options(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--groups", type=Path, metavar="CSV", help="table case,patient: scans of one patient")
-    verb.add_argument("--exclude", nargs="+", action="extend", default=[], metavar="CASE", help="cases to leave out")
+    verb.add_argument(
+        "--groups",
+        type=Path,
+        metavar="CSV",
+        help="table case,patient: scans of one patient (case: volume-N, liver_N, or the image as slices.csv has it)",
+    )
+    verb.add_argument(
+        "--exclude", nargs="+", action="extend", default=[], metavar="CASE", help="cases to leave out, named likewise"
+    )
 
 
 def _add_engine(verb: argparse.ArgumentParser, usual: str) -> None:

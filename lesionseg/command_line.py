@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from lesionseg.arguments import where_keys_are_listed
 from lesionseg.errors import InputError
 from lesionseg.request import words
 from lesionseg.schedules import refuse_duplicate_keys
@@ -48,7 +49,7 @@ def wrong_option(
     text = re.sub(r"<class '(\w+)'>|typing\.", r"\1", " ".join(error.message.split()))
     for around in _AROUND:
         text = re.sub(around, "", text)
-    remedy = f"`lesionseg {args[0]} --help all` lists every key"
+    remedy = where_keys_are_listed(args[0])
     if found := _UNKNOWN.search(text):
         if near := get_close_matches(found[1], list(known), n=3, cutoff=0.75):
             remedy = f"perhaps {' or '.join(near)}"

@@ -89,6 +89,17 @@ def test_what_would_stop_the_grid_is_told_before_the_pretraining(given, said):
     assert said in planned.stderr
 
 
+def test_a_schedule_that_is_not_called_as_its_file_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "experiments")
+    import planned as planning
+
+    (tmp_path / "mine.yaml").write_text((ROOT / "experiments" / "schedules" / "baseline.yaml").read_text())
+    monkeypatch.setattr(planning, "SCHEDULES", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["planned.py", "mine"])
+    assert planning.main() == 2
+    assert "mine.yaml: expected name: mine, as the file is called; got baseline" in capsys.readouterr().err
+
+
 def test_slices_that_are_there_are_counted_without_their_table(tmp_path, slices_store):
     shutil.copytree(slices_store, tmp_path / "slices")
     manifest = tmp_path / "slices" / "manifest.json"

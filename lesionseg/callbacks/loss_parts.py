@@ -17,7 +17,8 @@ from lesionseg.ranks import over_ranks
 class LossParts(pl.Callback):
     """Logs `train/loss_<part>`, the mean over the epoch, for each part of `pl_module.loss` where it has two or more.
 
-    A part is a module without modules of its own; its name is the last of its path. Values are unweighted. Nothing is
+    A part is a module without modules of its own; its name is the last of its path. Values are as the part
+    gives them: with its class weights, without the part's own weight in the sum. Nothing is
     computed again: they are read where the loss computes them.
     """
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import msgspec
 import numpy as np
@@ -80,23 +81,27 @@ def check(
 
     Args:
         target: folder of a store, folder with LiTS files, or `slices.csv`.
-        labels: as for `slices.find`; only for a table.
-        groups: as for the doors; not for a store.
-        exclude: as for the doors; not for a store.
+        labels: as for `slices.find`; for a table.
+        groups: as for the doors.
+        exclude: as for the doors.
         folds: the comparison planned; too few patients for it are reported.
         workers: processes, see `parallel.worker_count`.
 
     Raises:
-        InputError: nothing there.
+        InputError: nothing there, or options that do not concern what is there.
     """
     if not target.exists():
         expected, remedy = "a store, a LiTS folder or a slices.csv", "check the path"
         raise InputError(target, expected=expected, got="nothing", remedy=remedy, code="no-cases")
     if (target / MANIFEST).exists() or (target / CASES).exists():
+        if labels or groups or exclude:
+            _refuse("--labels, --groups, --exclude", "a LiTS folder or a table of slices", f"the store {target}")
         return _check_store(target, folds, workers)
     kind: StoreKind = "slices" if target.is_file() else "lits"
     if kind == "slices":
         found = slices.find(target, labels=labels, groups=groups, exclude=exclude, predict_liver=_AnyLiver())
+    elif labels:
+        _refuse("--labels", "a table of slices", str(target))
     else:
         found = lits.find(target, groups=groups, exclude=exclude)
     sources, faults = found
@@ -160,6 +165,10 @@ def largest_lesion_slice(labels: np.ndarray) -> int:
         if area.any():
             return int(area.argmax())
     return len(labels) // 2
+
+
+def _refuse(options: str, expected: str, got: str) -> NoReturn:
+    raise InputError(options, expected=f"{expected} to apply them to", got=got, remedy="leave them out")
 
 
 def _check_store(path: Path, folds: int, workers: int | None) -> Findings:

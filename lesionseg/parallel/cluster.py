@@ -96,7 +96,7 @@ def _connected(address: str) -> Iterator[Any]:
         from distributed import Client
     except ImportError:
         raise InputError("--dask", expected="the package distributed", got="none",
-                         remedy="pip install 'lesionseg[dask]'", code="dask") from None  # fmt: skip
+                         remedy="pip install distributed", code="dask") from None  # fmt: skip
 
     class ClosedOnFailure(Client):
         """A client that closes where it cannot begin.

@@ -1,6 +1,7 @@
 import json
 import math
 from io import StringIO
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -189,6 +190,21 @@ def test_a_lits_folder(tmp_path):
         check(tmp_path / "absent")
     (tmp_path / "empty").mkdir()
     assert [p.code for p in check(tmp_path / "empty").problems] == ["no-cases"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({"groups": Path("groups.csv")}, "--labels, --groups, --exclude: expected a LiTS folder or a table of slices"),
+     ({"exclude": ["volume-0"]}, "got the store "), ({"labels": {"cyst": 1}}, "got the store ")],
+)  # fmt: skip
+def test_options_that_say_how_a_store_is_made_are_refused_for_one(lits_store, options, said):
+    with pytest.raises(InputError, match=said):
+        check(lits_store, **options)
+
+
+def test_values_of_labels_are_refused_for_lits(tmp_path):
+    with pytest.raises(InputError, match="--labels: expected a table of slices"):
+        check(tmp_path, labels={"cyst": 1})
 
 
 def test_a_table_of_slices_without_liver_can_be_looked_at(tmp_path):

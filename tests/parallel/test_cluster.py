@@ -134,7 +134,7 @@ def test_a_worker_that_is_lost_while_it_is_looked_at_is_no_wrong_input(working, 
 
 def test_without_dask_it_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
-    with pytest.raises(InputError, match=r"pip install 'lesionseg\[dask\]'"):
+    with pytest.raises(InputError, match=r"pip install distributed"):
         list(on("tcp://127.0.0.1:1", tmp_path, double, [1]))
 
 
