@@ -39,7 +39,8 @@ class ScheduledTask(LesionTask, lightning.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         free = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        return torch.optim.AdamW(free, self.lr, weight_decay=self.weight_decay)
+        fused = True if self.device.type == "cpu" else None  # as ours
+        return torch.optim.AdamW(free, self.lr, weight_decay=self.weight_decay, fused=fused)
 
 
 def explicit(phases: ResolvedSchedule, task: LesionTask) -> dict[int, dict[str, Any]]:

@@ -5,7 +5,8 @@ Usage: gradual_unfreezing.py CELL FOLDER
 Decoder and head first, then stage by stage, at the epochs of our row `hierarchical_unfreezing`. Each phase is a
 one-cycle of its own (`fit_one_cycle`: from 1/25 of the rate up in a quarter of the phase, down to 1/100000; momentum
 0.95 to 0.85 and back), and each stage has the rate of the next deeper one divided by 2.6. Batch norm trains while
-frozen (`train_bn`).
+frozen (`train_bn`). The optimizer is fastai's: Adam with decoupled weight decay of 0.01, none on biases and norms, a memory
+of 0.99 for squares, eps 1e-5. The peak of the cycle is our constant rate, which is fastai's own default too (1e-3).
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from lesionseg.tasks import LesionTask
 ROW = "fastai_gradual_unfreezing"
 #: Between the rates of neighbouring stages, as in the paper.
 FACTOR = 2.6
+#: fastai's defaults (`Adam`, `Learner`).
+WEIGHT_DECAY, SQUARES, EPS = 0.01, 0.99, 1e-5
 
 
 class GradualUnfreezing(pl.Callback):
@@ -69,10 +72,16 @@ class GradualTask(LesionTask):
         stages = [name for name in found if name not in OUTSIDE_ENCODER]
         depth = {name: len(stages) - i for i, name in enumerate(stages)}
         groups = [
-            {"params": [p for _, p in block.parameters], "peak": self.lr / FACTOR ** depth.get(name, 0)}
+            {
+                "params": [p for _, p in block.parameters if (p.ndim > 1) == decays],  # the others: biases and norms
+                "weight_decay": WEIGHT_DECAY * decays,
+                "peak": self.lr / FACTOR ** depth.get(name, 0),
+            }
             for name, block in found.items()
+            for decays in (True, False)
         ]
-        return torch.optim.AdamW(groups, self.lr, weight_decay=self.weight_decay)
+        fused = True if self.device.type == "cpu" else None  # as ours
+        return torch.optim.AdamW(groups, self.lr, betas=(0.9, SQUARES), eps=EPS, fused=fused)
 
 
 def train(folder: Path, out: Path) -> None:

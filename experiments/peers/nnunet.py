@@ -1,6 +1,7 @@
 """nnU-Net v2, 2-D, its own trainer on a cell of the grid, on the CPU; only the length of the training is ours.
 
 Usage: nnunet.py CELL FOLDER DATASETS [--pretrained CHECKPOINT]   a row: from scratch, or its own fine-tuning path
+       nnunet.py CELL FOLDER DATASETS --adam                      a row: from scratch, by its trainer with Adam at 1e-3
        nnunet.py PRETRAINING FOLDER DATASETS --pretrain           what that starts from: FOLDER/checkpoint_final.pth
 
 As many epochs as ours, each over as many slices as one of ours (steps x batch, the batch as it plans it), and a fifth
@@ -28,7 +29,9 @@ from lesionseg.data.dataset import Batch
 from lesionseg.tasks import LesionTask
 from lesionseg.trainer import limited
 
-SCRATCH, FINETUNED = "nnunet", "nnunet_finetuned"
+SCRATCH, FINETUNED, ADAM = "nnunet", "nnunet_finetuned", "nnunet_adam"
+#: Trainers of nnU-Net: its default, plain SGD at 1e-2; and the one that gets further in a short training.
+DEFAULT_TRAINER, ADAM_TRAINER = "nnUNetTrainer", "nnUNetTrainerAdam1en3"
 CHECKPOINT = "checkpoint_final.pth"
 #: nnU-Net's own share: 250 training steps and 50 of validation an epoch.
 STEPS_PER_VALIDATION_STEP = 5
@@ -43,11 +46,11 @@ class PredictedTask(LesionTask):
         return [self.predictions[place.position] for place in batch.places]
 
 
-def trainer_of(dataset: str, fold: int, slices: int, epochs: int) -> Any:
+def trainer_of(dataset: str, fold: int, slices: int, epochs: int, name: str = DEFAULT_TRAINER) -> Any:
     """nnU-Net's trainer for a fold, set to an epoch of so many slices and to so many epochs."""
     from nnunetv2.run.run_training import get_trainer_from_args
 
-    trainer = get_trainer_from_args(dataset, "2d", fold, plans_identifier=PLANS, device=torch.device("cpu"))
+    trainer = get_trainer_from_args(dataset, "2d", fold, name, PLANS, device=torch.device("cpu"))
     steps = max(round(slices / trainer.configuration_manager.batch_size), 1)
     trainer.num_epochs, trainer.num_iterations_per_epoch = epochs, steps
     trainer.num_val_iterations_per_epoch = max(round(steps / STEPS_PER_VALIDATION_STEP), 1)
@@ -89,7 +92,7 @@ def pretrain(run: Path, folder: Path, datasets: Path) -> None:
     Path(trainer.output_folder, CHECKPOINT).rename(folder / CHECKPOINT)
 
 
-def train(run: Path, folder: Path, datasets: Path, pretrained: Path | None) -> None:
+def train(run: Path, folder: Path, datasets: Path, pretrained: Path | None, adam: bool) -> None:
     """Train in the place of the run, and leave the run `folder`."""
     environment(datasets, folder)
     from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
@@ -97,7 +100,8 @@ def train(run: Path, folder: Path, datasets: Path, pretrained: Path | None) -> N
     cell = Cell.read(run)
     data = cell.data()
     pl.seed_everything(cell.info.seed)
-    trainer = trainer_of(CELLS, cell.info.fold, slices_per_epoch(cell, data), cell.info.epochs)
+    name = ADAM_TRAINER if adam else DEFAULT_TRAINER
+    trainer = trainer_of(CELLS, cell.info.fold, slices_per_epoch(cell, data), cell.info.epochs, name)
     trainer.disable_checkpointing = True
     trainer.initialize()
     if pretrained is not None:
@@ -105,9 +109,10 @@ def train(run: Path, folder: Path, datasets: Path, pretrained: Path | None) -> N
     trainer.run_training()
     task = cell.task(PredictedTask)
     task.predictions = predict(trainer, data, datasets / "raw" / CELLS / "imagesTr")
-    row, start = (SCRATCH, "nothing") if pretrained is None else (FINETUNED, "nnU-Net's own pretraining")
+    scratch = (ADAM if adam else SCRATCH, "nothing")
+    row, start = scratch if pretrained is None else (FINETUNED, "nnU-Net's own pretraining")
     cell.leave(
-        folder, row, task, data, start=start, neighbour=f"nnunetv2 {version('nnunetv2')}",
+        folder, row, task, data, start=start, neighbour=f"nnunetv2 {version('nnunetv2')}", trainer=name,
         parameters=sum(p.numel() for p in trainer.network.parameters()), patch=trainer.configuration_manager.patch_size,
         batch=trainer.batch_size, steps=trainer.num_epochs * trainer.num_iterations_per_epoch,
     )  # fmt: skip
@@ -118,12 +123,13 @@ def main() -> None:
     for name in ("run", "folder", "datasets"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--pretrained", type=Path)
-    parser.add_argument("--pretrain", action="store_true")
+    for flag in ("--pretrain", "--adam"):
+        parser.add_argument(flag, action="store_true")
     options = parser.parse_args()
     if options.pretrain:
         pretrain(options.run, options.folder, options.datasets)
     else:
-        train(options.run, options.folder, options.datasets, options.pretrained)
+        train(options.run, options.folder, options.datasets, options.pretrained, options.adam)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ SCRIPTS = {
     "finetuning_scheduler": "fts.py",
     "fastai_gradual_unfreezing": "gradual_unfreezing.py",
 }
-NNUNET, NNUNET_FINETUNED = "nnunet", "nnunet_finetuned"
+NNUNET, NNUNET_FINETUNED, NNUNET_ADAM = NNUNETS = "nnunet", "nnunet_finetuned", "nnunet_adam"
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Plan:
 
     def nnunet_data(self) -> list[Job]:
         """nnU-Net's planning and preprocessing."""
-        if not {NNUNET, NNUNET_FINETUNED} & set(self.neighbours):
+        if not set(NNUNETS) & set(self.neighbours):
             return []
         folds = [folder for _, seed, folder in self.cells(STAND_IN) if seed == self.seeds[0]]
         return [_peer("nnunet_data.py", self.pretraining, self.datasets, *folds, rests_on=folds)]
@@ -101,6 +101,8 @@ class Plan:
             jobs.append(_peer("nnunet.py", self.pretraining, self.pretrained.parent, self.datasets, "--pretrain"))
         if NNUNET in self.neighbours:
             jobs += [_peer("nnunet.py", *pair, self.datasets) for pair in self._pairs(NNUNET)]
+        if NNUNET_ADAM in self.neighbours:
+            jobs += [_peer("nnunet.py", *pair, self.datasets, "--adam") for pair in self._pairs(NNUNET_ADAM)]
         return jobs
 
     def nnunet_finetuned(self) -> list[Job]:
@@ -189,7 +191,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--pretraining", type=Path, required=True)
     parser.add_argument("--schedules", nargs="+", required=True)
-    parser.add_argument("--neighbours", nargs="*", default=[*SCRIPTS, NNUNET, NNUNET_FINETUNED])
+    parser.add_argument("--neighbours", nargs="*", default=[*SCRIPTS, *NNUNETS])
     parser.add_argument("--folds", type=int, default=3)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--jobs", type=int, default=2)

@@ -20,8 +20,8 @@ What is quick is an ordinary test: bad and odd input at every door with a snapsh
 scans in all orientations, figures of empty cases by table, a run on 1, 2 and 3 processes, pickles that would run code,
 and the pages of `segment` and `compare` in a browser under their content security policy.
 
-Not tried: a GPU, a power cut, Windows and macOS; `full_disk.py` needs root, to mount small disks. Known vulnerabilities of the
-packages in `requirements.lock` were not looked up: no database of them was within reach.
+Not tried: a GPU, a power cut, Windows and macOS. `full_disk.py` needs root, to mount small disks. Known vulnerabilities
+of the packages in `requirements.lock` were not looked up: no database of them was within reach.
 """
 
 

@@ -74,8 +74,11 @@ def test_a_neighbour_starts_from_the_weights_of_the_cell(cell, pretrained):
 def test_gradual_unfreezing_ends_every_phase_near_zero_and_slows_down_towards_the_input(cell):
     described = Cell.read(cell)
     task = described.task(gradual_unfreezing.GradualTask)
-    peaks = [group["peak"] for group in task.configure_optimizers().param_groups]
-    assert peaks == pytest.approx([1e-3 / 2.6**i for i in (5, 4, 3, 2, 1, 0, 0)])
+    groups = task.configure_optimizers().param_groups
+    assert [group["peak"] for group in groups[::2]] == pytest.approx([1e-3 / 2.6**i for i in (5, 4, 3, 2, 1, 0, 0)])
+    assert [group["peak"] for group in groups[1::2]] == [group["peak"] for group in groups[::2]]
+    assert [group["weight_decay"] for group in groups] == [0.01, 0] * 7
+    assert sum(len(group["params"]) for group in groups) == len(list(task.net.parameters()))
     first = described.phases(task).steps[0].rates
     assert [name for name, rate in first.items() if rate] == ["decoder", "head"]
 
