@@ -228,10 +228,10 @@ def measure(name: str, repeats: int) -> list[Row]:
         if state != "nothing":
             counted = [share * seconds for seconds in found["nothing"]]
             what = f"step, {name} net, frozen: {state}"
-            rows.append(Row(what, "s", found[state], "count", "limit", counted, least=0.9, most=1.1))
+            rows.append(Row(what, "s", found[state], "count", "model", counted, least=0.9, most=1.1))
         memory = [peak / 2**20 for peak in peaks[state]]
         what = f"peak memory of a step, {name} net, frozen: {state}"
-        rows.append(Row(what, "MiB", memory, "count", "limit", [needed[state] / 2**20], least=0.9, most=1.1))
+        rows.append(Row(what, "MiB", memory, "count", "model", [needed[state] / 2**20], least=0.9, most=1.1))
     return rows
 
 

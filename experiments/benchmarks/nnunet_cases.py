@@ -8,6 +8,12 @@ import os
 from pathlib import Path
 
 NAME = "Dataset001_Benchmark"
+#: Ways to resample that nnU-Net ships beside its default, as its planners of these names set them.
+_TORCH = {"force_separate_z": False, "memefficient_seg_resampling": False}
+RESAMPLING = {
+    "torch resampling": ("resample_torch_fornnunet", _TORCH),
+    "no resampling": ("no_resampling_hack", None),
+}
 
 
 def plan(folder: Path, lits: Path) -> list[str]:
@@ -31,14 +37,25 @@ def plan(folder: Path, lits: Path) -> list[str]:
     return [f"case{case}" for case in cases]
 
 
-def preprocess(folder: Path, cases: list[str]) -> Path:
-    """Read cases and write them as nnU-Net does, in this process; the folder they are in then."""
+def preprocess(folder: Path, cases: list[str], resampling: str | None = None) -> Path:
+    """Read cases and write them as nnU-Net does, in this process; the folder they are in then.
+
+    Args:
+        folder: of `plan`.
+        cases: from `plan`.
+        resampling: key of `RESAMPLING`; None: as planned, by splines of the third order.
+    """
     _point_to(folder)
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     raw, made = folder / "raw" / NAME, folder / "preprocessed" / NAME
     plans = PlansManager(str(made / "nnUNetPlans.json"))
     configuration = plans.get_configuration("2d")
+    if resampling is not None:
+        function, options = RESAMPLING[resampling]
+        for part in ("data", "seg"):
+            given = {} if options is None else {**options, "is_seg": part == "seg"}
+            configuration.configuration |= {f"resampling_fn_{part}": function, f"resampling_fn_{part}_kwargs": given}
     output = made / configuration.data_identifier
     output.mkdir(exist_ok=True)
     preprocessor = configuration.preprocessor_class(verbose=False)

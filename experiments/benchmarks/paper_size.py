@@ -59,13 +59,22 @@ class PaperNet(nn.Module):
         return scores
 
 
-def paper_cascade(model: Model, batch_size: int, *, keep: bool = True, rounds: int | None = None) -> Cascade:
-    """The cascade of a phantom's model with nets of the paper's size in the place of its own, one lesion net."""
-    cascade = Cascade(replace(model, lesions=model.lesions[:1]), device="cpu", batch_size=batch_size)
+def paper_cascade(
+    model: Model,
+    batch_size: int,
+    *,
+    lesion_nets: int = 1,
+    tta: bool = False,
+    keep: bool = True,
+    rounds: int | None = None,
+) -> Cascade:
+    """The cascade of a phantom's model with nets of the paper's size in the place of its own, so many lesion nets."""
+    small = replace(model, lesions=model.lesions[:lesion_nets])
+    cascade = Cascade(small, device="cpu", batch_size=batch_size, tta=tta)
     small_px = {"liver": model.liver.spec.size_px, "lesion": model.lesions[0].spec.size_px}
     wish = {"keep": keep, "rounds": rounds}
     cascade.liver_net = PaperNet(cascade.liver_net, small_px["liver"], 2, **wish)
-    cascade.lesion_nets = [PaperNet(cascade.lesion_nets[0], small_px["lesion"], len(model.classes), **wish)]
+    cascade.lesion_nets = [PaperNet(net, small_px["lesion"], len(model.classes), **wish) for net in cascade.lesion_nets]
     description = {**model.liver.description, "input": {**model.liver.description["input"], "size_px": SIZES["liver"]}}
     cascade.model = replace(cascade.model, liver=replace(model.liver, description=description))
     cascade.spec = replace(cascade.spec, size_px=SIZES["lesion"])

@@ -8,7 +8,8 @@ bytes of the same nii.gz files are unpacked into a small buffer and forgotten, b
 gives, and (for what other readers could reach) by Python's gzip. Two more limits tell what that leaves out: writing
 what comes out, and the checksums of what is on the disk and of what comes out. Rivals: MONAI's `LoadImage` filling a
 `PersistentDataset` with int16; nnU-Net's preprocessing of its 2-D configuration, without the fingerprint and the
-planning that come before it. Neither makes checksums, or a list of the lesions.
+planning that come before it: with the resampling it plans, with its faster one by torch, and with none, as ours does
+none. Neither rival makes checksums, or a list of the lesions.
 
 One row has the start of the processes in it: the whole of `lesionseg prepare lits` on more volumes, as a user calls it,
 beside two warm processes on the same. Single slices (DICOM and PNG masks) are read by two warm processes, and a fourth
@@ -41,7 +42,7 @@ import psutil
 import xxhash
 from isal import igzip
 from lits_size import write_lits
-from rounds import Row, publish, rounds, seconds
+from rounds import Row, left_out_if_missing, publish, rounds, seconds
 
 from lesionseg.data import lits, slices
 from lesionseg.data.prepare import prepare
@@ -104,10 +105,12 @@ def monai(cases: Sequence[CaseSource], folder: Path) -> None:
         del item
 
 
-def nnunet(planned: Path, names: dict[str, str], cases: Sequence[CaseSource], folder: Path) -> None:
+def nnunet(
+    planned: Path, names: dict[str, str], resampling: str | None, cases: Sequence[CaseSource], folder: Path
+) -> None:
     from nnunet_cases import preprocess
 
-    preprocess(planned, [names[case.source_id] for case in cases])
+    preprocess(planned, [names[case.source_id] for case in cases], resampling)
 
 
 def peak_volumes(cases: Sequence[CaseSource], folder: Path) -> float:
@@ -184,20 +187,22 @@ def turned(case: CaseSource, folder: Path) -> list[CaseSource]:
     return lits.cases(folder)
 
 
-def rivals(root: Path, folder: Path, cases: list[CaseSource]) -> dict[str, Way]:
-    """MONAI and nnU-Net, where they are installed."""
+def rivals(root: Path, folder: Path, cases: list[CaseSource], notes: list[str]) -> dict[str, Way]:
+    """MONAI and nnU-Net, where it is installed."""
     ways: dict[str, Way] = {"MONAI LoadImage, PersistentDataset": monai}
-    try:
-        from nnunet_cases import plan
+    with left_out_if_missing("nnU-Net's preprocessing", notes):
+        from nnunet_cases import RESAMPLING, plan
 
         names = dict(zip((case.source_id for case in cases), plan(folder, root), strict=True))
-        ways[NNUNET] = functools.partial(nnunet, folder, names)
-    except ImportError as error:
-        print(f"left out: nnU-Net ({error})")
+        for way in (None, *RESAMPLING):
+            name = NNUNET if way is None else f"{NNUNET}, {way}"
+            ways[name] = functools.partial(nnunet, folder, names, way)
     return ways
 
 
-def measure(root: Path, folder: Path, options: argparse.Namespace) -> tuple[list[Row], dict[str, float]]:
+def measure(
+    root: Path, folder: Path, options: argparse.Namespace, notes: list[str]
+) -> tuple[list[Row], dict[str, float]]:
     """The rows, and for `scaling.py` the seconds that a command needs to start and for each slice."""
     cases = lits.cases(root)
     many = linked(cases, options.command_times, folder / "many")
@@ -211,13 +216,13 @@ def measure(root: Path, folder: Path, options: argparse.Namespace) -> tuple[list
         "unpacking by ISA-L, writing": functools.partial(unpack_and_write, False),
         "unpacking by ISA-L, writing, checksums": functools.partial(unpack_and_write, True),
     }
-    others = limits | rivals(root, folder / "nnunet", cases)
+    others = limits | rivals(root, folder / "nnunet", cases, notes)
     few, more = options.single // 4, options.single
     size = 4 * options.slices * options.side**2  # a volume in its store, and what it takes to get there
     with ProcessPoolExecutor(PROCESSES, multiprocessing.get_context("spawn")) as pool:
         warm = functools.partial(cases_per_second, pool, size)
         ways: dict[str, Callable[[], float]] = {
-            name: functools.partial(warm, way, cases if name == NNUNET else some)
+            name: functools.partial(warm, way, cases if name.startswith(NNUNET) else some)
             for name, way in {OURS: functools.partial(ours, "lits"), **others}.items()
         }
         ways[COMMAND] = functools.partial(command_per_second, many, volumes, size)
@@ -279,8 +284,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         root = options.lits or write_lits(folder / "lits", options.volumes, options.slices, options.side)
-        rows, grown = measure(root, folder, options)
-    publish(rows, options.output, slices=options.slices, side=options.side, grown=grown)
+        notes: list[str] = []
+        rows, grown = measure(root, folder, options, notes)
+    publish(rows, options.output, notes=notes, slices=options.slices, side=options.side, grown=grown)
 
 
 if __name__ == "__main__":

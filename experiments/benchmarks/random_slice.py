@@ -3,10 +3,11 @@
 Usage: random_slice.py [--lits FOLDER] [--volumes N] [--slices N] [--repeats N] [--output JSON]
 
 A way gives HU (3, H, W) and labels (H, W) of a random slice of a random case, as often as it can on one core, with the
-files in the cache of the system: the store of `prepare`; nii.gz by nibabel, unpacked whole for every slice; MONAI's
-`PersistentDataset`, loaded whole; the arrays that nnU-Net's own preprocessing writes (float32, blosc2), opened and
-sliced as its data loader does. Disk use stands beside. A last rival is our store packed: blosc2 with LZ4, a slice a
-chunk; for it, the samples that training sees (read, cut, augmented, 320 pixels) are compared as well.
+files in the cache of the system: the store of `prepare`; nii.gz and plain nii, sliced by nibabel; `.npy` files of the
+same numbers, mapped anew for each slice; MONAI's `PersistentDataset`, loaded whole; the arrays that nnU-Net's own
+preprocessing writes (float32, blosc2), opened and sliced as its data loader does (which takes one slice of them; three
+here, as of all). Disk use stands beside. A last rival is our store packed: blosc2 with LZ4, a slice a chunk; for it,
+the samples that training sees (read, cut, augmented, 320 pixels) are compared as well.
 
 Before anything is timed, a few slices of every case are read in each way and must be equal to the last bit, HU and
 classes. nnU-Net's are normalised and resampled to the spacing it planned, so that they cannot be.
@@ -19,8 +20,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ import nibabel as nib
 import numpy as np
 import torch
 from lits_size import size_mb, write_lits
-from rounds import Row, publish, rounds, seconds
+from rounds import Row, left_out_if_missing, publish, rounds, seconds
 
 from lesionseg.data import lits
 from lesionseg.data.augment import Augmentation
@@ -67,12 +67,41 @@ def near(i: int) -> slice:
     return slice(max(i - 1, 0), i + 2)
 
 
-def nifti(files: list[tuple[Path, Path]]) -> Way:
-    def read(n: int, i: int) -> tuple[np.ndarray, np.ndarray]:
-        hu, labels = (np.asarray(nib.load(file).dataobj).T for file in files[n])
-        return neighbours(hu, i), labels[i].astype(np.uint8)
+def nifti(files: list[tuple[Path, Path]], slices: int) -> Way:
+    """Packed or not, by nibabel, which reads what is before a slice as well where the file is packed."""
 
-    return Way(read, size_mb(*(file for pair in files for file in pair)), 2)
+    def read(n: int, i: int) -> tuple[np.ndarray, np.ndarray]:
+        image, mask = files[n]
+        hu = np.asarray(nib.load(image).dataobj[..., near(i)]).T
+        return neighbours(hu, min(i, 1)), np.asarray(nib.load(mask).dataobj[..., i]).T.astype(np.uint8)
+
+    return Way(read, size_mb(*(file for pair in files for file in pair)), slices)
+
+
+def unpacked(files: list[tuple[Path, Path]], folder: Path) -> list[tuple[Path, Path]]:
+    """The same as plain nii."""
+    folder.mkdir()
+    made = [tuple(folder / file.name.removesuffix(".gz") for file in pair) for pair in files]
+    for pair, plain in zip(files, made, strict=True):
+        for file, copy in zip(pair, plain, strict=True):
+            nib.save(nib.load(file), copy)
+    return made
+
+
+def mapped(files: list[tuple[Path, Path]], folder: Path) -> Way:
+    """`.npy` files of int16 and uint8, as anyone would write them."""
+    folder.mkdir()
+    made = []
+    for n, pair in enumerate(files):
+        made.append((folder / f"{n}-image.npy", folder / f"{n}-mask.npy"))
+        for file, path, kind in zip(pair, made[-1], (np.int16, np.uint8), strict=True):
+            np.save(path, np.ascontiguousarray(np.asarray(nib.load(file).dataobj).T.astype(kind)))
+
+    def read(n: int, i: int) -> tuple[np.ndarray, np.ndarray]:
+        image, mask = (np.load(path, mmap_mode="r") for path in made[n])
+        return neighbours(np.array(image[near(i)]), min(i, 1)), np.array(mask[i])
+
+    return Way(read, size_mb(folder), 400)
 
 
 def monai(files: list[tuple[Path, Path]], folder: Path) -> Way:
@@ -142,14 +171,6 @@ def pack(store: Store) -> PackedStore:
     return PackedStore(store.path, store.kind, store.records, store.manifest_sha256)
 
 
-@contextmanager
-def left_out_if_missing(name: str) -> Iterator[None]:
-    try:
-        yield
-    except ImportError as error:
-        print(f"left out: {name} ({error})")
-
-
 def refuse_unequal(ways: dict[str, Way], depths: list[int]) -> None:
     """See that all ways return what ours does, at both ends of every case and in its middle.
 
@@ -193,18 +214,22 @@ def training_samples(store: Store) -> SliceDataset:
     return SliceDataset(store, refs, TARGETS["lesion"], spec, augmentation=Augmentation())
 
 
-def measure(root: Path, folder: Path, repeats: int) -> tuple[list[Row], dict[str, float]]:
+def measure(root: Path, folder: Path, repeats: int, notes: list[str]) -> tuple[list[Row], dict[str, float]]:
     sources = lits.cases(root)
     store = prepare(sources, folder / "store", kind="lits")
     cases, files = [job.case_id for job in with_pseudonyms(sources, b"")], [source.files for source in sources]
     depths = [store.record(case).shape[0] for case in cases]
     rng, packed_store = np.random.default_rng(0), None
-    ways = {OURS: ours(store, cases), "nii.gz by nibabel": nifti(files)}
-    with left_out_if_missing("MONAI"):
-        ways["MONAI PersistentDataset"] = monai(files, folder / "monai")
-    with left_out_if_missing("nnU-Net"):
+    ways = {
+        OURS: ours(store, cases),
+        "nii.gz, sliced by nibabel": nifti(files, 4),
+        "nii, sliced by nibabel": nifti(unpacked(files, folder / "nii"), 100),
+        ".npy, mapped": mapped(files, folder / "npy"),
+        "MONAI PersistentDataset": monai(files, folder / "monai"),
+    }
+    with left_out_if_missing(NNUNET, notes):
         ways[NNUNET] = nnunet(root, folder / "nnunet")
-    with left_out_if_missing("blosc2"):
+    with left_out_if_missing(PACKED, notes):
         packed_store = pack(store)
         ways[PACKED] = replace(ours(packed_store, cases), disk_mb=size_mb(packed(packed_store)), slices=100)
     refuse_unequal({name: way for name, way in ways.items() if name != NNUNET}, depths)
@@ -242,8 +267,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         root = options.lits or write_lits(folder / "lits", options.volumes, options.slices, options.side)
-        rows, disk_mb = measure(root, folder, options.repeats)
-    publish(rows, options.output, disk_mb=disk_mb)
+        notes: list[str] = []
+        rows, disk_mb = measure(root, folder, options.repeats, notes)
+    publish(rows, options.output, notes=notes, disk_mb=disk_mb)
 
 
 if __name__ == "__main__":

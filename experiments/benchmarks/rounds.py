@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from scipy.stats import quantile_test
 
 from lesionseg.runs import provenance
@@ -33,30 +35,40 @@ def seconds(way: Callable[[], object]) -> Callable[[], float]:
 
 
 def rounds(ways: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
-    """The figure of every way in every round; each round begins with another way, after one round that does not count.
+    """The figure of every way in every round, each in an order drawn anew, after one round that does not count.
 
-    What makes the machine slow for a while so meets all ways alike, and a ratio is one of the same round.
+    What makes the machine slow for a while so meets all ways alike, as does what one way leaves to the next (in the
+    caches, say), and a ratio is one of the same round.
     """
-    names = list(ways)
+    names, rng = list(ways), np.random.default_rng(0)
     for way in ways.values():
         way()
     figures: dict[str, list[float]] = {name: [] for name in names}
-    for i in range(repeats):
-        for name in names[i % len(names) :] + names[: i % len(names)]:
-            figures[name].append(ways[name]())
+    for _ in range(repeats):
+        for i in rng.permutation(len(names)):
+            figures[names[i]].append(ways[names[i]]())
     return figures
+
+
+@contextmanager
+def left_out_if_missing(name: str, notes: list[str]) -> Iterator[None]:
+    """Note, for `publish`, that a rival is not installed, so that the table does not pass over it in silence."""
+    try:
+        yield
+    except ImportError as error:
+        notes.append(f"left out: {name} ({error})")
 
 
 @dataclass(frozen=True)
 class Row:
-    """A figure of ours beside one of a rival, or of a limit that nothing can pass.
+    """A figure of ours beside one of a rival, of a limit that nothing can pass, or what a model of it says.
 
     Attributes:
         figure: what is measured.
         unit: of `ours` and `theirs`.
         ours: by round.
         other: what it is compared with.
-        kind: `limit`, or `rival`, something a user could take in our place.
+        kind: `limit`, `model`, or `rival`, something a user could take in our place.
         theirs: by round; one number: counted, not measured.
         ratio: which quotient is told: `ours / other` or `other / ours`.
         least, most: bounds the ratio was meant to keep; None: none.
@@ -67,7 +79,7 @@ class Row:
     unit: str
     ours: Sequence[float]
     other: str
-    kind: Literal["rival", "limit"]
+    kind: Literal["rival", "limit", "model"]
     theirs: Sequence[float]
     ratio: Literal["ours / other", "other / ours"] = "ours / other"
     least: float | None = None

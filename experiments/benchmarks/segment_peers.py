@@ -10,8 +10,11 @@ slices these were is said below the table.
 nnU-Net: its 2-D predictor on every slice, one channel, with its plain U-net: of 512 x 512 mirrored four times, as it
 does by default, and not mirrored; and of 320 x 320, as many pixels as our lesion net sees, not mirrored. Its tile is
 the whole slice, so there is one a slice whatever the overlap. The net has one stage less than nnU-Net plans for 512
-pixels, which makes its parameters about as many as those of one of our two nets. Reading, resampling and export are
-left out.
+pixels, which makes its parameters about as many as those of one of our two nets; what a net multiplies for 320 x 320 is
+said below the table, too. Reading, resampling and export are left out.
+
+Two more rows: ours with `--tta` (the lesion net also on the mirror image, nnU-Net on four), and ours with as many
+lesion nets as MODEL has, as `export` puts one of each fold into it (nnU-Net with one, as before).
 
 MONAI: the very lesion net of ours on whole slices of 512 x 512, one at a time. All weights are random: the time does
 not depend on them.
@@ -32,15 +35,17 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 from paper_size import SIZES, paper_cascade, phantom_scan
-from rounds import Row, publish, rounds, seconds
+from rounds import Row, left_out_if_missing, publish, rounds, seconds
 from scipy import ndimage
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from lesionseg.cascade import CPU_BATCH, Cascade
 from lesionseg.inputs import neighbours
 from lesionseg.model import Model
 from lesionseg.scan import Scan
 
+NNUNET = "nnU-Net"
 #: Channels of nnU-Net's stages, one less than it plans for 512 pixels: 33.5 M parameters.
 FEATURES = (32, 64, 128, 256, 512, 512, 512)
 
@@ -58,8 +63,8 @@ def ours(cascade: Cascade, scan: Scan) -> Callable[[], float]:
     return timed
 
 
-def nnunet(hu: np.ndarray, classes: int, *, mirrored: bool) -> tuple[Callable[[], object], int]:
-    """nnU-Net's predictor on slices (D, H, W), and the number of parameters of its net."""
+def nnunet(hu: np.ndarray, classes: int, *, mirrored: bool) -> tuple[Callable[[], object], nn.Module]:
+    """nnU-Net's predictor on slices (D, H, W), and its net."""
     architectures = importlib.import_module("dynamic_network_architectures.architectures.unet")
     predictors = importlib.import_module("nnunetv2.inference.predict_from_raw_data")
     n, norm = len(FEATURES), {"eps": 1e-5, "affine": True}
@@ -74,7 +79,7 @@ def nnunet(hu: np.ndarray, classes: int, *, mirrored: bool) -> tuple[Callable[[]
     predictor.configuration_manager = SimpleNamespace(patch_size=hu.shape[1:])
     predictor.label_manager = SimpleNamespace(num_segmentation_heads=classes)
     image = torch.from_numpy(hu[None]).float()
-    return lambda: predictor.predict_sliding_window_return_logits(image), sum(p.numel() for p in net.parameters())
+    return lambda: predictor.predict_sliding_window_return_logits(image), net
 
 
 def monai(hu: np.ndarray, net: nn.Module) -> Callable[[], object]:
@@ -91,6 +96,13 @@ def monai(hu: np.ndarray, net: nn.Module) -> Callable[[], object]:
     return run
 
 
+def size_of(net: nn.Module, channels: int) -> dict[str, float]:
+    """Parameters in millions, and what it multiplies and adds for an image of our lesion net, 10⁹ operations."""
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        net.eval()(torch.zeros(1, channels, SIZES["lesion"], SIZES["lesion"]))
+    return {"parameters_m": sum(p.numel() for p in net.parameters()) / 1e6, "gflop": counter.get_total_flops() / 1e9}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", type=Path, default=Path("runs/phantom/model"))
@@ -103,36 +115,44 @@ def main() -> None:
     if not options.model.exists():
         print(f"segment_peers: left out, as there is no {options.model}: make finetune export")
         return
-    cascade = paper_cascade(Model.load(options.model), CPU_BATCH)
+    model = Model.load(options.model)
+    cascade = paper_cascade(model, CPU_BATCH)
     scan = phantom_scan(options.slices, options.thickness)
     part, share = scan.hu[: options.peer_slices], options.slices / options.peer_slices
     small = ndimage.zoom(part, (1, *(SIZES["lesion"] / side for side in part.shape[1:])), order=1)
     large, classes = cascade.lesion_nets[0].large, len(cascade.model.classes)
-    ways: dict[str, Callable[[], float]] = {"segment": ours(cascade, scan)}
-    wanted: dict[str, float | None] = {}
-    parameters = {"ours, each of two nets": sum(p.numel() for p in large.parameters())}
-    try:
-        whole, parameters["nnU-Net"] = nnunet(part, classes, mirrored=True)
-        ways["nnU-Net"] = seconds(whole)
+    nets = len(model.lesions)
+    own: dict[str, Callable[[], float]] = {
+        "segment": ours(cascade, scan),
+        "segment --tta": ours(paper_cascade(model, CPU_BATCH, tta=True), scan),
+        f"segment, {nets} lesion nets": ours(paper_cascade(model, CPU_BATCH, lesion_nets=nets), scan),
+    }
+    peers: dict[str, Callable[[], float]] = {}
+    sizes, notes = {"ours, each net": size_of(large, 3)}, list[str]()
+    with left_out_if_missing(NNUNET, notes):
+        whole, net = nnunet(part, classes, mirrored=True)
+        peers[NNUNET], sizes[NNUNET] = seconds(whole), size_of(net, 1)
         for images in (part, small):
             side = images.shape[1]
-            ways[f"nnU-Net, no mirrors, {side} x {side}"] = seconds(nnunet(images, classes, mirrored=False)[0])
-        wanted["nnU-Net"] = 2.0
-    except ImportError:
-        print("nnU-Net is not installed and left out: pip install 'lesionseg[peers]'")
-    ways["MONAI SliceInferer, our lesion net on all slices"] = seconds(monai(part, large))
-    found = rounds(ways, options.rounds)
-    what = f"segment, {options.slices} slices of 512 x 512"
+            peers[f"{NNUNET}, no mirrors, {side} x {side}"] = seconds(nnunet(images, classes, mirrored=False)[0])
+    peers["MONAI SliceInferer, our lesion net on all slices"] = seconds(monai(part, large))
+    found = rounds(own | peers, options.rounds)
+    scaled = {name: [share * each for each in found[name]] for name in peers}
+    what = f"{options.slices} slices of 512 x 512"
     rows = [
-        Row(what, "s", found["segment"], name, "rival", [share * each for each in values],
-            ratio="other / ours", least=wanted.get(name))
-        for name, values in found.items() if name != "segment"
+        Row(f"{way}, {what}", "s", found[way], name, "rival", scaled[name], ratio="other / ours",
+            least=2.0 if (way, name) == ("segment", NNUNET) else None)
+        for way in own for name in (peers if way == "segment" else peers.keys() & {NNUNET})
     ]  # fmt: skip
-    nets = {"liver": cascade.liver_net, "lesion": cascade.lesion_nets[0]}
-    seen = {name: sum(map(len, net.batches)) for name, net in nets.items()}
-    note = f"{what}: our liver net saw {seen['liver']} of them, our lesion net {seen['lesion']}; the peers see all"
-    publish(rows, options.output, notes=[note], parameters=parameters, threads=torch.get_num_threads(),
-            slices_seen=seen, peer_slices=len(part))  # fmt: skip
+    looked = {"liver": cascade.liver_net, "lesion": cascade.lesion_nets[0]}
+    seen = {name: sum(map(len, net.batches)) for name, net in looked.items()}
+    notes += [
+        f"segment, {what}: our liver net saw {seen['liver']} of them, our lesion net {seen['lesion']}, the peers all",
+        *(f"segment: {name}: {size['parameters_m']:.1f} M parameters, {size['gflop']:.1f} GFLOP for 320 x 320"
+          for name, size in sizes.items()),
+    ]  # fmt: skip
+    publish(rows, options.output, notes=notes, sizes=sizes, threads=torch.get_num_threads(), slices_seen=seen,
+            peer_slices=len(part))  # fmt: skip
 
 
 if __name__ == "__main__":

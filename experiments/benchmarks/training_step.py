@@ -5,7 +5,8 @@ Usage: training_step.py [--epochs N] [--slices N] [--paper-epochs N] [--output J
 Both train in one process, an epoch of one after an epoch of the other; which is first alternates. They start from the
 same weights, and where arithmetic is deterministic (on a CPU) they must end with the same ones: what the run does more
 is logging, guards and schedule. An epoch runs from its first hook to its last batch; validation, checkpoint and tables
-are left out, as a bare loop has none.
+are left out, as a bare loop has none. One row has all that a run does until its next epoch begins: the logs of an
+epoch, and its checkpoint.
 
 Waiting for data is the time in `next()` of the loader. Without workers that is all the reading and augmenting of the
 samples, and no other work goes on meanwhile. What that costs is told by an epoch of the run without workers beside one
@@ -34,9 +35,10 @@ from lesionseg.networks import parameter_groups
 
 @dataclass
 class Epochs:
-    """Seconds of each epoch, and of it those spent waiting for data; the number of steps is the same in all."""
+    """Seconds of each epoch, until the next one begins, and of waiting for data in it; all have as many steps."""
 
     seconds: list[float] = field(default_factory=list)
+    whole: list[float] = field(default_factory=list)
     waiting: list[float] = field(default_factory=list)
     steps: int = 0
 
@@ -109,6 +111,8 @@ class Beside(pl.Callback):
         self.waiting, self.epochs = Waiting(), Epochs()
         self.bare: BareLoop
         self.same = False
+        self._began: float | None = None
+        self._aside = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         trainer.profiler = self.waiting  # its default looks at nothing, at the same calls
@@ -116,20 +120,30 @@ class Beside(pl.Callback):
         self.epochs.steps = self.bare.epochs.steps
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._close(pl_module)
         if trainer.current_epoch % 2 == 0:
             self.bare.epoch(trainer.current_epoch)
-        self.waiting.seconds = 0.0
+        self.waiting.seconds = self._aside = 0.0
         self._began = now(pl_module.device)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert self._began is not None
         self.epochs.seconds.append(now(pl_module.device) - self._began)
         self.epochs.waiting.append(self.waiting.seconds)
         if trainer.current_epoch % 2:
+            begin = now(pl_module.device)
             self.bare.epoch(trainer.current_epoch)
+            self._aside = now(pl_module.device) - begin
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._close(pl_module)
         ours, theirs = pl_module.net.state_dict(), self.bare.net.state_dict()
         self.same = all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+    def _close(self, pl_module: pl.LightningModule) -> None:
+        """The epoch that began last is over, its logs and its checkpoint written."""
+        if self._began is not None:
+            self.epochs.whole.append(now(pl_module.device) - self._began - self._aside)
 
 
 def now(device: torch.device) -> float:
@@ -172,6 +186,8 @@ def rows(pair: Beside, what: str) -> list[Row]:
     return [
         Row(step, "ms", ours.milliseconds(), "bare PyTorch loop", "rival", bare.milliseconds(),
             most=1.03, most_high=1.05),
+        Row(f"epoch with its logs and checkpoint, {what}", "s", ours.whole[1:], "bare loop, without", "rival",
+            bare.seconds[1:]),
         Row(waiting, "s", ours.waiting[1:], "all of the epoch", "limit", ours.seconds[1:], most=0.02),
     ]  # fmt: skip
 

@@ -5,8 +5,8 @@ Usage: gradual_unfreezing.py CELL FOLDER
 Decoder and head first, then stage by stage, at the epochs of our row `hierarchical_unfreezing`. Each phase is a
 one-cycle of its own (`fit_one_cycle`: from 1/25 of the rate up in a quarter of the phase, down to 1/100000; momentum
 0.95 to 0.85 and back), and each stage has the rate of the next deeper one divided by 2.6. Batch norm trains while
-frozen (`train_bn`). The optimizer is fastai's: Adam with decoupled weight decay of 0.01, none on biases and norms, a memory
-of 0.99 for squares, eps 1e-5. The peak of the cycle is our constant rate, which is fastai's own default too (1e-3).
+frozen (`train_bn`). The optimizer is fastai's: Adam with decoupled weight decay of 0.01, none on biases and norms, a
+memory of 0.99 for squares, eps 1e-5. The peak of the cycle is our constant rate, which is fastai's own default (1e-3).
 """
 
 from __future__ import annotations

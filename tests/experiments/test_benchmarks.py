@@ -31,6 +31,8 @@ def test_a_run_with_all_its_callbacks_trains_as_the_bare_loop_does(slices_store)
     assert pair.same
     assert pair.epochs.steps == 6
     assert len(pair.epochs.seconds) == len(pair.bare.epochs.seconds) == 3
+    assert len(pair.epochs.whole) == 3
+    assert all(whole > steps for whole, steps in zip(pair.epochs.whole, pair.epochs.seconds, strict=True))
     for each in (pair.epochs, pair.bare.epochs):
         assert all(0 < wait < whole for wait, whole in zip(each.waiting, each.seconds, strict=True))
 

@@ -33,12 +33,14 @@ def test_ways_to_read_a_slice_return_the_same_bits(phantom_root, tmp_path):
     depths = [store.record(case).shape[0] for case in cases]
     ways = {
         random_slice.OURS: random_slice.ours(store, cases),
-        "nii.gz": random_slice.nifti(files),
+        "nii.gz": random_slice.nifti(files, 1),
+        "nii": random_slice.nifti(random_slice.unpacked(files, tmp_path / "nii"), 1),
+        "npy": random_slice.mapped(files, tmp_path / "npy"),
         "MONAI": random_slice.monai(files, tmp_path / "monai"),
         random_slice.PACKED: random_slice.ours(random_slice.pack(store), cases),
     }
     random_slice.refuse_unequal(ways, depths)
-    ways["another order"] = random_slice.nifti(files[::-1])
+    ways["another order"] = random_slice.nifti(files[::-1], 1)
     with pytest.raises(ValueError, match="another order returns something else"):
         random_slice.refuse_unequal(ways, depths)
 
@@ -49,10 +51,10 @@ def test_kornias_salt_and_pepper_are_drawn_as_ours():
 
     noise = Augmentation(0.0, 0.0, 0.0, flip=False, grey_level=0.0)
     torch.manual_seed(0)
-    ways = ways_of(noise, 16)
+    ways = ways_of(noise, 16, [])
     mine, theirs = (speckled(ways[name], 16, 100) for name in (OURS, KORNIA))
     assert p_value(mine, theirs) > 0.05
-    assert p_value(mine, speckled(ways_of(replace(noise, salt_pepper=0.1), 16)[OURS], 16, 100)) < 0.01
+    assert p_value(mine, speckled(ways_of(replace(noise, salt_pepper=0.1), 16, [])[OURS], 16, 100)) < 0.01
 
 
 def test_a_range_is_told_from_an_interval_and_a_bound_of_its_upper_end_is_shown():
