@@ -40,7 +40,7 @@ def done_in(args: Sequence[str]) -> str | None:
     typed = words(args)
     if _RUN_DIR not in typed[:-1]:
         return None
-    folder = typed[typed.index(_RUN_DIR) + 1]
+    folder = typed[len(typed) - typed[::-1].index(_RUN_DIR)]  # of several the parser takes the last, too
     try:
         held = json.loads(Path(folder, "run.json").read_text())
         return folder if held["state"] == "finished" and held["request_sha256"] == request_sha256(args) else None

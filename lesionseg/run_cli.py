@@ -34,7 +34,7 @@ from lesionseg.errors import InputError
 from lesionseg.networks import blocks
 from lesionseg.ranks import joined, many_ranks, refuse_unfit, with_cluster
 from lesionseg.reading import first_sentence
-from lesionseg.run_folder import claimed, clear, held_run, refuse_foreign
+from lesionseg.run_folder import claimed, held_run, refuse_foreign, set_aside
 from lesionseg.run_identity import describe_run
 from lesionseg.runs import (
     CONFIG_FILE,
@@ -204,7 +204,7 @@ class RunCLI(LightningCLI):
     def before_fit(self) -> None:
         """Refuse what does not fit (ranks, schedule, weights) and test cases that the net has seen; describe the run.
 
-        All of it before `_announce`, which removes an earlier run.
+        All of it before `_announce`, which puts an earlier run aside.
         """
         self.datamodule.setup("fit")
         if self.checkpoint is not None:
@@ -296,8 +296,9 @@ class RunCLI(LightningCLI):
         """Describe the run in its folder; an earlier run there gives way only now that nothing was refused."""
         if self.checkpoint is None:
             if (held := held_run(self.run_dir)) is not None and held.state == "finished":
-                rank_zero_info(f"a finished run of other settings, data or weights in {self.run_dir} gives way")
-            clear(self.run_dir)
+                rank_zero_info(f"a finished run of other settings, data or weights in {self.run_dir} gives way "
+                               "once this one has a checkpoint")  # fmt: skip
+            set_aside(self.run_dir)
         remove_parts(self.run_dir / LAST_CHECKPOINT.parent)
         if self.checkpoint == self.run_dir / PREVIOUS_CHECKPOINT:  # or the torn one would take the good one's place
             (self.run_dir / LAST_CHECKPOINT).unlink(missing_ok=True)

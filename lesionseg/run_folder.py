@@ -1,33 +1,49 @@
-"""The folder of a run as a training meets it: whose it is, one training at a time, an earlier run that gives way."""
+"""The folder of a run as a training meets it: whose it is, one training at a time, an earlier run that gives way.
+
+An earlier run of other settings lies aside, in `.earlier`, until the new one has its first checkpoint: one that fails
+in its first step, is killed there, or is only tried (`fast_dev_run`) costs nobody the run that was there. On its way
+there and back it is in `.moving`, so that a kill at any moment leaves all of it in these places.
+"""
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from pytorch_lightning.utilities import rank_zero_info
 
 from lesionseg.errors import InputError
-from lesionseg.runs import RUN_FILE, RunInfo
+from lesionseg.runs import CONFIG_FILE, LAST_CHECKPOINT, RUN_FILE, SPLIT_FILE, RunInfo
 
-_LOCK = ".lock"
+_LOCK, _EARLIER, _MOVING = ".lock", ".earlier", ".moving"
+#: All that a run writes into its folder. What else lies there is its user's, and stays.
+WRITTEN = (RUN_FILE, CONFIG_FILE, SPLIT_FILE, "schedule.json", "metrics.csv", "cases.csv", "slices.csv", "lesions.csv",
+           LAST_CHECKPOINT.parts[0], "wandb", "overlays", "worst")  # fmt: skip
 
 
 def held_run(folder: Path) -> RunInfo | None:
-    """The run in a folder; None: there is none, or the first of several ranks is taking it away just now.
+    """The run in a folder; None: there is none, or the first of several ranks is moving it just now.
+
+    It is the one that lies aside, as long as the one in its place has no checkpoint.
 
     Raises:
         InputError: what it says of itself cannot be read.
     """
-    path = folder / RUN_FILE
-    try:
-        return RunInfo.read(folder) if path.exists() else None
-    except InputError:
-        if path.exists():
-            raise
-        return None
+    places = [folder, folder / _MOVING]
+    if not _has_begun(folder):
+        places.insert(0, folder / _EARLIER)
+    for place in places:
+        try:
+            if (place / RUN_FILE).exists():
+                return RunInfo.read(place)
+        except InputError:
+            if (place / RUN_FILE).exists():
+                raise
+    return None
 
 
 def refuse_foreign(folder: Path) -> None:
@@ -63,20 +79,64 @@ def claimed(folder: Path, held: RunInfo | None) -> Iterator[None]:
         raise InputError(folder, expected="one training of a run at a time", got="another at work", remedy=remedy,
                          code="run-busy") from None  # fmt: skip
     try:
+        _settle(folder)
         if held_run(folder) != held:
             raise InputError(folder, expected="one training of a run at a time", got="another that was there just now",
                              remedy="give the command again", code="run-busy")  # fmt: skip
         yield
     finally:
+        _settle(folder)
         if new and not _content(folder):
             shutil.rmtree(folder)
         lock.release()
 
 
-def clear(folder: Path) -> None:
-    """Remove an earlier run from a folder that is claimed."""
-    for path in _content(folder):
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+def set_aside(folder: Path) -> None:
+    """Let the run in a folder that is claimed give way to another, until `forget_earlier` or the end of the claim."""
+    if not (folder / RUN_FILE).exists():
+        _remove_written(folder)  # what a kill left while a run was removed
+        return
+    _move(folder, folder / _MOVING)
+    (folder / _MOVING).rename(folder / _EARLIER)
+
+
+def forget_earlier(folder: Path) -> None:
+    """Remove what lies aside, as the run in its place has a checkpoint."""
+    shutil.rmtree(folder / _EARLIER, ignore_errors=True)
+
+
+def _settle(folder: Path) -> None:
+    """Bring the run back that lies aside, where the one in its place has no checkpoint; else remove it."""
+    if (folder / _EARLIER).exists():
+        if _has_begun(folder):
+            forget_earlier(folder)
+        else:
+            _remove_written(folder)
+            (folder / _EARLIER).rename(folder / _MOVING)
+            rank_zero_info(
+                f"{folder} holds the run again that was there before: the one after it had no checkpoint yet"
+            )
+    if (folder / _MOVING).exists():
+        _move(folder / _MOVING, folder)
+        (folder / _MOVING).rmdir()
+
+
+def _has_begun(folder: Path) -> bool:
+    """Whether the run in its place has a checkpoint."""
+    return (folder / LAST_CHECKPOINT).exists()
+
+
+def _move(source: Path, target: Path) -> None:
+    target.mkdir(exist_ok=True)
+    for name in WRITTEN:
+        if os.path.lexists(source / name):
+            (source / name).rename(target / name)
+
+
+def _remove_written(folder: Path) -> None:
+    for path in (folder / name for name in WRITTEN):
+        if os.path.lexists(path):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def _content(folder: Path) -> list[Path]:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pandas as pd
@@ -17,12 +18,14 @@ import torch
 import yaml
 from torch import nn
 
-from lesionseg import training
+from lesionseg import run_folder, training
 from lesionseg.callbacks import checkpoints, guards
 from lesionseg.callbacks.guards import ENDING
 from lesionseg.cli import main
 from lesionseg.data.store import Store
+from lesionseg.request import done_in
 from lesionseg.results import read_run
+from lesionseg.run_folder import WRITTEN, claimed, held_run, set_aside
 from lesionseg.runs import RunInfo, weights_sha256
 from lesionseg.schedules import FreezeSchedule
 from lesionseg.tasks import LesionTask
@@ -210,15 +213,16 @@ def test_the_config_it_leaves_asks_for_the_same_run(copy, capsys):
 
 @pytest.mark.parametrize("more", [("--data.fold", "1"), ("--trainer.limit_test_batches", "1")])
 def test_a_changed_run_takes_the_place_of_the_earlier_one(copy, command, more, caplog):
-    (copy / "stale").touch()
+    (copy / "worst").mkdir(exist_ok=True)
+    (copy / "worst" / "stale.png").touch()
     before = RunInfo.read(copy)
     assert main(command(copy, *more, "--trainer.max_epochs", "6")) == 0
-    assert f"a finished run of other settings, data or weights in {copy} gives way" in caplog.messages
+    assert f"of other settings, data or weights in {copy} gives way once this one has a checkpoint" in caplog.text
     after = RunInfo.read(copy)
     assert after.state == "finished"
     assert after.fingerprint != before.fingerprint
     assert after.fold == int(more[1]) * (more[0] == "--data.fold")
-    assert not (copy / "stale").exists()
+    assert not (copy / "worst" / "stale.png").exists()
 
 
 def test_an_earlier_run_stays_where_the_new_one_is_refused(copy, command, capsys, tmp_path):
@@ -343,6 +347,103 @@ def test_a_log_that_was_torn_is_no_hindrance(tmp_path, command, whole, monkeypat
     log.write_bytes(log.read_bytes().rstrip()[:-4] + tail)
     assert main(command(run)) == 0
     assert_same_run(run, whole)
+
+
+OTHER = ("--trainer.max_epochs", str(EPOCHS + 1))
+
+
+def tree(folder):
+    """Every file below a folder, by its content; the lock is no part of a run."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def raises(*_):
+    raise ValueError("a step that cannot be done")
+
+
+def test_a_run_writes_what_is_moved_aside(whole):
+    assert {path.name for path in whole.iterdir()} - {".lock"} <= set(WRITTEN)
+
+
+@pytest.mark.parametrize("fails", ["in its first step", "as it is a trial"])
+def test_a_run_without_a_checkpoint_leaves_the_one_before(copy, command, monkeypatch, fails):
+    (copy / "notes.md").write_text("mine")
+    before = tree(copy)
+    if fails == "as it is a trial":
+        assert main(command(copy, "--trainer.fast_dev_run", "true", schedule="baseline")) == 0
+    else:
+        with monkeypatch.context() as patch, pytest.raises(ValueError, match="cannot be done"):
+            at_step(patch, 0, raises)
+            main(command(copy, *OTHER))
+    assert tree(copy) == before
+    assert main(command(copy)) == 0  # done already
+    assert tree(copy) == before
+
+
+def test_a_run_with_a_checkpoint_takes_the_place_of_the_one_before_but_not_of_the_files_of_its_user(
+    copy, command, monkeypatch
+):
+    (copy / "notes.md").write_text("mine")
+    with monkeypatch.context() as patch:
+        at_step(patch, STEPS + 1, interrupt)
+        assert main(command(copy, *OTHER)) == 130
+    assert (RunInfo.read(copy).epochs, RunInfo.read(copy).state) == (EPOCHS + 1, "running")
+    assert not (copy / ".earlier").exists()
+    assert (copy / "notes.md").read_text() == "mine"
+
+
+@pytest.mark.parametrize("moment", range(12))
+def test_a_kill_while_a_run_is_moved_aside_or_back_loses_none_of_it(copy, monkeypatch, moment):
+    """After any number of moves and removals; the next command for the same run finds it finished, and whole."""
+    before, held, moves = tree(copy), held_run(copy), []
+    assert held.state == "finished"
+
+    class Killed(BaseException):
+        pass
+
+    def counted(real):
+        def counting(*args, **kinds):
+            if len(moves) == moment:
+                raise Killed
+            moves.append(args)
+            return real(*args, **kinds)
+
+        return counting
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", counted(Path.rename))
+        patch.setattr(Path, "unlink", counted(Path.unlink))
+        try:
+            set_aside(copy)
+            (copy / "run.json").write_text(json.dumps(asdict(replace(held, state="running", fingerprint="other"))))
+            run_folder._settle(copy)
+        except Killed:
+            pass
+    assert held_run(copy) == held
+    with claimed(copy, held):
+        assert tree(copy) == before
+
+
+def test_of_several_run_folders_on_a_command_line_the_last_counts(copy, command, tmp_path):
+    words = command(copy)
+    assert done_in(words) == str(copy)
+    assert done_in([*words, "--trainer.default_root_dir", str(tmp_path / "new")]) is None
+
+
+def test_weights_that_are_not_finite_are_neither_saved_nor_tested(tmp_path, command, monkeypatch, caplog):
+    """A gradient can be infinite where the loss is not."""
+    run = tmp_path / "run"
+
+    def spoil(task):
+        next(task.net.segmentation_head.parameters()).register_hook(lambda gradient: gradient / 0)
+
+    with monkeypatch.context() as patch:
+        at_step(patch, 3 * STEPS - 1, spoil)
+        assert main(command(run)) == 1
+    assert all(tensor.isfinite().all() for tensor in load(run)["state_dict"].values())
+    assert RunInfo.read(run).state == "running"
+    assert main(command(run)) == 0
 
 
 def test_a_trial_run_is_not_finished(tmp_path, command):

@@ -16,6 +16,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from lesionseg.callbacks.guards import StopOnSignal
+from lesionseg.run_folder import forget_earlier
 from lesionseg.runs import BEST_CHECKPOINT, LAST_CHECKPOINT, PREVIOUS_CHECKPOINT
 from lesionseg.writing import whole
 
@@ -37,7 +38,7 @@ class WholeCheckpoints(TorchCheckpointIO):
     def __init__(self, run: Path) -> None:
         """For the run in this folder; checkpoints that its user asks for are written at once."""
         super().__init__()
-        self._best = Path(os.path.realpath(run)) / BEST_CHECKPOINT  # as `ModelCheckpoint` calls it
+        self._run = Path(os.path.realpath(run))  # as `ModelCheckpoint` calls it
         self._held: io.BytesIO | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
@@ -45,19 +46,24 @@ class WholeCheckpoints(TorchCheckpointIO):
         path = Path(path)
         content = io.BytesIO()  # torch's own writer answers a full disk with an error about its inside
         torch.save(checkpoint, content)
-        if path == self._best:
+        if path == self._run / BEST_CHECKPOINT:
             self._held = content
             return
         if path.name == LAST_CHECKPOINT.name and self._held is not None:
-            _write(self._best, self._held)
+            _write(self._run / BEST_CHECKPOINT, self._held)
             self._held = None
         _write(path, content)
+        if path.name == LAST_CHECKPOINT.name:
+            forget_earlier(self._run)
 
 
 def _write(path: Path, content: io.BytesIO) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as part:
-        part.write_bytes(content.getbuffer())
+        with part.open("wb") as file:
+            file.write(content.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())  # or a power cut could leave an empty file in the place of the one before
         if path.name == LAST_CHECKPOINT.name and path.exists():
             path.replace(path.with_name(PREVIOUS_CHECKPOINT.name))
 

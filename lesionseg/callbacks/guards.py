@@ -1,7 +1,8 @@
-"""Callbacks that end a run in order: on a signal, and on a loss that is not a number."""
+"""Callbacks that end a run in order: on a signal, and on a loss or weights that are not finite."""
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from pathlib import Path
@@ -53,6 +54,7 @@ class StopOnSignal(pl.Callback):
         """Save and stop, on every rank, once a signal has come to any of them."""
         within_a_step = trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches
         if not within_a_step and self._stops(trainer, pl_module):
+            refuse_infinite_weights(trainer, pl_module)
             trainer.save_checkpoint(self.checkpoint, weights_only=False)
             raise Interrupted
 
@@ -94,7 +96,10 @@ class StopOnSignal(pl.Callback):
 
 
 class FiniteLoss(pl.Callback):
-    """Stops before a loss that is not finite reaches the weights, and names the cases of its batch."""
+    """Stops before a loss that is not finite reaches the weights, and names the cases of its batch.
+
+    A loss that is finite can have gradients that are not: the weights are looked at before they are saved or tested.
+    """
 
     def __init__(self) -> None:
         self._batch: Batch | None = None
@@ -116,6 +121,21 @@ class FiniteLoss(pl.Callback):
         raise FloatingPointError(
             f"the loss is not finite in epoch {trainer.current_epoch + 1} on cases {', '.join(_of_all(trainer, own))}; "
             "the last checkpoint is intact; look at these cases with `lesionseg check`, or lower model.lr"
+        )
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Raise FloatingPointError on every rank, before the checkpoint of the epoch."""
+        refuse_infinite_weights(trainer, pl_module)
+
+
+def refuse_infinite_weights(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    """Raise FloatingPointError on every rank where a parameter of the net has a number that is not finite."""
+    weights = [each.detach() for each in pl_module.get_submodule("net").parameters() if each.numel()]
+    largest = torch.nn.utils.get_total_norm(weights, norm_type=math.inf)
+    if _on_any_rank(trainer, pl_module, ~largest.isfinite()):
+        raise FloatingPointError(
+            f"a weight is not finite in epoch {trainer.current_epoch + 1}, as a gradient was not; "
+            "the last checkpoint is intact; lower model.lr, or set trainer.gradient_clip_val"
         )
 
 
