@@ -229,11 +229,12 @@ class RunCLI(LightningCLI):
         self._refuse_other_split()
 
     def after_fit(self) -> None:
-        """Test the last weights on the test part, then declare the run finished."""
+        """Test the last weights on the test part, then declare the run finished; `InputError` if its store changed."""
         if self.trainer.interrupted or self.plain["trainer"]["fast_dev_run"]:  # a trial, which leaves no net
             return
         if self.datamodule.folds > 1:
             self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+        self.datamodule.store.refuse_changed()
         rank_zero_only(RunInfo.write)(replace(self.run, state="finished"), self.run_dir)
         (self.run_dir / PREVIOUS_CHECKPOINT).unlink(missing_ok=True)
 

@@ -373,9 +373,10 @@ def test_a_run_without_a_checkpoint_leaves_the_one_before(copy, command, monkeyp
     if fails == "as it is a trial":
         assert main(command(copy, "--trainer.fast_dev_run", "true", schedule="baseline")) == 0
     else:
-        with monkeypatch.context() as patch, pytest.raises(ValueError, match="cannot be done"):
+        with monkeypatch.context() as patch:
             at_step(patch, 0, raises)
-            main(command(copy, *OTHER))
+            with pytest.raises(ValueError, match="cannot be done"):
+                main(command(copy, *OTHER))
     assert tree(copy) == before
     assert main(command(copy)) == 0  # done already
     assert tree(copy) == before
@@ -423,6 +424,22 @@ def test_a_kill_while_a_run_is_moved_aside_or_back_loses_none_of_it(copy, monkey
     assert held_run(copy) == held
     with claimed(copy, held):
         assert tree(copy) == before
+
+
+def test_a_run_whose_store_is_prepared_anew_meanwhile_does_not_finish(
+    tmp_path, slices_store, command, monkeypatch, capsys
+):
+    store, run = Path(shutil.copytree(slices_store, tmp_path / "store")), tmp_path / "run"
+
+    def prepare_anew(_):
+        manifest = store / "manifest.json"
+        manifest.write_text(manifest.read_text() + "\n")
+
+    with monkeypatch.context() as patch:
+        at_step(patch, STEPS, prepare_anew)
+        line = refused(capsys, command(run, "--data.store", str(store)))
+    assert f"{store}: expected the store as it was when it was opened; got one that was prepared anew" in line
+    assert RunInfo.read(run).state == "running"
 
 
 def test_of_several_run_folders_on_a_command_line_the_last_counts(copy, command, tmp_path):

@@ -141,6 +141,20 @@ class Store:
         file = os.path.join(self.path, CASES, case_id, name)
         return _read_slices(file, self.record(case_id).shape, _DTYPES[name], part)
 
+    def refuse_changed(self) -> None:
+        """Refuse what was made of a store that `prepare` has changed since it was opened.
+
+        Raises:
+            InputError: its manifest is another one now, or there is none, as `prepare` is at work.
+        """
+        try:
+            changed = hashlib.sha256(_manifest_bytes(self.path)).hexdigest() != self.manifest_sha256
+        except InputError:
+            changed = True
+        if changed:
+            raise InputError(self.path, expected="the store as it was when it was opened",
+                             got="one that was prepared anew meanwhile", remedy="give the command again")  # fmt: skip
+
     def scan(self, case_id: str) -> Scan:
         """A case as a scan, its voxels read into memory; the case id stands for the name."""
         record = self.record(case_id)
