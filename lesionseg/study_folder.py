@@ -14,9 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from lesionseg.errors import InputError
+from lesionseg.locking import one_at_a_time
 from lesionseg.runs import sha256_of, write_text
 from lesionseg.studies import RECORD
 
@@ -127,28 +126,17 @@ def _is_left_by_finder(path: Path) -> bool:
 
 @contextmanager
 def locked(output: Path) -> Iterator[None]:
-    """Make the output folder and hold it: one `segment` at a time. A new one that stays empty is removed again.
-
-    The system holds the lock, so that a killed process leaves it free. What that left half-written is removed.
-    """
+    """Make the output folder and hold it, see `one_at_a_time`. What a killed process left half-written is removed."""
     if output.exists() and not output.is_dir():
         raise InputError(output, expected="a folder", got="a file", remedy="name another output", code="output")
-    new = not output.exists()
-    output.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(output / _LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise InputError(output, expected="one `lesionseg segment` at a time", got="another at work",
-                         remedy="wait until it ends, or name another output", code="output-busy") from None  # fmt: skip
-    try:
-        _remove_temporaries(output)
-        yield
-    finally:
-        _remove_temporaries(output)
-        lock.release()
-        if new and [path.name for path in output.iterdir()] == [_LOCK]:
-            shutil.rmtree(output)
+    busy = InputError(output, expected="one `lesionseg segment` at a time", got="another at work",
+                      remedy="wait until it ends, or name another output", code="output-busy")  # fmt: skip
+    with one_at_a_time(output, _LOCK, busy):
+        try:
+            _remove_temporaries(output)
+            yield
+        finally:
+            _remove_temporaries(output)
 
 
 def _remove_temporaries(output: Path) -> None:
