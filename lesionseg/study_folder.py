@@ -20,6 +20,8 @@ from lesionseg.runs import sha256_of, write_text
 from lesionseg.studies import RECORD
 
 _LOCK, _TEMPORARY = ".lesionseg.lock", ".lesionseg-"
+#: Of folders that keep an earlier result, under its name, while the new one takes its place.
+_ASIDE = f"{_TEMPORARY}old-"
 
 
 @dataclass(frozen=True)
@@ -93,11 +95,17 @@ def made(output: Path, made_of: dict[str, Any], place: str, facts: dict[str, Any
 
 
 def put_in_place(temporary: Path, folder: Path, place: str) -> None:
-    """Give a folder that `made` has made its name; what lies there is replaced where `refuse_replacing` lets it."""
+    """Give a folder that `made` has made its name; what lies there is replaced where `refuse_replacing` lets it.
+
+    Killed between the two steps of that, it leaves the earlier result aside, and the next `locked` puts it back.
+    """
     refuse_replacing(folder, place)
-    if folder.exists():  # a folder with files cannot be replaced in one step
-        folder.rename(Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=folder.parent), folder.name))
-    temporary.rename(folder)
+    try:
+        if folder.exists():  # a folder with files cannot be replaced in one step
+            folder.rename(Path(tempfile.mkdtemp(prefix=_ASIDE, dir=folder.parent), folder.name))
+        temporary.rename(folder)
+    finally:
+        _restore(folder.parent)
 
 
 def refuse_replacing(folder: Path, place: str) -> None:
@@ -139,7 +147,17 @@ def locked(output: Path) -> Iterator[None]:
             _remove_temporaries(output)
 
 
+def _restore(output: Path) -> None:
+    """Put back each earlier result whose place is free, and remove those whose place a new one has taken."""
+    for aside in output.glob(f"{_ASIDE}*"):
+        for old in aside.iterdir():
+            if not (output / old.name).exists():
+                old.rename(output / old.name)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
 def _remove_temporaries(output: Path) -> None:
+    _restore(output)
     for path in output.iterdir():
         if path.name.startswith(_TEMPORARY):
             shutil.rmtree(path, ignore_errors=True)
