@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from pytorch_lightning.utilities import rank_zero_info
 
 from lesionseg.errors import InputError
+from lesionseg.locking import one_at_a_time
 from lesionseg.runs import CONFIG_FILE, LAST_CHECKPOINT, RUN_FILE, SPLIT_FILE, RunInfo
 
 _LOCK, _EARLIER, _MOVING = ".lock", ".earlier", ".moving"
@@ -70,25 +70,18 @@ def claimed(folder: Path, held: RunInfo | None) -> Iterator[None]:
     Raises:
         InputError: another training is at work there, or has been since.
     """
-    new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    lock, remedy = FileLock(folder / _LOCK), "wait until it ends, or name another --trainer.default_root_dir"
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise InputError(folder, expected="one training of a run at a time", got="another at work", remedy=remedy,
-                         code="run-busy") from None  # fmt: skip
-    try:
+    expected = "one training of a run at a time"
+    busy = InputError(folder, expected=expected, got="another at work", code="run-busy",
+                      remedy="wait until it ends, or name another --trainer.default_root_dir")  # fmt: skip
+    with one_at_a_time(folder, _LOCK, busy):
         _settle(folder)
         if held_run(folder) != held:
-            raise InputError(folder, expected="one training of a run at a time", got="another that was there just now",
+            raise InputError(folder, expected=expected, got="another that was there just now",
                              remedy="give the command again", code="run-busy")  # fmt: skip
-        yield
-    finally:
-        _settle(folder)
-        if new and not _content(folder):
-            shutil.rmtree(folder)
-        lock.release()
+        try:
+            yield
+        finally:
+            _settle(folder)
 
 
 def set_aside(folder: Path) -> None:

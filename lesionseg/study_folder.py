@@ -14,13 +14,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from lesionseg.errors import InputError
+from lesionseg.locking import one_at_a_time
 from lesionseg.runs import sha256_of, write_text
 from lesionseg.studies import RECORD
 
 _LOCK, _TEMPORARY = ".lesionseg.lock", ".lesionseg-"
+#: Of folders that keep an earlier result, under its name, while the new one takes its place.
+_ASIDE = f"{_TEMPORARY}old-"
 
 
 @dataclass(frozen=True)
@@ -94,11 +95,17 @@ def made(output: Path, made_of: dict[str, Any], place: str, facts: dict[str, Any
 
 
 def put_in_place(temporary: Path, folder: Path, place: str) -> None:
-    """Give a folder that `made` has made its name; what lies there is replaced where `refuse_replacing` lets it."""
+    """Give a folder that `made` has made its name; what lies there is replaced where `refuse_replacing` lets it.
+
+    Killed between the two steps of that, it leaves the earlier result aside, and the next `locked` puts it back.
+    """
     refuse_replacing(folder, place)
-    if folder.exists():  # a folder with files cannot be replaced in one step
-        folder.rename(Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=folder.parent), folder.name))
-    temporary.rename(folder)
+    try:
+        if folder.exists():  # a folder with files cannot be replaced in one step
+            folder.rename(Path(tempfile.mkdtemp(prefix=_ASIDE, dir=folder.parent), folder.name))
+        temporary.rename(folder)
+    finally:
+        _restore(folder.parent)
 
 
 def refuse_replacing(folder: Path, place: str) -> None:
@@ -127,31 +134,30 @@ def _is_left_by_finder(path: Path) -> bool:
 
 @contextmanager
 def locked(output: Path) -> Iterator[None]:
-    """Make the output folder and hold it: one `segment` at a time. A new one that stays empty is removed again.
-
-    The system holds the lock, so that a killed process leaves it free. What that left half-written is removed.
-    """
+    """Make the output folder and hold it, see `one_at_a_time`. What a killed process left half-written is removed."""
     if output.exists() and not output.is_dir():
         raise InputError(output, expected="a folder", got="a file", remedy="name another output", code="output")
-    new = not output.exists()
-    output.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(output / _LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise InputError(output, expected="one `lesionseg segment` at a time", got="another at work",
-                         remedy="wait until it ends, or name another output", code="output-busy") from None  # fmt: skip
-    try:
-        _remove_temporaries(output)
-        yield
-    finally:
-        _remove_temporaries(output)
-        lock.release()
-        if new and [path.name for path in output.iterdir()] == [_LOCK]:
-            shutil.rmtree(output)
+    busy = InputError(output, expected="one `lesionseg segment` at a time", got="another at work",
+                      remedy="wait until it ends, or name another output", code="output-busy")  # fmt: skip
+    with one_at_a_time(output, _LOCK, busy):
+        try:
+            _remove_temporaries(output)
+            yield
+        finally:
+            _remove_temporaries(output)
+
+
+def _restore(output: Path) -> None:
+    """Put back each earlier result whose place is free, and remove those whose place a new one has taken."""
+    for aside in output.glob(f"{_ASIDE}*"):
+        for old in aside.iterdir():
+            if not (output / old.name).exists():
+                old.rename(output / old.name)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _remove_temporaries(output: Path) -> None:
+    _restore(output)
     for path in output.iterdir():
         if path.name.startswith(_TEMPORARY):
             shutil.rmtree(path, ignore_errors=True)

@@ -11,7 +11,7 @@ ROOT = Path(lesionseg.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 FLOORS: list[set[str]] = [
     {"__init__", "addresses", "boxes", "collector", "errors", "norms"},
-    {"labels", "scan", "inputs", "paper", "reading", "request", "trainer", "unet", "writing"},
+    {"labels", "locking", "scan", "inputs", "paper", "reading", "request", "trainer", "unet", "writing"},
     {"arguments", "lesions", "measurements", "variance", "crops", "networks", "schedules", "runs", "ranks", "phantom",
      "figures", "schedule_figure", "parallel"},
     {"segmentation", "metrics", "model_net", "results", "run_folder", "inference", "calibration", "matching", "pacing",

@@ -7,14 +7,13 @@ import shutil
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Collection, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
 import msgspec
 import numpy as np
-from filelock import FileLock, Timeout
 
 from lesionseg.data.pseudonyms import (
     Job,
@@ -40,6 +39,7 @@ from lesionseg.data.store import (
     manifest_text,
 )
 from lesionseg.errors import InputError
+from lesionseg.locking import one_at_a_time
 from lesionseg.parallel import Cluster, each
 from lesionseg.parallel.cluster import visible
 from lesionseg.scan import CaseSource, to_canonical
@@ -83,7 +83,9 @@ def prepare(
     store_path = Path(store_path)
     jobs = with_pseudonyms(sources, salt)
     _refuse_other_folder(store_path, kind)
-    with _locked(store_path):
+    busy = InputError(store_path, expected="one prepare at a time", got="another", remedy="wait until it ends",
+                      code="store-busy")  # fmt: skip
+    with one_at_a_time(store_path, _LOCK, busy):
         _remove_temporaries(store_path)
         found = _bring_up_to_date(store_path, jobs, kind, workers, dask)
         _replace_text(key_table_path(store_path), key_table(jobs), mode=0o600)
@@ -174,31 +176,6 @@ def _announce(records: tuple[CaseRecord, ...]) -> None:
     for text, n in count.items():
         first = next(record.case_id for record in records if text in record.warnings)
         warnings.warn(f"{first}{f' and {n - 1} more' if n > 1 else ''}: {text}", stacklevel=3)
-
-
-@contextmanager
-def _locked(store_path: Path) -> Iterator[None]:
-    """One prepare at a time. The system holds the lock, so that a killed prepare leaves it free.
-
-    A folder that was made for nothing, as no case could be read, goes again.
-    """
-    new = not store_path.exists()
-    store_path.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(store_path / _LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        remedy = "wait until it ends"
-        raise InputError(
-            store_path, expected="one prepare at a time", got="another", remedy=remedy, code="store-busy"
-        ) from None
-    try:
-        yield
-    finally:
-        if new and [path.name for path in store_path.iterdir()] == [_LOCK]:
-            (store_path / _LOCK).unlink()
-            store_path.rmdir()
-        lock.release()
 
 
 def _refuse_other_folder(store_path: Path, kind: StoreKind) -> None:

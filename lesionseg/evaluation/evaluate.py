@@ -4,12 +4,15 @@ OUT/request.json                  what is evaluated on what; a folder holds one 
 OUT/cases/<case_id>.json          the score of a case, so that an interrupted evaluation continues
 OUT/submission/test-segmentation-<case_id>.nii
 OUT/{cases,lesions}.csv, OUT/evaluation.{json,md}
+OUT/.lock                         one evaluation at a time
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -43,6 +46,7 @@ from lesionseg.evaluation.text import definitions, markdown, summary
 from lesionseg.formats.nifti_write import write_nifti_labels
 from lesionseg.grid_basis import few_patients
 from lesionseg.labels import LESION_TYPES, TARGETS, is_liver
+from lesionseg.locking import one_at_a_time
 from lesionseg.model import Model
 from lesionseg.parallel import Cluster, each
 from lesionseg.runs import provenance, write_text
@@ -54,6 +58,9 @@ from lesionseg.writing import remove_parts
 #: Changes with what is kept of a case; folders of another format are not continued.
 EVALUATION_FORMAT = 1
 REQUEST, CASES, SUBMISSION = "request.json", "cases", "submission"
+_LOCK = ".lock"
+#: What an evaluation that was killed before it had its request leaves: the lock, and a part of the request.
+_BEFORE_REQUEST = re.compile(rf"{re.escape(_LOCK)}|\.{re.escape(REQUEST)}\.\d+")
 #: Classes of the LiTS challenge: background, liver, lesion.
 _LITS = TARGETS["lesion"]
 
@@ -89,25 +96,26 @@ def evaluate(
         what `evaluation.json` holds.
 
     Raises:
-        InputError: no store, no model, a model of generated CT for real CT, patients that the model has seen, or a
-            folder of something else; a cluster that is not fit, see `Cluster`.
+        InputError: no store, no model, a model of generated CT for real CT, patients that the model has seen, a
+            folder of something else or one in use; a cluster that is not fit, see `Cluster`; a score that is not there
+            although its case was scored.
         ChildProcessError: see `each`; what has been scored stays for the next call.
     """
     opened, loaded = Store.open(store), Model.load(model)
     records, seen = _unseen(opened, loaded, exclude_trained)
     at = CascadeFolder(model, loaded.identity, device, batch_size, tta)
     count = process_count(workers, len(records), at.build(loaded)) if dask is None else 1
-    _begin(output, {"store": opened.manifest_sha256, "model": loaded.identity, "tta": tta})
-    work = _Work(at, replace(opened, records=()), output, _types(loaded, records), submission)
-    todo = [record for record in records if not work.done(record)]
     cluster = None if dask is None else Cluster(dask, output, partial(at.ready, store / MANIFEST))
-    for _ in each(work, todo, workers=count, dask=cluster, title="evaluate"):
-        pass
-    for folder in (output / CASES, output / SUBMISSION):
-        remove_parts(folder)
-    scores = [score for record in records if (score := kept(work.score(record))) is not None]
-    facts = _facts(opened, loaded, records, scores, tta=tta, seen=seen)
-    return _write_tables(output, scores, work.types, opened.content, facts, loaded)
+    with _begun(output, {"store": opened.manifest_sha256, "model": loaded.identity, "tta": tta}):
+        work = _Work(at, replace(opened, records=()), output, _types(loaded, records), submission)
+        todo = [record for record in records if not work.done(record)]
+        for _ in each(work, todo, workers=count, dask=cluster, title="evaluate"):
+            pass
+        for folder in (output / CASES, output / SUBMISSION):
+            remove_parts(folder)
+        scores = _scores(work, records)
+        facts = _facts(opened, loaded, records, scores, tta=tta, seen=seen)
+        return _write_tables(output, scores, work.types, opened.content, facts, loaded)
 
 
 @dataclass(frozen=True)
@@ -203,18 +211,42 @@ def _types(model: Model, records: Sequence[CaseRecord]) -> tuple[str, ...]:
     return (*model.lesion_types, UNDETERMINED) if typed else ("lesion",)
 
 
-def _begin(output: Path, request: dict[str, Any]) -> None:
-    """Make the folder, or see that it is of the same evaluation."""
+@contextmanager
+def _begun(output: Path, request: dict[str, Any]) -> Iterator[None]:
+    """Make the folder, or see that it is of the same evaluation, and hold it: one evaluation there at a time."""
     text = json.dumps({"format": EVALUATION_FORMAT, "version": __version__, **request}, indent=1) + "\n"
+    busy = InputError(output, expected="one `lesionseg evaluate` at a time", got="another at work",
+                      remedy="wait until it ends, or name another folder", code="output-busy")  # fmt: skip
+    _refuse_other(output, text)  # before a lock lies in it
+    with one_at_a_time(output, _LOCK, busy):
+        _refuse_other(output, text)  # as another may have begun there since
+        remove_parts(output)
+        write_text(output / REQUEST, text)  # first: a folder with anything else is known by it
+        (output / CASES).mkdir(exist_ok=True)
+        yield
+
+
+def _refuse_other(output: Path, request: str) -> None:
+    """Raise `InputError` unless the folder is not there, as good as empty, or of an evaluation with this request."""
     path = output / REQUEST
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        held = path.read_text() if path.is_file() else None
-        if held != text:
-            got = "other files" if held is None else "one of another store, model, setting or version"
-            raise InputError(output, expected="a new folder, or one of this evaluation", got=got,
-                             remedy="name another folder")  # fmt: skip
-    (output / CASES).mkdir(parents=True, exist_ok=True)
-    write_text(path, text)
+    # Before the request is read: one that begins meanwhile shows nothing else without it.
+    empty = not output.exists() or (
+        output.is_dir() and all(_BEFORE_REQUEST.fullmatch(entry.name) for entry in output.iterdir())
+    )
+    held = path.read_text() if path.is_file() else None
+    if held != request and not (held is None and empty):
+        got = "other files" if held is None else "one of another store, model, setting or version"
+        raise InputError(output, expected="a new folder, or one of this evaluation", got=got,
+                         remedy="name another folder")  # fmt: skip
+
+
+def _scores(work: _Work, records: Sequence[CaseRecord]) -> list[CaseScore]:
+    """Those of all cases; figures of some would pass for figures of all."""
+    scores = [score for record in records if (score := kept(work.score(record))) is not None]
+    if len(scores) != len(records):
+        got, remedy = f"{len(scores)} that can be read", "give the command again, which scores the others anew"
+        raise InputError(work.output / CASES, expected=f"scores of {len(records)} cases", got=got, remedy=remedy)
+    return scores
 
 
 def _facts(

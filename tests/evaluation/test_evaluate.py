@@ -2,7 +2,10 @@
 
 import json
 import math
+import multiprocessing
+import os
 import shutil
+import signal
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +22,7 @@ from lesionseg.cascade import Cascade
 from lesionseg.cli import INTERRUPTED, WRONG_INPUT, main
 from lesionseg.data.store import Store
 from lesionseg.errors import InputError
+from lesionseg.evaluation import evaluate as module
 from lesionseg.evaluation.evaluate import evaluate, kept
 from lesionseg.evaluation.figures import CASCADE, PREDICTED_BOX, REFERENCE_BOX
 from lesionseg.labels import LESION_TYPES, TARGETS
@@ -29,7 +33,7 @@ from lesionseg.results import read_run
 from lesionseg.runs import RunInfo
 from lesionseg.scan import Scan
 
-EVERY_FILE = {"request.json", "cases", "cases.csv", "lesions.csv", "evaluation.json", "evaluation.md"}
+EVERY_FILE = {".lock", "request.json", "cases", "cases.csv", "lesions.csv", "evaluation.json", "evaluation.md"}
 
 
 @pytest.fixture(autouse=True)
@@ -187,7 +191,7 @@ def test_an_interrupted_evaluation_continues(slices_store, typed, tmp_path, monk
 
     monkeypatch.setattr(Cascade, "segment", counted)
     assert main(command) == INTERRUPTED
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"request.json", "cases"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {".lock", "request.json", "cases"}
     (tmp_path / "go on").touch()
     assert main(command) == 0
     assert len(calls) == len(set(calls)) == 12
@@ -210,6 +214,98 @@ def test_a_torn_score_is_made_again(evaluated, slices_store, typed):
         assert path.read_text() == whole
 
 
+def dies(arguments, step, name):
+    """`evaluate` in a process that is killed when it is about to do a step with a path of that name."""
+    done = getattr(Path, step)
+
+    def dying(path, *args, **options):
+        if name in (path.name, *(other.name for other in args if isinstance(other, Path))):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return done(path, *args, **options)
+
+    setattr(Path, step, dying)
+    evaluate(*arguments, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("step", "name", "left"),
+    [
+        ("replace", "request.json", {".lock", ".request.json.PID"}),
+        ("mkdir", "cases", {".lock", "request.json"}),
+        (
+            "replace",
+            "lesions.csv",
+            EVERY_FILE - {"lesions.csv", "evaluation.json", "evaluation.md"} | {".lesions.csv.PID"},
+        ),
+    ],
+)
+def test_killed_at_any_moment_it_continues(step, name, left, evaluated, slices_store, typed, tmp_path):
+    folder = tmp_path / "out"
+    if name == "lesions.csv":  # the scores are there: a net is slow in a fork
+        shutil.copytree(evaluated[0] / "cases", folder / "cases")
+        shutil.copy(evaluated[0] / "request.json", folder)
+    arguments = (slices_store, typed, folder)
+    process = multiprocessing.get_context("fork").Process(target=dies, args=(arguments, step, name))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert {path.name.replace(str(process.pid), "PID") for path in folder.iterdir()} == left
+    assert repr(evaluate(*arguments, device="cpu")) == repr(evaluated[1])
+    assert {path.name for path in folder.iterdir()} == EVERY_FILE
+
+
+def test_one_evaluation_at_a_time(evaluated, slices_store, typed, tmp_path, monkeypatch, capsys):
+    folder, said, segment = tmp_path / "out", [], Cascade.segment
+    command = ["evaluate", str(slices_store), "--model", str(typed), "-o", str(folder), "--device", "cpu"]
+
+    def while_another_begins(self, scan, **options):
+        if not said:
+            said.append(main(command))
+            said.append(capsys.readouterr().err)
+        return segment(self, scan, **options)
+
+    monkeypatch.setattr(Cascade, "segment", while_another_begins)
+    assert main(command) == 0
+    line = (
+        "expected one `lesionseg evaluate` at a time; got another at work; wait until it ends, or name another folder"
+    )
+    assert said == [WRONG_INPUT, f"lesionseg: wrong input: {folder}: {line}\n"]
+    assert (folder / "evaluation.md").read_text() == (evaluated[0] / "evaluation.md").read_text()
+
+
+def test_another_evaluation_that_was_there_just_now_keeps_its_folder(slices_store, typed, tmp_path, monkeypatch):
+    request, one_at_a_time = tmp_path / "out" / "request.json", module.one_at_a_time
+
+    def held_after_another(folder, *args):
+        folder.mkdir()
+        request.write_text("another")
+        return one_at_a_time(folder, *args)
+
+    monkeypatch.setattr(module, "one_at_a_time", held_after_another)
+    with pytest.raises(InputError, match="got one of another store"):
+        evaluate(slices_store, typed, tmp_path / "out", device="cpu")
+    assert request.read_text() == "another"
+
+
+def test_a_score_that_goes_before_it_is_pooled_is_told(slices_store, typed, tmp_path, monkeypatch):
+    first = Store.open(slices_store).records[0].case_id
+    cases, segment = tmp_path / "out" / "cases", Cascade.segment
+
+    def segmented(self, scan, **options):
+        (cases / f"{first}.json").unlink(missing_ok=True)
+        return segment(self, scan, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Cascade, "segment", segmented)
+        with pytest.raises(
+            InputError, match=r"cases: expected scores of 12 cases; got 11 that can be read; give the co"
+        ):
+            evaluate(slices_store, typed, tmp_path / "out", device="cpu")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {".lock", "request.json", "cases"}
+    assert len(evaluate(slices_store, typed, tmp_path / "out", device="cpu")["facts"]) > 0
+    assert len(list(cases.iterdir())) == 12
+
+
 @pytest.mark.parametrize("what", ["another model", "another setting", "other files", "a file"])
 def test_a_folder_holds_one_evaluation(what, evaluated, slices_store, typed, untyped, tmp_path):
     folder = evaluated[0] if what.startswith("another") else tmp_path / "out"
@@ -221,6 +317,8 @@ def test_a_folder_holds_one_evaluation(what, evaluated, slices_store, typed, unt
     model = untyped if what == "another model" else typed
     with pytest.raises(InputError, match="a new folder, or one of this evaluation"):
         evaluate(slices_store, model, folder, device="cpu", tta=what == "another setting")
+    if what == "other files":
+        assert [path.name for path in folder.iterdir()] == ["notes.txt"]
 
 
 def test_patients_the_model_has_seen_are_refused_or_left_out(slices_store, folder_of, tmp_path, capsys):
