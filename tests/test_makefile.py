@@ -118,6 +118,20 @@ def test_epochs_and_folds_that_are_no_numbers_are_left_to_fit(slices_store):
     assert planned("--trainer.max_epochs", "many").returncode == 0
     assert planned("--trainer.max_epochs", "[").returncode == 0
     assert planned("--data.store", slices_store, "--data.folds", "many").returncode == 0
+    others = ("--data.inner_validation", "many", "--data.split_seed", "[1]")
+    assert planned("--data.store", slices_store, "--data.folds", 2, *others).returncode == 0
+
+
+def test_a_store_that_is_called_by_a_number_is_a_folder():
+    done = planned("--data.store", "3", "--data.folds", "2")
+    assert done.returncode == 2
+    assert done.stderr.startswith("lesionseg: wrong input: 3")
+
+
+def test_groups_of_settings_that_are_none_are_left_to_fit(tmp_path):
+    (tmp_path / "mine.yaml").write_text("trainer: 3\ndata: [1, 2]\n")
+    done = planned("--config", tmp_path / "mine.yaml")
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_folds_that_the_patients_are_too_few_for_are_told_before_the_pretraining(slices_store):
