@@ -49,9 +49,8 @@ def test_an_inner_validation_without_a_lesion_is_told(root, tmp_path):
     table.to_csv(log, index=False)
     refused = printed(tmp_path / "finetune")
     assert refused.returncode == 2
-    assert refused.stderr == (
-        f"lesionseg: wrong input: {log}: expected an inner validation with lesions; got none; set another data.split_seed\n"
-    )
+    expected = "expected an inner validation with lesions; got none; set another data.split_seed"
+    assert refused.stderr == f"lesionseg: wrong input: {log}: {expected}\n"
 
 
 def test_a_folder_without_runs_is_refused(tmp_path):
