@@ -61,32 +61,40 @@ PROFILE_FILE := experiments/profiles/$(PROFILE).yaml
 FIT_OPTIONS :=
 # The same for the pretraining, e.g. PRETRAIN_OPTIONS='--data.folds 1' where HOLD leaves it too few patients for folds
 PRETRAIN_OPTIONS :=
+# One word of a command line each.
+$(foreach name,LITS SLICES NAME,$(if $(word 2,$($(name))),$(error \
+  lesionseg: wrong input: $(name): expected no blanks; got $($(name)); rename it, or name a link to it)))
 # Told at once, as both also say how many trainings run side by side.
 $(foreach name,DEVICES NODES,$(if $($(name)),$(if $(shell grep -xE '[1-9][0-9]*' <<< '$($(name))'),,$(error \
   lesionseg: wrong input: $(name): expected a whole number from 1 on; got $($(name)); leave it out for the default))))
-STEER = $(if $(EPOCHS),--trainer.max_epochs $(EPOCHS)) $(if $(DEVICES),--trainer.devices $(DEVICES)) \
+STEER = $(if $(EPOCHS),--trainer.max_epochs $(EPOCHS)) \
+  $(if $(DEVICES)$(NODES)$(MEET),--trainer.devices $(or $(DEVICES),auto)) \
   $(if $(NODES),--trainer.num_nodes $(NODES))
 
 # Trainings run side by side: as many as there are GPUs for, DEVICES each (none said: one); on the CPU two, of one rank
-# each, which share its cores. `make -j N` says otherwise. CUDA_VISIBLE_DEVICES says which of the GPUs are there.
-CORES := $(shell getconf _NPROCESSORS_ONLN)
+# each, which share its cores. `make -j N` says otherwise. CUDA_VISIBLE_DEVICES says which of the GPUs are there. With NODES
+# a training takes all that is there, if DEVICES does not say otherwise.
+# The CPUs of this job; nproc by itself takes OMP_NUM_THREADS for them, which is said for one process.
+CORES := $(shell env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 COMMA := ,
 MACHINE_GPUS := $(shell nvidia-smi -L 2>/dev/null | sed -nE 's/^GPU ([0-9]+):.*/\1/p')
 VISIBLE := $(filter-out -1,$(subst $(COMMA), ,$(CUDA_VISIBLE_DEVICES)))
 GPUS := $(if $(filter undefined,$(origin CUDA_VISIBLE_DEVICES)),$(MACHINE_GPUS),$(if $(MACHINE_GPUS),$(VISIBLE)))
-EACH := $(or $(DEVICES),1)
+EACH := $(or $(DEVICES),$(if $(NODES)$(MEET),$(if $(GPUS),$(words $(GPUS)))),1)
 FITTING := $(shell n=$$(( $(or $(if $(GPUS),$(words $(GPUS))),2) / $(EACH) )); echo $$(( n > 1 ? n : 1 )))
+SIDE_BY_SIDE := $(if $(NODES),1,$(FITTING))
 ifeq ($(filter -j% --jobserver%,$(MAKEFLAGS)),)
-MAKEFLAGS += -j$(if $(NODES),1,$(FITTING))
+MAKEFLAGS += -j$(SIDE_BY_SIDE)
 endif
 JOBS = $(or $(patsubst -j%,%,$(filter -j%,$(MAKEFLAGS))),$(CORES))
 THREADS = $$(( $(CORES) / $(JOBS) / $(EACH) > 1 ? $(CORES) / $(JOBS) / $(EACH) : 1 ))
-# What stands before a training: its threads and, where others run beside it, GPUs of its own. They belong to the first of
-# JOBS places that is free; the lock on it ends with the training, whichever way.
-PLACE = mkdir -p $(RUN); for place in $$(seq 0 $$(( $(JOBS) - 1 ))); do \
-  exec 9> $(RUN)/.place$$place; flock -n 9 && break; done; gpus=($(GPUS)); \
-  CUDA_VISIBLE_DEVICES=$$(IFS=,; echo "$${gpus[*]:$$(( place % $(FITTING) * $(EACH) )):$(EACH)}")
-BESIDE = $(if $(GPUS),$(if $(filter-out 1,$(JOBS)),$(PLACE))) OMP_NUM_THREADS=$(THREADS)
+# What stands before a training: its threads and, where the machine has more GPUs than it takes, GPUs of its own, also
+# beside the trainings of another make.
+MORE_GPUS := $(if $(GPUS),$(if $(NODES),,$(word 2,$(wordlist $(EACH),$(words $(GPUS)),$(GPUS)))))
+PLACED = $(if $(MORE_GPUS),bash experiments/on_free_gpus.sh $(dir $(RUN)).gpus $(EACH) '$(GPUS)')
+BESIDE = OMP_NUM_THREADS=$(if $(NODES),$(GIVEN_THREADS),$(THREADS)) $(PLACED)
+# Where make starts one training, whoever starts make may know the threads of it: train.sbatch, grid.sbatch, an agent.
+GIVEN_THREADS = $${OMP_NUM_THREADS:-$(THREADS)}
 
 .PHONY: help
 help: ## list the targets
@@ -231,8 +239,9 @@ cells: ## the cells of the grid, one a line, as `make cell` takes them
 	@printf '%s\n' $(CELL_LINES)
 
 ifneq ($(and $(SCHEDULE),$(FOLD),$(SEED)),)
+cell: JOBS = $(if $(GPUS),$(SIDE_BY_SIDE),1)
 cell: $(TOGETHER) ## one cell of the grid, for a sweep or a cluster: SCHEDULE=a FOLD=0 SEED=0
-	@$(call FIT_CELL,$(SCHEDULE),$(FOLD),$(SEED))
+	@OMP_NUM_THREADS=$(GIVEN_THREADS) $(PLACED) $(call FIT_CELL,$(SCHEDULE),$(FOLD),$(SEED))
 else
 cell:
 	@echo "lesionseg: wrong input: cell: expected SCHEDULE=, FOLD= and SEED=; got $(or $(strip $(SCHEDULE) $(FOLD) $(SEED)),none);" \

@@ -31,7 +31,7 @@ def table(runs: Path) -> pd.DataFrame:
     """One row a schedule, best accuracy_all first; columns: the figures without `val/`, and `lesions`.
 
     Raises:
-        InputError: runs that cannot be compared, or one without inner validation.
+        InputError: runs that cannot be compared, or one whose inner validation is none or holds no lesion.
     """
     logs = []
     for run in read_grid(runs).runs:
@@ -39,7 +39,11 @@ def table(runs: Path) -> pd.DataFrame:
         if missing := sorted({*FIGURES, *FIGURES.values()} - set(log)):
             expected, remedy = "figures of an inner validation", "run it with data.inner_validation above 0"
             raise InputError(run.folder / "metrics.csv", expected=expected, got=f"no {missing[0]}", remedy=remedy)
-        logs.append({"schedule": run.info.name, **log[[*FIGURES, *set(FIGURES.values())]].dropna().iloc[-1]})
+        validated = log[[*FIGURES, *set(FIGURES.values())]].dropna()
+        if validated.empty:
+            expected, remedy = "an inner validation with lesions", "set another data.split_seed"
+            raise InputError(run.folder / "metrics.csv", expected=expected, got="none", remedy=remedy)
+        logs.append({"schedule": run.info.name, **validated.iloc[-1]})
     last = pd.DataFrame(logs)
     sums = pd.DataFrame({name: last[name] * last[n] for name, n in FIGURES.items()}).groupby(last.schedule).sum()
     counts = last.groupby("schedule")[list(set(FIGURES.values()))].sum()

@@ -59,11 +59,14 @@ def check_folds(options: Sequence[str]) -> None:
     store, folds = setting(options, "data", "store"), setting(options, "data", "folds")
     if store is None or not isinstance(folds, int):
         return
-    given = {"inner_validation": setting(options, "data", "inner_validation"),
-             "seed": setting(options, "data", "split_seed")}  # fmt: skip
-    records = Store.open(store).records
+    share, seed, given = setting(options, "data", "inner_validation"), setting(options, "data", "split_seed"), {}
+    if isinstance(share, int | float):
+        given["inner_validation"] = share
+    if isinstance(seed, int):
+        given["seed"] = seed
+    records = Store.open(str(store)).records
     for fold in range(folds):
-        split(records, folds=folds, fold=fold, **{name: value for name, value in given.items() if value is not None})
+        split(records, folds=folds, fold=fold, **given)
 
 
 def setting(cell: Sequence[str], group: str, key: str) -> Any:
@@ -71,7 +74,8 @@ def setting(cell: Sequence[str], group: str, key: str) -> Any:
     configs, value = read_configs(cell), None
     for option, word in pairwise(words(cell)):
         if option in ("-c", "--config"):
-            value = (configs[word].get(group) or {}).get(key, value)
+            held = configs[word].get(group)
+            value = held.get(key, value) if isinstance(held, dict) else value
         elif option == f"--{group}.{key}":
             try:
                 value = yaml.safe_load(word)

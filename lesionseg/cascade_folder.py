@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import torch
 
 from lesionseg.cascade import Cascade
 from lesionseg.errors import InputError
+from lesionseg.machine import free_memory
 from lesionseg.model import Model
 from lesionseg.parallel import worker_count
 from lesionseg.parallel.cluster import visible
@@ -81,5 +81,5 @@ def process_count(wanted: int | None, items: int, cascade: Cascade) -> int:
     Raises:
         InputError: `wanted` below 1.
     """
-    room = int(psutil.virtual_memory().available // PROCESS_BYTES)
+    room = int(free_memory() // PROCESS_BYTES)
     return worker_count(wanted, items, most=1 if cascade.how.device.type != "cpu" else max(1, room))

@@ -25,10 +25,10 @@ from lesionseg.errors import InputError
 TIMEOUT = timedelta(minutes=10)
 
 
-def many_ranks(devices: str | int | list[int], nodes: int) -> bool:
+def many_ranks(devices: str | int | list[int], nodes: int, accelerator: Any) -> bool:
     """Whether these settings of a trainer mean more than one rank; told before there is a trainer."""
     if devices in ("auto", -1, "-1"):
-        number = max(torch.cuda.device_count(), 1)
+        number = 1 if accelerator == "cpu" else max(torch.cuda.device_count(), 1)
     elif isinstance(devices, list) or "," in str(devices):  # which ones, not how many
         number = len(devices if isinstance(devices, list) else str(devices).strip(",").split(","))
     else:

@@ -188,7 +188,7 @@ class RunCLI(LightningCLI):
         kwargs["logger"] = False
         if self.subcommand == "fit":
             kwargs["logger"] = self.ending.enter_context(run_loggers(self.run_dir, self.run, self.checkpoint))
-        many = many_ranks(config.trainer.devices, config.trainer.num_nodes)
+        many = many_ranks(config.trainer.devices, config.trainer.num_nodes, config.trainer.accelerator)
         if config.trainer.strategy == "ddp" or (config.trainer.strategy == "auto" and many):
             kwargs["strategy"] = joined()  # Lightning's own "ddp" ends at parameters that are frozen
         kwargs["plugins"] = with_cluster(self._get(self.config_init, "trainer").plugins)

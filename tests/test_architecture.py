@@ -10,7 +10,7 @@ import lesionseg
 ROOT = Path(lesionseg.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 FLOORS: list[set[str]] = [
-    {"__init__", "addresses", "boxes", "collector", "errors", "norms"},
+    {"__init__", "addresses", "boxes", "collector", "errors", "machine", "norms"},
     {"labels", "locking", "scan", "inputs", "paper", "reading", "request", "trainer", "unet", "writing"},
     {"arguments", "lesions", "measurements", "variance", "crops", "networks", "schedules", "runs", "ranks", "phantom",
      "figures", "schedule_figure", "parallel"},

@@ -6,13 +6,16 @@ import shlex
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import yaml
 
 from lesionseg.addresses import address_towards
 from lesionseg.data.store import Store
+from lesionseg.machine import cores
 
 ROOT = Path(__file__).parent.parent
 ROWS = ["baseline", "no_freezing", "hierarchical_freezing", "freeze_encoder", "hierarchical_unfreezing"]
@@ -118,6 +121,20 @@ def test_epochs_and_folds_that_are_no_numbers_are_left_to_fit(slices_store):
     assert planned("--trainer.max_epochs", "many").returncode == 0
     assert planned("--trainer.max_epochs", "[").returncode == 0
     assert planned("--data.store", slices_store, "--data.folds", "many").returncode == 0
+    others = ("--data.inner_validation", "many", "--data.split_seed", "[1]")
+    assert planned("--data.store", slices_store, "--data.folds", 2, *others).returncode == 0
+
+
+def test_a_store_that_is_called_by_a_number_is_a_folder():
+    done = planned("--data.store", "3", "--data.folds", "2")
+    assert done.returncode == 2
+    assert done.stderr.startswith("lesionseg: wrong input: 3")
+
+
+def test_groups_of_settings_that_are_none_are_left_to_fit(tmp_path):
+    (tmp_path / "mine.yaml").write_text("trainer: 3\ndata: [1, 2]\n")
+    done = planned("--config", tmp_path / "mine.yaml")
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_folds_that_the_patients_are_too_few_for_are_told_before_the_pretraining(slices_store):
@@ -303,49 +320,166 @@ def test_cells_side_by_side_share_the_cores(jobs):
     cells = [line for line in done.stdout.replace("\\\n", " ").splitlines() if "--cell" in line]
     assert len(cells) == 15
     assert all(line.endswith(f"@{jobs}") for line in cells)
-    cores = int(subprocess.run(["getconf", "_NPROCESSORS_ONLN"], capture_output=True, text=True, check=True).stdout)
     threads = {re.search(r"OMP_NUM_THREADS=(\$\(\(.*?\)\))", line)[1] for line in cells}
     (said,) = {subprocess.run(["bash", "-c", f"echo {t}"], capture_output=True, text=True).stdout for t in threads}
-    assert int(said) == max(cores // jobs, 1)
+    assert int(said) == max(cores() // jobs, 1)
 
 
-#: Leaves, for each training, the GPUs that it was given, from when to when.
+def told_cores(*args, **more):
+    """What make takes for the number of CPUs."""
+    return int(re.search(r"OMP_NUM_THREADS=\$\(\( (\d+) /", make("-n", *args, "finetune", **more).stdout)[1])
+
+
+def test_cores_are_those_of_the_job_whatever_is_said_of_one_process():
+    for threads in ("1", "99"):
+        for name in ("OMP_NUM_THREADS", "OMP_THREAD_LIMIT"):
+            assert told_cores(**{name: threads}) == cores()
+    done = make("-n", "finetune", OMP_NUM_THREADS="1")
+    assert done.stdout.count("@2\n") == 15  # side by side
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="a process may run on every CPU")
+def test_a_job_with_one_cpu_counts_one():
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(before)})  # which make inherits
+        assert told_cores() == 1
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@pytest.mark.parametrize(("threads", "expected"), [("7", "7"), (None, str(cores()))])
+def test_a_cell_and_ranks_of_srun_have_the_threads_that_are_exported(tmp_path, threads, expected):
+    """On the CPU without: all of them."""
+    fake = tmp_path / "lesionseg"
+    fake.write_text('#!/bin/bash\necho "threads $OMP_NUM_THREADS"\n')
+    fake.chmod(0o755)
+    told = {} if threads is None else {"OMP_NUM_THREADS": threads}
+    cell = ("cell", "SCHEDULE=baseline", "FOLD=0", "SEED=0")
+    for words in (cell, ("pretrain-lesion", "NODES=2", "DEVICES=1")):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.delenv("OMP_NUM_THREADS", raising=False)
+            done = make(*words, f"LESIONSEG={fake}", **told)
+        assert done.stdout == f"threads {expected}\n", done.stderr
+
+
+def test_a_rank_of_train_sbatch_has_the_threads_of_its_task(tmp_path):
+    """Not its share of all the node, where SLURM binds no job to its CPUs."""
+    (tmp_path / "srun").write_text('#!/bin/bash\necho "threads $OMP_NUM_THREADS"\n')
+    (tmp_path / "srun").chmod(0o755)
+    slurm = {"SLURM_CPUS_PER_TASK": "5", "SLURM_NTASKS_PER_NODE": "4", "SLURM_JOB_NUM_NODES": "2"}
+    slurm["PATH"] = f"{tmp_path}:{os.environ['PATH']}"
+    inherited = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "GNUMAKEFLAGS"}
+    environment = {name: value for name, value in os.environ.items() if name not in inherited} | slurm
+    for target in (["pretrain-lesion"], ["cell", "SCHEDULE=baseline", "FOLD=0", "SEED=0"]):
+        words = ["bash", "experiments/slurm/train.sbatch", *target]
+        done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        assert done.stdout == "threads 5\n", done.stderr
+
+
+#: Leaves, for each training, the GPUs that it was given, from when to when; AT_ONCE of them are at work at a time.
 TRAINING = """#!/bin/bash
 test "$1" = fit || exit 0
-start=$(date +%s%N); sleep 0.$((RANDOM % 3)); echo "$CUDA_VISIBLE_DEVICES $start $(date +%s%N)" >> "$LOG"
+start=$(date +%s%N); : > "$LOG.$$"; sleep 0.$((RANDOM % 3))
+if test "$AT_ONCE"; then for ((i = 0; i < 1200; i++)); do
+  set -- "$LOG".*; (($# < AT_ONCE)) || break; sleep 0.05
+done; fi
+echo "$CUDA_VISIBLE_DEVICES $start $(date +%s%N)" >> "$LOG"
 """
 
 
-@pytest.mark.skipif(shutil.which("flock") is None, reason="needs flock")
+@pytest.fixture
+def on_gpus(tmp_path):
+    """Runs make on a machine with so many GPUs; returns the GPUs of each training, with its start and end."""
+
+    def run(count, *makes, **more):
+        gpus = "\n".join(f"GPU {i}: NVIDIA A100 (UUID: GPU-{i})\n  MIG 1g.5gb Device 0: (UUID: MIG-{i})"
+                         for i in range(count))  # fmt: skip
+        for name, text in (("nvidia-smi", f"#!/bin/bash\ncat <<'END'\n{gpus}\nEND\n"), ("lesionseg", TRAINING)):
+            (tmp_path / name).write_text(text)
+            (tmp_path / name).chmod(0o755)
+        more = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "LOG": str(tmp_path / "log")} | more
+        here = ("-o", "setup", "-o", "planned", f"LESIONSEG={tmp_path}/lesionseg")
+        with ThreadPoolExecutor(len(makes)) as pool:
+            for done in pool.map(lambda words: make(*here, f"RUN={tmp_path}/run", *words, **more), makes):
+                assert done.returncode == 0, done.stderr
+        rows = [line.rsplit(" ", 2) for line in (tmp_path / "log").read_text().splitlines()]
+        return [(gpus, int(start), int(end)) for gpus, start, end in rows]
+
+    return run
+
+
+needs_flock = pytest.mark.skipif(shutil.which("flock") is None, reason="needs flock")
+CELL_OF_EACH = [("cell", f"SCHEDULE={row}", f"FOLD={fold}", "SEED=0") for row in ROWS for fold in range(3)]
+
+
+@needs_flock
 @pytest.mark.parametrize(
     ("given", "visible", "groups"),
     [
         ([], None, ["0", "1", "2", "3"]),
         ([], "GPU-a,3", ["GPU-a", "3"]),
+        ([], "MIG-GPU-a/1/0,3", ["MIG-GPU-a/1/0", "3"]),
         (["DEVICES=2"], None, ["0,1", "2,3"]),
-        (["DEVICES=2"], "3,1,0", None),  # one after the other: all that the user has set are theirs
+        (["DEVICES=2"], "3,1,0", ["3,1"]),
+        (["DEVICES=4"], None, [""]),  # all that there are
         (["DEVICES=3", "-j3"], None, ["0,1,2"]),  # asked for
         (["-j2"], None, ["0", "1"]),
-        (["-j1"], None, None),
+        (["-j1"], None, ["0"]),
     ],
 )
-def test_trainings_side_by_side_have_gpus_of_their_own(tmp_path, given, visible, groups):
+def test_trainings_side_by_side_have_gpus_of_their_own(on_gpus, given, visible, groups):
     """Cells and pretraining, on a machine with four GPUs."""
-    gpus = "\n".join(f"GPU {i}: NVIDIA A100 (UUID: GPU-{i})\n  MIG 1g.5gb Device 0: (UUID: MIG-{i})" for i in range(4))
-    for name, text in (("nvidia-smi", f"#!/bin/bash\ncat <<'END'\n{gpus}\nEND\n"), ("lesionseg", TRAINING)):
-        (tmp_path / name).write_text(text)
-        (tmp_path / name).chmod(0o755)
-    more = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "LOG": str(tmp_path / "log")}
-    more |= {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
-    old = ("-o", "setup", "-o", "planned")
-    done = make(*old, "finetune", f"RUN={tmp_path}/run", f"LESIONSEG={tmp_path}/lesionseg", *given, **more)
-    assert done.returncode == 0, done.stderr
-    rows = [line.rsplit(" ", 2) for line in (tmp_path / "log").read_text().splitlines()]
+    rows = on_gpus(4, ("finetune", *given), **({} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}))
     assert len(rows) == 17
-    assert {gpu for gpu, _, _ in rows} == set(groups or [visible or ""])
-    for group in {gpu for gpu, _, _ in rows} if given != ["DEVICES=3", "-j3"] else ():
-        times = sorted((int(start), int(end)) for gpu, start, end in rows if gpu == group)
+    assert {gpu for gpu, _, _ in rows} == set(groups)
+    for group in groups if given != ["DEVICES=3", "-j3"] else ():
+        times = sorted((start, end) for gpu, start, end in rows if gpu == group)
         assert all(a[1] <= b[0] for a, b in pairwise(times))
+
+
+@needs_flock
+@pytest.mark.parametrize(
+    ("makes", "groups"),
+    [
+        (CELL_OF_EACH[:1], ["0"]),
+        (CELL_OF_EACH[:6], ["0", "1", "2", "3", "4", "5"]),
+        ([(*cell, "-j1") for cell in CELL_OF_EACH[:3]], ["0", "1", "2"]),
+        ([(*cell, "DEVICES=2") for cell in CELL_OF_EACH[:3]], ["0,1", "2,3", "4,5"]),
+        ([("pretrain-lesion", "-j1"), ("pretrain-liver", "-j1")], ["0", "1"]),
+        (CELL_OF_EACH[:8], ["0", "0", "1", "1", "2", "3", "4", "5"]),  # beyond the GPUs they share, evenly
+    ],
+    ids=["alone", "agents", "one job", "pairs", "pretraining", "too many"],
+)
+def test_trainings_of_several_makes_have_gpus_of_their_own(on_gpus, makes, groups):
+    """On a machine with six, of which no rank of eight slices may take all."""
+    assert sorted(gpu for gpu, _, _ in on_gpus(6, *makes, AT_ONCE=str(len(makes)))) == groups
+
+
+@needs_flock
+def test_makes_with_other_numbers_of_gpus_keep_apart(on_gpus):
+    makes = [(*CELL_OF_EACH[0], "DEVICES=2"), CELL_OF_EACH[1], CELL_OF_EACH[2]]
+    taken = [gpu for gpus, _, _ in on_gpus(6, *makes, AT_ONCE=str(len(makes))) for gpu in gpus.split(",")]
+    assert len(taken) == len(set(taken)) == 4
+
+
+def test_a_training_on_many_machines_takes_what_is_there():
+    """And no lock: srun and torchrun have its GPUs."""
+    for given, devices in ((["NODES=2"], "auto"), (["NODES=2", "DEVICES=2"], "2"), (["MEET=gpu1:29500"], "auto")):
+        told = make("-n", "pretrain-lesion", *given, "GPUS=0 1 2 3").stdout
+        assert f"--trainer.devices {devices} " in told
+        assert "on_free_gpus" not in told
+    paper = yaml.safe_load((ROOT / "experiments" / "profiles" / "paper.yaml").read_text())
+    assert paper["trainer"]["devices"] == 1
+
+
+@pytest.mark.parametrize("given", ["LITS=/tmp/a b", "SLICES=/tmp/a b/slices.csv", "NAME=a b"])
+def test_a_blank_in_a_path_is_told_at_once(given):
+    done = make("-n", "finetune", given)
+    name, _, value = given.partition("=")
+    assert done.returncode == 2
+    assert f"lesionseg: wrong input: {name}: expected no blanks; got {value}; rename it" in done.stderr
+    assert not done.stdout
 
 
 @pytest.mark.parametrize(("devices", "jobs"), [([], 2), (["DEVICES=2"], 1), (["DEVICES=2", "NODES=2"], 1)])

@@ -70,14 +70,15 @@ needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="needs make
      ("0,1", 1, True), ("3,", 1, False), (1, 2, True), ("auto", 2, True), ("x", 1, False)],
 )  # fmt: skip
 def test_more_than_one_rank_is_known_beforehand(devices, nodes, many):
-    assert many_ranks(devices, nodes) == many
+    assert many_ranks(devices, nodes, "auto") == many
 
 
 @pytest.mark.parametrize(("gpus", "many"), [(0, False), (1, False), (2, True)])
 @pytest.mark.parametrize("devices", ["auto", -1, "-1"])
 def test_all_devices_are_as_many_as_there_are(monkeypatch, devices, gpus, many):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    assert many_ranks(devices, 1) == many
+    assert many_ranks(devices, 1, "gpu") == many_ranks(devices, 1, "auto") == many
+    assert not many_ranks(devices, 1, "cpu")  # which is one device, whatever GPUs lie beside it
 
 
 #: Names as on Debian, on the first and on the second of two machines.

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import os
 import shutil
 import tempfile
 from functools import partial
@@ -22,6 +21,7 @@ import torch
 from rounds import Row, publish, rounds, seconds
 
 from lesionseg import parallel
+from lesionseg.machine import cores
 from lesionseg.phantom.write import write_phantom
 from lesionseg.segment import segment
 
@@ -45,13 +45,13 @@ def segment_all(folder: Path, model: Path, formats: list[str] | None, workers: i
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("model", type=Path)
-    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--workers", type=int, default=cores())
     parser.add_argument("--studies", type=int, default=24)
     parser.add_argument("--formats", type=lambda text: text.split(","))
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--output", type=Path, default=Path("runs/benchmark/segment_workers.json"))
     options = parser.parse_args()
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(cores())
     parallel.SECONDS_TO_START = 0.0
     with tempfile.TemporaryDirectory() as name:
         write_studies(Path(name), options.studies)
@@ -60,7 +60,7 @@ def main() -> None:
         several, one = rounds(ways, options.rounds).values()
     figure = f"{options.studies} studies, {options.workers} processes"
     row = Row(figure, "s", several, "one process with every core", "rival", one, "other / ours")
-    publish([row], options.output, formats=options.formats, cores=os.cpu_count())
+    publish([row], options.output, formats=options.formats, cores=cores())
 
 
 if __name__ == "__main__":

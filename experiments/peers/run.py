@@ -23,6 +23,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
+from lesionseg.machine import cores
 from lesionseg.request import request_sha256
 
 HERE = Path(__file__).parent
@@ -167,7 +168,7 @@ def measure(job: Job, log: Path, threads: int) -> float:
 
 def run_all(jobs: Sequence[Job], out: Path, side_by_side: int) -> None:
     """Run what is not done, so many at a time; the first failure ends it when those that run have ended."""
-    threads = max((os.cpu_count() or 1) // side_by_side, 1)
+    threads = max(cores() // side_by_side, 1)
     waiting = [job for job in jobs if not job.done]
 
     def run(job: Job) -> None:

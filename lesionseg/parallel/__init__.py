@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -14,6 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from lesionseg.errors import InputError
+from lesionseg.machine import cores
 from lesionseg.parallel.cluster import Cluster, on_cluster
 from lesionseg.parallel.processes import in_processes
 from lesionseg.parallel.window import KILLED
@@ -35,7 +35,7 @@ def worker_count(wanted: int | None, items: int, most: int = MOST_WORKERS) -> in
     Raises:
         InputError: `wanted` below 1.
     """
-    count = min(os.cpu_count() or 1, most) if wanted is None else wanted
+    count = min(cores(), most) if wanted is None else wanted
     if count < 1:
         raise InputError("workers", expected="at least 1", got=str(wanted), remedy="leave it out for the default")
     return max(1, min(count, items))

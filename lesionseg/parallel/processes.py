@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import TypeVar
 
+from lesionseg.machine import cores
 from lesionseg.parallel.threads import limit_threads
 from lesionseg.parallel.window import as_done, without_result
 
@@ -84,7 +85,7 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 def _start_worker(workers: int, lifeline: Connection) -> None:
     """Share the CPUs, leave Ctrl-C to the parent, and end with the parent even if that is killed."""
     gc.disable()  # until the first item, with which what the function needs is imported (`collector_at_rest`)
-    limit_threads(max(1, (os.cpu_count() or 1) // workers))
+    limit_threads(max(1, cores() // workers))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
 

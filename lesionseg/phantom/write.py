@@ -37,6 +37,7 @@ from threadpoolctl import threadpool_limits
 
 from lesionseg.errors import InputError
 from lesionseg.labels import LESION_TYPES
+from lesionseg.machine import cores
 from lesionseg.phantom.appearance import DIFFICULTY
 from lesionseg.phantom.layouts import write_dicom, write_nifti, write_png
 from lesionseg.phantom.lesion import Lesion
@@ -221,7 +222,7 @@ def _listed(
 def _run(tasks: list[partial[Written]]) -> Iterator[Written]:
     """Results in order, from as many processes as pay off, with a progress bar on a terminal."""
     console = Console(stderr=True)
-    workers = min(os.cpu_count() or 1, len(tasks) // 4)
+    workers = min(cores(), len(tasks) // 4)
     show = partial(
         track, description="Generating CT", total=len(tasks), console=console, disable=not console.is_terminal
     )

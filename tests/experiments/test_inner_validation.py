@@ -1,10 +1,12 @@
 """Rows by their inner validation, against the files of the runs read another way."""
 
 import csv
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from lesionseg.cli import main
@@ -36,6 +38,19 @@ def test_the_last_validation_counts(root):
         assert int(values[5]) == float(last["val/lesions_n"])
     figures = [float(values[0]) for values in rows.values()]
     assert figures == sorted(figures, reverse=True)
+
+
+def test_an_inner_validation_without_a_lesion_is_told(root, tmp_path):
+    shutil.copytree(root, tmp_path / "finetune")
+    log = tmp_path / "finetune" / "baseline" / "fold0-seed0" / "metrics.csv"
+    table = pd.read_csv(log)
+    table["val/lesions_n"] = table["val/lesions_n"].where(table["val/lesions_n"].isna(), 0)
+    table[["val/accuracy_all", "val/success_rate"]] = float("nan")
+    table.to_csv(log, index=False)
+    refused = printed(tmp_path / "finetune")
+    assert refused.returncode == 2
+    expected = "expected an inner validation with lesions; got none; set another data.split_seed"
+    assert refused.stderr == f"lesionseg: wrong input: {log}: {expected}\n"
 
 
 def test_a_folder_without_runs_is_refused(tmp_path):

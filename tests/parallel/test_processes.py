@@ -9,6 +9,7 @@ import pytest
 
 from lesionseg import parallel
 from lesionseg.errors import InputError
+from lesionseg.machine import cores
 from lesionseg.parallel import each, worker_count
 from lesionseg.parallel.window import without_result
 
@@ -118,7 +119,7 @@ def threads(_: int) -> str:
 
 def test_workers_share_the_cores(at_once, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    assert set(each(threads, range(4), workers=2, title=None)) == {str(max(1, os.cpu_count() // 2))}
+    assert set(each(threads, range(4), workers=2, title=None)) == {str(max(1, cores() // 2))}
 
 
 def test_work_is_done_with_the_collector_on(at_once):

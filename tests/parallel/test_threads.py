@@ -6,8 +6,10 @@ import sys
 
 import pytest
 
+from lesionseg.machine import cores
 
-@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one thread is all there is")
+
+@pytest.mark.skipif(cores() < 2, reason="one thread is all there is")
 @pytest.mark.parametrize("loaded_before", [False, True])
 def test_torch_takes_so_many_threads(loaded_before):
     lines = ["from lesionseg.parallel.threads import limit_threads", "limit_threads(1)", "import torch"]

@@ -184,9 +184,9 @@ def test_same_seed_same_bytes_and_another_seed_another_patient(phantom, tmp_path
 
 
 def test_processes_change_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(write.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(write, "cores", lambda: 2)
     write_phantom(tmp_path / "many", volumes=0, slices=20, size=32, seed=1)
-    monkeypatch.setattr(write.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(write, "cores", lambda: 1)
     write_phantom(tmp_path / "one", volumes=0, slices=20, size=32, seed=1)
     assert digest(tmp_path / "many") == digest(tmp_path / "one")
 

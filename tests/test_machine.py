@@ -1,0 +1,69 @@
+"""CPUs and memory of a job or a container, in the place of those of the machine."""
+
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from lesionseg import cascade_folder, machine
+from lesionseg.machine import cores, free_memory
+from lesionseg.parallel import worker_count
+
+GB = 10**9
+STATISTICS = {2: "anon 5\ninactive_file 1000000000\n", 1: "cache 5\ntotal_inactive_file 1000000000\n"}
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="a process may run on every CPU")
+def test_cores_are_those_of_the_job():
+    script = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); from lesionseg.machine import cores; "
+    script += "from lesionseg.parallel import worker_count; print(cores(), worker_count(None, 100))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "1"]
+    assert cores() == len(os.sched_getaffinity(0))
+
+
+def test_cores_where_no_process_can_be_bound(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    for told, expected in ((6, 6), (None, 1)):
+        monkeypatch.setattr(os, "cpu_count", lambda told=told: told)
+        assert cores() == expected
+        assert worker_count(None, 100) == expected
+
+
+def group(folder, version, limit, used):
+    """Files of a control group."""
+    folder, names = (folder, ("max", "current")) if version == 2 else (
+        folder / "memory", ("limit_in_bytes", "usage_in_bytes"))  # fmt: skip
+    folder.mkdir(exist_ok=True)
+    for name, value in zip(names, (limit, used), strict=True):
+        (folder / f"memory.{name}").write_text(f"{value}\n")
+    (folder / "memory.stat").write_text(STATISTICS[version])
+
+
+@pytest.fixture
+def host(monkeypatch):
+    """A large machine."""
+    monkeypatch.setattr(machine.psutil, "virtual_memory", lambda: SimpleNamespace(available=500 * GB))
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize(("limit", "free"), [(16 * GB, 10 * GB), (3 * GB, 0), (2**63 - 4096, 500 * GB)])
+def test_memory_is_that_of_the_container(tmp_path, host, version, limit, free):
+    """Of 7 GB in use, 1 GB is cache that gives way."""
+    group(tmp_path, version, limit, 7 * GB)
+    assert free_memory(tmp_path) == free
+
+
+def test_memory_without_a_limit_is_that_of_the_machine(tmp_path, host):
+    assert free_memory(tmp_path / "none") == 500 * GB
+    group(tmp_path, 2, "max", 7 * GB)
+    assert free_memory(tmp_path) == 500 * GB
+
+
+def test_a_container_starts_as_many_cascades_as_it_has_memory_for(monkeypatch):
+    monkeypatch.setattr(cascade_folder, "free_memory", lambda: 16 * GB)
+    monkeypatch.setattr("lesionseg.parallel.cores", lambda: 64)
+    on_cpu = SimpleNamespace(how=SimpleNamespace(device=SimpleNamespace(type="cpu")))
+    assert cascade_folder.process_count(None, 100, on_cpu) == 5
