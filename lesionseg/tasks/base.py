@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from lesionseg.data.dataset import Batch, Place, Predicted
+from lesionseg.epoch_means import EpochMeans
 from lesionseg.errors import InputError
 from lesionseg.inputs import InputSpec
 from lesionseg.labels import TARGETS, Target
 from lesionseg.networks import build_unet, parameter_groups, transfer, transferable
-from lesionseg.ranks import over_ranks
 from lesionseg.runs import read_net
 from lesionseg.tasks.l2_sp import PullToStart
 from lesionseg.unet import DECODER_CHANNELS
@@ -96,7 +96,7 @@ class SegmentationTask(pl.LightningModule):
         )
         self.loss = self.configure_loss(loss)
         self.validation_metric, self.test_metric = self.configure_metric(), self.configure_metric()
-        self._losses, self._steps = dict[str, Tensor](), 0
+        self._losses = EpochMeans()
         if channels_last:
             self.net.to(memory_format=torch.channels_last)
         if compile:
@@ -164,22 +164,19 @@ class SegmentationTask(pl.LightningModule):
         if self.pull is not None:
             parts["l2_sp"] = self.pull()
         loss = torch.stack(list(parts.values())).sum()
-        self._note({"loss": loss, **({f"loss_{name}": part for name, part in parts.items()} if len(parts) > 1 else {})})
+        self._losses.note("loss", loss)
+        for name, part in parts.items() if len(parts) > 1 else ():
+            self._losses.note(f"loss_{name}", part)
         return loss
 
     def on_train_epoch_start(self) -> None:
         """Begin the means of the losses. A run that goes on within an epoch does not come here."""
-        self._losses, self._steps = {}, 0
+        self._losses = EpochMeans()
 
     def on_train_epoch_end(self) -> None:
         """Log the losses of the epoch: means over its batches, which are all of one size, and over the processes."""
-        self.log_dict({f"train/{name}": total / self._steps for name, total in self._losses.items()}, sync_dist=True)
-        self._losses, self._steps = {}, 0  # a checkpoint at this end has none
-
-    def _note(self, losses: dict[str, Tensor]) -> None:
-        """Add up the losses of a step: what `self.log` would do, at a fraction of its cost."""
-        self._losses = {name: self._losses.get(name, 0) + value.detach() for name, value in losses.items()}
-        self._steps += 1
+        self.log_dict({f"train/{name}": mean for name, mean in self._losses.means().items()}, sync_dist=True)
+        self._losses = EpochMeans()  # a checkpoint at this end has none
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Named parts of the loss of a batch, the same ones for every batch."""
@@ -225,11 +222,11 @@ class SegmentationTask(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Plain data that says how to build the net again and how to feed it; the losses of an epoch in its midst."""
         checkpoint["lesionseg"] = self.description
-        checkpoint["losses"] = self._steps, over_ranks(self.trainer, self._losses)
+        checkpoint["losses"] = self._losses.state(self.trainer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the losses of the epoch."""
-        self._steps, self._losses = checkpoint["losses"]
+        self._losses = EpochMeans(checkpoint["losses"])
 
     def predict_slices(self, batch: Batch) -> list[Tensor]:
         """Class indices of each slice of a batch on its own grid, uint8 (H, W)."""
