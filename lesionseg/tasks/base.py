@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ class SegmentationTask(pl.LightningModule):
         encoder_weights: `imagenet`, a local file, or None.
         decoder_channels: channels of the five decoder blocks, deep to shallow.
         deep_supervision: the loss also on outputs at decoder strides 8, 4 and 2 (`lesionseg.unet`).
-        loss: name of a loss in `losses()`.
+        loss: a name that `configure_loss` knows.
         lr: learning rate, constant (warm restarts would confound the freezing).
         weight_decay: of AdamW.
         weights: run folder whose net is the start of this one; None: none.
@@ -123,9 +123,9 @@ class SegmentationTask(pl.LightningModule):
     def update_metric(self, metric: Metric, predicted: Tensor, reference: Tensor, place: Place) -> None:
         """Add one slice, class indices (H, W) each, to a metric."""
 
-    @abstractmethod
     def figures(self, metric: Metric) -> dict[str, float]:
         """Named figures of a metric that has seen its slices."""
+        return {name: float(value) for name, value in metric.compute().items()}
 
     def check_start(self) -> None:
         """Refuse, before anything is trained, weights that do not fit this net.
@@ -240,6 +240,13 @@ class SegmentationTask(pl.LightningModule):
     def _collect(self, predicted: Sequence[Tensor], batch: Batch, metric: Metric) -> None:
         for plane, reference, place in zip(predicted, batch.references, batch.places, strict=True):
             self.update_metric(metric, plane, reference, place)
+
+
+def loss_named(name: str, losses: Mapping[str, Callable[[], nn.Module]]) -> nn.Module:
+    """The loss that `model.loss` names, of those that a task has; `InputError` where it has none of this name."""
+    if name not in losses:
+        raise InputError("model.loss", expected=" or ".join(losses), got=name, remedy="name one of these")
+    return losses[name]()
 
 
 def refuse_negative(**values: float) -> None:
