@@ -217,7 +217,9 @@ class SegmentationTask(pl.LightningModule):
         groups = parameter_groups(self.net, self.lr, self.weight_decay)
         groups = groups if self.pull is None else self.pull.without_decay(groups)
         # On a CPU in one pass over each tensor; on a GPU torch's own choice, which can clip gradients under 16-mixed.
-        return torch.optim.AdamW(groups, fused=True if self.device.type == "cpu" else None)
+        optimizer = torch.optim.AdamW(groups, fused=True if self.device.type == "cpu" else None)
+        optimizer.register_load_state_dict_pre_hook(_fused_as_here)
+        return optimizer
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Plain data that says how to build the net again and how to feed it; the losses of an epoch in its midst."""
@@ -240,6 +242,14 @@ class SegmentationTask(pl.LightningModule):
     def _collect(self, predicted: Sequence[Tensor], batch: Batch, metric: Metric) -> None:
         for plane, reference, place in zip(predicted, batch.references, batch.places, strict=True):
             self.update_metric(metric, plane, reference, place)
+
+
+def _fused_as_here(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """A state to be loaded, fused as the optimizer is that loads it: another kind of device may have saved it.
+
+    Before it is loaded, as torch then puts the step counts where a fused optimizer, or another, needs them.
+    """
+    return {**state, "param_groups": [{**g, "fused": optimizer.defaults["fused"]} for g in state["param_groups"]]}
 
 
 def loss_named(name: str, losses: Mapping[str, Callable[[], nn.Module]]) -> nn.Module:
