@@ -258,6 +258,7 @@ PEER_SCHEDULES := $(SCHEDULES) l2_sp crop_classifier
 # Fewer of them, e.g. NEIGHBOURS='finetuning_scheduler nnunet'
 NEIGHBOURS :=
 PEERS = $(BIN)/python experiments/peers/run.py $(1)/peers --pretraining $(1)/pretrain/lesion --jobs $(JOBS) \
+  $(if $(PLACED),--placed "$(PLACED)") \
   $(if $(NEIGHBOURS),--neighbours $(NEIGHBOURS)) $(if $(AGAINST),--against $(AGAINST)) --folds $(FOLDS) --seeds $(SEEDS)
 
 .venv/.%: .venv/.ready requirements-%.lock

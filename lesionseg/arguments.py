@@ -67,7 +67,10 @@ def _add_prepare(verb: argparse.ArgumentParser) -> None:
         "table", type=Path, metavar="slices.csv", help="columns patient_id,image,mask and optionally lesion_type,"
         "liver_mask,spacing_mm,window_low_hu,window_high_hu",
     )  # fmt: skip
-    slices.add_argument("--liver", type=Path, metavar="RUN", help="liver net for a table without liver_mask")
+    slices.add_argument(
+        "--liver", type=Path, metavar="RUN",
+        help="liver net for a table without liver_mask; on a GPU where there is one, then in one process by default",
+    )  # fmt: skip
     _add_labels(slices)
     _add_store(slices)
 

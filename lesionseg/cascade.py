@@ -54,12 +54,8 @@ class Cascade:
     """
 
     def __init__(self, model: Model, *, device: str = "auto", batch_size: int | None = None, tta: bool = False) -> None:
-        where = _device(device)
-        if batch_size is None:
-            batch_size = CPU_BATCH if where.type == "cpu" else GPU_BATCH
-        if batch_size < 1:
-            raise InputError("batch size", expected="1 or more", got=str(batch_size), remedy="leave it out")
-        self.model, self.how = model, Pass(where, batch_size, tta)
+        self.model, self.how = model, pass_on(device, batch_size, tta)
+        where = self.how.device
         if where.type == "cpu":
             keep_freed_memory()
         layout = torch.channels_last  # an eighth faster on a CPU
@@ -195,7 +191,9 @@ class Cascade:
 
 @dataclass
 class LiverPredictor:
-    """Finds the liver of a scan with the liver net of a run. Picklable: each process loads the net once.
+    """Finds the liver of a scan with the liver net of a run, on a GPU where there is one.
+
+    Picklable: each process loads the net once.
 
     Raises:
         InputError: the run is not a finished one of a liver net, or is of generated CT while the scan is not.
@@ -216,16 +214,26 @@ class LiverPredictor:
         if self.generated and not scan.generated:
             raise InputError(self.run, expected="a liver net trained on real CT", got="one trained on the phantom",
                              remedy="make pretrain LITS=/path/to/LiTS")  # fmt: skip
-        net, spec = _liver_net(self.run, self.identity)
-        liver = predict_liver(net, spec, canonical(scan.hu, scan.affine), Thresholds().liver)
+        net, spec, how = _liver_net(self.run, self.identity)
+        liver = predict_liver(net, spec, canonical(scan.hu, scan.affine), Thresholds().liver, how=how)
         return np.ascontiguousarray(from_canonical(clean_liver(liver), scan.affine))
 
 
 @lru_cache(maxsize=1)
-def _liver_net(run: Path, identity: str) -> tuple[nn.Module, InputSpec]:
-    """That of a run whose weights have the hash `identity`."""
-    net = Net.from_run(run)
-    return net.build(), net.spec
+def _liver_net(run: Path, identity: str) -> tuple[nn.Module, InputSpec, Pass]:
+    """That of a run whose weights have the hash `identity`, and how slices go through it."""
+    net, how = Net.from_run(run), pass_on()
+    return net.build().to(how.device), net.spec, how
+
+
+def pass_on(device: str = "auto", batch_size: int | None = None, mirror: bool = False) -> Pass:
+    """How slices go through nets on a device; `Cascade` says what device and batch size are, and what is refused."""
+    where = _device(device)
+    if batch_size is None:
+        batch_size = CPU_BATCH if where.type == "cpu" else GPU_BATCH
+    if batch_size < 1:
+        raise InputError("batch size", expected="1 or more", got=str(batch_size), remedy="leave it out")
+    return Pass(where, batch_size, mirror)
 
 
 def least_voxels(thresholds: Thresholds, scan: Scan) -> float:

@@ -94,9 +94,11 @@ def _prepare_slices(options: argparse.Namespace) -> None:
     predict = None
     if options.liver is not None:
         with collector_at_rest():
-            from lesionseg.cascade import LiverPredictor
+            from lesionseg.cascade import LiverPredictor, pass_on
 
         predict = LiverPredictor(options.liver)
+        if options.workers is None and pass_on().device.type != "cpu":
+            options.workers = 1  # as in `segment`: each process would hold the net on the GPU
     sources = slices.cases(
         options.table, labels=options.labels, groups=options.groups, exclude=options.exclude, predict_liver=predict
     )

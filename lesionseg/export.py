@@ -13,8 +13,9 @@ import numpy as np
 import yaml
 
 from lesionseg.calibration import TypedLesion, calibrate, true_types
-from lesionseg.cascade import least_voxels
-from lesionseg.data.store import CaseRecord, Store
+from lesionseg.cascade import least_voxels, pass_on
+from lesionseg.data.records import CaseRecord
+from lesionseg.data.store import Store
 from lesionseg.errors import InputError, printable
 from lesionseg.grid import SHARED, SHARED_STARTS, read_grid
 from lesionseg.inference import lesion_ids, predict_lesions
@@ -205,14 +206,15 @@ def _held_out_lesions(
 
     A predicted lesion that touches no reference lesion has no true type.
     """
-    built, target = net.build(), TARGETS[net.description["target"]]
+    how, target = pass_on(), TARGETS[net.description["target"]]
+    built = net.build().to(how.device)
     typed: list[TypedLesion] = []
     predicted = 0
     for record in cases:
         if record.liver_box is None:
             continue
         scan, labels = store.scan(record.case_id), np.asarray(store.labels(record.case_id))
-        found = predict_lesions([built], net.spec, scan.hu, record.liver_slices, record.liver_box)
+        found = predict_lesions([built], net.spec, scan.hu, record.liver_slices, record.liver_box, how=how)
         least = least_voxels(thresholds, scan)
         inside = (lesion_ids(found.classes > LIVER, least) > 0) & is_liver(labels)
         ids = lesion_ids(inside, least)

@@ -17,7 +17,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from lesionseg.labels import is_liver
-from lesionseg.lesions import FIRST_TYPE, MIN_OVERLAP, Counts, FalsePositive, LesionMatch, SliceFigures, compare_slice
+from lesionseg.lesions import FIRST_TYPE, Counts, FalsePositive, LesionMatch, SliceFigures, compare_slice
 
 _REFERENCE, _FALSE_POSITIVE = 0, 1
 #: Columns of the slice table before the counts: key, reference lesions, false positives.
@@ -78,22 +78,16 @@ class LesionFigures(_RowMetric):
     lesion_table: list[Tensor]
     _figures: dict[int, SliceFigures]  # from `compute` on
 
-    def __init__(self, lesion_types: Sequence[str], min_overlap: float = MIN_OVERLAP) -> None:
+    def __init__(self, lesion_types: Sequence[str]) -> None:
         """Compare class maps whose classes 2, 3, … are `lesion_types`."""
         super().__init__({"slice_table": _SLICE_HEAD + 3 * (1 + len(lesion_types)), "lesion_table": _LESION_COLUMNS})
-        self.lesion_types, self.min_overlap = tuple(lesion_types), min_overlap
+        self.lesion_types = tuple(lesion_types)
 
-    def update(
-        self,
-        predicted: ClassMap | Sequence[ClassMap],
-        reference: ClassMap | Sequence[ClassMap],
-        slice_key: int | Sequence[int],
-    ) -> None:
-        """Add one slice, or several: class indices (H, W) each, and a whole number that tells slices apart."""
-        for p, r, key in _listed(predicted, reference, slice_key):
-            figures = compare_slice(_array(p), _array(r), len(self.lesion_types), self.min_overlap)
-            self._append("slice_table", [_slice_row(figures, key)])
-            self._append("lesion_table", _lesion_rows(figures, key))
+    def update(self, predicted: ClassMap, reference: ClassMap, slice_key: int) -> None:
+        """Add a slice: class indices (H, W) each, and a whole number that tells slices apart."""
+        figures = compare_slice(_array(predicted), _array(reference), len(self.lesion_types))
+        self._append("slice_table", [_slice_row(figures, slice_key)])
+        self._append("lesion_table", _lesion_rows(figures, slice_key))
 
     def compute(self) -> dict[str, float]:
         """The figures over all slices, each slice once; a figure that is nowhere defined is NaN.
@@ -194,19 +188,11 @@ class LiverDice(_RowMetric):
         """Any class index from 1 up is liver: lesions belong to it."""
         super().__init__({"liver_table": 5})
 
-    def update(
-        self,
-        predicted: ClassMap | Sequence[ClassMap],
-        reference: ClassMap | Sequence[ClassMap],
-        case_key: int | Sequence[int],
-        slice_index: int | Sequence[int],
-    ) -> None:
-        """Add one slice of a case, or several: class indices (H, W) each, whole numbers for the case and the slice."""
-        slices = [slice_index] if isinstance(slice_index, int) else slice_index
-        for (p, r, case), index in zip(_listed(predicted, reference, case_key), slices, strict=True):
-            a, b = is_liver(_array(p)), is_liver(_array(r))
-            counts = [int(np.count_nonzero(mask)) for mask in (a & b, a, b)]
-            self._append("liver_table", [[case, int(index), *counts]])
+    def update(self, predicted: ClassMap, reference: ClassMap, case_key: int, slice_index: int) -> None:
+        """Add a slice of a case: class indices (H, W) each, whole numbers for the case and the slice."""
+        a, b = is_liver(_array(predicted)), is_liver(_array(reference))
+        counts = [int(np.count_nonzero(mask)) for mask in (a & b, a, b)]
+        self._append("liver_table", [[case_key, slice_index, *counts]])
 
     def case_rows(self) -> list[Row]:
         """Rows `case_key, dice` by case key; NaN where neither holds liver; call it as `LesionFigures.slice_rows`."""
@@ -246,16 +232,6 @@ def _figures_from_rows(row: np.ndarray, lesions: np.ndarray) -> SliceFigures:
         else:
             extras.append(FalsePositive(predicted_type, area_px))
     return SliceFigures(merged, tuple(types), tuple(matches), tuple(extras))
-
-
-def _listed(
-    predicted: ClassMap | Sequence[ClassMap], reference: ClassMap | Sequence[ClassMap], key: int | Sequence[int]
-) -> Iterator[tuple[ClassMap, ClassMap, int]]:
-    """One slice or several, as several. A key may be a number, a list or a tensor of numbers."""
-    if isinstance(key, int):
-        yield from zip([predicted], [reference], [key], strict=True)
-    else:
-        yield from zip(predicted, reference, (int(k) for k in key), strict=True)
 
 
 def _array(class_map: ClassMap) -> np.ndarray:

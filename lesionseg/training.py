@@ -7,7 +7,8 @@ import re
 import signal
 import sys
 import warnings
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,6 +28,12 @@ _SMALL_TALK = re.compile(
     r"(\[rank: \d+\] )?"
     "(Seed set|GPU available|TPU available|💡|`Trainer.fit` stopped|Restor|You are using a CUDA)"
 )
+#: Who says it, and what is warned of whatever the run.
+_TALKATIVE = ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.seed")
+_NO_WARNING = ("The number of training batches", "The '.*_dataloader' does not have many workers", "isinstance",
+               "Total length of `list`", "Experiment logs directory", "Checkpoint directory",
+               "You're resuming from a checkpoint that ended before",
+               "It is recommended to use `self.log", "The `srun` command is available")  # fmt: skip
 
 
 def run(args: list[str]) -> int:
@@ -35,8 +42,11 @@ def run(args: list[str]) -> int:
     Raises:
         ChildProcessError: a process that reads slices was killed.
     """
-    sys.argv = [sys.argv[0], *args]  # Lightning starts the other ranks with the command line of this one
-    _quieten()
+    with _command_line(args), _quiet():
+        return _run(args)
+
+
+def _run(args: list[str]) -> int:
     try:
         with ExitStack() as ending:
             RunCLI(args, ending)
@@ -80,13 +90,34 @@ def _unraisable(told: UnraisableHookArgs) -> None:
         sys.__unraisablehook__(told)
 
 
-def _quieten() -> None:
+@contextmanager
+def _command_line(args: list[str]) -> Iterator[None]:
+    """Lightning starts the other ranks with the command line of this one."""
+    before = sys.argv
+    sys.argv = [before[0], *args]
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
     """Silence what Lightning, W&B and torch say that a user of this package can do nothing about."""
-    sys.unraisablehook = _unraisable
-    for message in ("The number of training batches", "The '.*_dataloader' does not have many workers", "isinstance",
-                    "Total length of `list`", "Experiment logs directory", "Checkpoint directory",
-                    "You're resuming from a checkpoint that ended before",
-                    "It is recommended to use `self.log", "The `srun` command is available"):  # fmt: skip
-        warnings.filterwarnings("ignore", message=f".*{message}")
-    for name in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.seed"):
-        logging.getLogger(name).addFilter(lambda record: not _SMALL_TALK.match(record.getMessage()))
+    hook, loggers = sys.unraisablehook, [logging.getLogger(name) for name in _TALKATIVE]
+    with warnings.catch_warnings():
+        for message in _NO_WARNING:
+            warnings.filterwarnings("ignore", message=f".*{message}")
+        for logger in loggers:
+            logger.addFilter(_worth_saying)
+        sys.unraisablehook = _unraisable
+        try:
+            yield
+        finally:
+            sys.unraisablehook = hook
+            for logger in loggers:
+                logger.removeFilter(_worth_saying)
+
+
+def _worth_saying(record: logging.LogRecord) -> bool:
+    return not _SMALL_TALK.match(record.getMessage())

@@ -15,7 +15,7 @@ FLOORS: list[set[str]] = [
     {"arguments", "lesions", "measurements", "variance", "crops", "networks", "schedules", "runs", "ranks", "phantom",
      "figures", "schedule_figure", "parallel"},
     {"segmentation", "metrics", "model_net", "results", "run_folder", "inference", "calibration", "matching", "pacing",
-     "burned_in", "implant"},
+     "burned_in", "implant", "epoch_means"},
     {"formats", "model", "findings", "command_line"},
     {"data", "cascade", "grid", "report", "statistics", "studies", "wording"},
     {"tasks", "callbacks", "significance", "ranking", "grid_basis", "run_identity", "study_folder", "deliver",

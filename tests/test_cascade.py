@@ -15,10 +15,11 @@ import pytest
 import torch
 from scipy import ndimage
 
+from lesionseg import cascade as cascade_module
 from lesionseg.boxes import liver_box
-from lesionseg.cascade import Cascade, LiverPredictor
+from lesionseg.cascade import GPU_BATCH, Cascade, LiverPredictor
 from lesionseg.errors import InputError
-from lesionseg.inference import lesion_ids
+from lesionseg.inference import Pass, lesion_ids
 from lesionseg.inputs import InputSpec, paste, resize
 from lesionseg.labels import LESION_IDS
 from lesionseg.networks import build_unet
@@ -147,6 +148,19 @@ def test_a_net_of_generated_ct_serves_generated_ct_only(run):
     with pytest.raises(InputError, match="liver net trained on real CT"):
         predict(scan)
     assert predict(replace(scan, generated=True)).shape == scan.hu.shape
+
+
+def test_the_liver_is_looked_for_on_a_gpu_where_there_is_one(run, monkeypatch):
+    seen, scan = [], Scan(noise((1, SIZE, SIZE)), "scan")
+
+    def predicted(net, spec, hu, threshold, how):
+        seen.append((how, {parameter.device.type for parameter in net.parameters()}))
+        return np.ones(hu.shape, dtype=bool)
+
+    monkeypatch.setattr(cascade_module, "_device", {"auto": torch.device("meta")}.__getitem__)
+    monkeypatch.setattr(cascade_module, "predict_liver", predicted)
+    assert LiverPredictor(run)(scan).shape == scan.hu.shape
+    assert seen == [(Pass(torch.device("meta"), GPU_BATCH), {"meta"})]
 
 
 # ---- the whole cascade ----

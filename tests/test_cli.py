@@ -6,12 +6,14 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from lesionseg import __version__, cli
 from lesionseg.cli import main
 from lesionseg.data.store import Store
 from lesionseg.errors import InputError
+from lesionseg.inference import Pass
 
 VERBS = ("phantom", "prepare", "check", "fit", "validate", "test", "compare", "export", "segment", "implant")
 
@@ -189,6 +191,18 @@ def test_a_liver_net_that_is_not_there_is_refused(table, tmp_path, capsys):
     assert main(args) == 2
     assert "expected a run folder; got no such folder" in capsys.readouterr().err
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("device", "more", "workers"), [("cpu", (), None), ("meta", (), 1), ("meta", ("--workers", "2"), 2)]
+)
+def test_one_process_prepares_where_the_liver_net_has_a_gpu(table, tmp_path, monkeypatch, device, more, workers):
+    seen = []
+    monkeypatch.setattr("lesionseg.cascade.LiverPredictor", lambda run: None)
+    monkeypatch.setattr("lesionseg.cascade.pass_on", lambda: Pass(torch.device(device)))
+    monkeypatch.setattr("lesionseg.data.prepare.prepare", lambda *_, **options: seen.append(options["workers"]))
+    assert main(["prepare", "slices", str(table), "-o", str(tmp_path / "store"), "--liver", "run", *more]) == 0
+    assert seen == [workers]
 
 
 def test_check_finds_wrong_input(table, tmp_path, capsys):

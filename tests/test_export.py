@@ -26,6 +26,7 @@ from lesionseg.data.prepare import prepare
 from lesionseg.data.store import Store
 from lesionseg.errors import InputError
 from lesionseg.export import ENSEMBLE, OPTIMISTIC, best_runs, export
+from lesionseg.inference import Lesions, Pass
 from lesionseg.inputs import InputSpec, paste, resize
 from lesionseg.labels import LESION_TYPES, is_liver
 from lesionseg.model import MODEL_FILE, Model
@@ -240,6 +241,19 @@ def test_the_votes_are_those_of_training_s_own_path(model, made, store):
     assert record["before"]["brier"] == pytest.approx(brier_score_loss(types, votes, labels=[0, 1, 2]), abs=2e-4)
     assert [part["part"] for part in record["parts"]] == ["fold 0", "fold 1", "fold 2"]
     assert record["note"] == ENSEMBLE
+
+
+def test_the_votes_are_collected_on_a_gpu_where_there_is_one(made, tmp_path, monkeypatch):
+    seen, how = set(), Pass(torch.device("meta"), 8)
+
+    def predicted(nets, spec, hu, slices, box, how):
+        seen.add((how, *(parameter.device.type for net in nets for parameter in net.parameters())))
+        return Lesions(np.zeros(hu.shape, np.uint8), np.zeros(0, np.int64), np.zeros((0, 3), np.float32), None)
+
+    monkeypatch.setattr("lesionseg.export.pass_on", lambda: how)
+    monkeypatch.setattr("lesionseg.export.predict_lesions", predicted)
+    export(made / "liver", [made / "fold0"], tmp_path / "model")
+    assert [set(each) for each in seen] == [{how, "meta"}]
 
 
 def test_no_other_temperature_is_better_in_the_cascade_itself(made, store, tmp_path):

@@ -2,12 +2,14 @@
 
 import contextlib
 import json
+import logging
 import math
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from lesionseg.callbacks import checkpoints, guards
 from lesionseg.callbacks.guards import ENDING
 from lesionseg.cli import main
 from lesionseg.data.store import Store
+from lesionseg.errors import InputError
 from lesionseg.request import done_in
 from lesionseg.results import read_run
 from lesionseg.run_folder import WRITTEN, claimed, held_run, set_aside
@@ -706,8 +709,6 @@ def test_a_reader_that_ends_later_cannot_raise_once_more(monkeypatch):
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
 
     before = signal.getsignal(signal.SIGCHLD)
-    monkeypatch.setattr(sys, "argv", sys.argv)
-    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     monkeypatch.setattr(training, "RunCLI", killed)
     try:
         with pytest.raises(ChildProcessError, match="a process that reads the slices was killed"):
@@ -715,6 +716,34 @@ def test_a_reader_that_ends_later_cannot_raise_once_more(monkeypatch):
         os.kill(os.getpid(), signal.SIGCHLD)
     finally:
         signal.signal(signal.SIGCHLD, before)
+
+
+def state_of_the_process():
+    """Command line, hook, and how many filters there are of warnings and of what Lightning says."""
+    loggers = [logging.getLogger(name) for name in training._TALKATIVE]
+    return list(sys.argv), sys.unraisablehook, len(warnings.filters), [len(logger.filters) for logger in loggers]
+
+
+@pytest.mark.parametrize("error", [None, InputError("x", expected="y", got="z", remedy="w"), KeyboardInterrupt()])
+def test_a_run_is_quiet_and_leaves_the_process_as_it_was(monkeypatch, error):
+    seen = []
+
+    def cli(args, ending):
+        seen.append(state_of_the_process())
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr(training, "RunCLI", cli)
+    before = state_of_the_process()
+    for _ in range(3):
+        with contextlib.nullcontext() if error is None else pytest.raises(type(error)):
+            training.run(["fit", "--quickly"])
+    assert state_of_the_process() == before
+    assert seen == [seen[0]] * 3
+    argv, hook, warned, said = seen[0]
+    assert (argv[1:], hook) == (["fit", "--quickly"], training._unraisable)
+    assert warned == before[2] + len(training._NO_WARNING)
+    assert said == [number + 1 for number in before[3]]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Our rows and the neighbours on the same cells, each training measured; then the table of them all.
 
 Usage: run.py OUT --pretraining RUN --schedules NAME ... [--neighbours NAME ...] [--folds N] [--seeds N ...] [--jobs N]
-              [--against ROW] -- OPTION ...
+              [--against ROW] [--placed 'WORD ...'] -- OPTION ...
     OUT: takes rows/ROW/foldK-seedS, logs/, nnunet/ and table.md
     OPTION: what `lesionseg fit` is told of every cell: profile, store, epochs
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -143,8 +144,8 @@ def _peer(script: str, run: Path, folder: Path, *more: object, rests_on: Sequenc
     return Job(folder, [sys.executable, HERE / script, run, folder, *more], [*sources, run, *rests_on])
 
 
-def measure(job: Job, log: Path, threads: int) -> float:
-    """Run a job and leave what it cost in its folder; returns its seconds.
+def measure(job: Job, log: Path, threads: int, placed: Sequence[str] = ()) -> float:
+    """Run a job, behind the words that give it GPUs of its own, and leave what it cost in its folder: its seconds.
 
     Raises:
         RuntimeError: it failed; its log is named.
@@ -154,7 +155,7 @@ def measure(job: Job, log: Path, threads: int) -> float:
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     began = time.perf_counter()
     with log.open("w") as file:
-        process = subprocess.Popen([str(w) for w in job.command], stdout=file, stderr=file, env=environment)
+        process = subprocess.Popen([*placed, *(str(w) for w in job.command)], stdout=file, stderr=file, env=environment)
         _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
@@ -166,14 +167,14 @@ def measure(job: Job, log: Path, threads: int) -> float:
     return wall_s
 
 
-def run_all(jobs: Sequence[Job], out: Path, side_by_side: int) -> None:
+def run_all(jobs: Sequence[Job], out: Path, side_by_side: int, placed: Sequence[str] = ()) -> None:
     """Run what is not done, so many at a time; the first failure ends it when those that run have ended."""
     threads = max(cores() // side_by_side, 1)
     waiting = [job for job in jobs if not job.done]
 
     def run(job: Job) -> None:
         name = f"{job.folder.parent.name}-{job.folder.name}"
-        seconds = measure(job, out / "logs" / f"{name}.log", threads)
+        seconds = measure(job, out / "logs" / f"{name}.log", threads, placed)
         print(f"{name}: {seconds:.0f} s", flush=True)
 
     with ThreadPoolExecutor(side_by_side) as pool:
@@ -197,17 +198,18 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--against", default=STAND_IN)
+    parser.add_argument("--placed", type=shlex.split, default=[], help="words before each training")
     words = sys.argv[1:]
     end = words.index("--") if "--" in words else len(words)
     given = vars(parser.parse_args(words[:end]))
-    side_by_side, against = given.pop("jobs"), given.pop("against")
+    side_by_side, against, placed = (given.pop(name) for name in ("jobs", "against", "placed"))
     if STAND_IN not in given["schedules"]:
         parser.error(f"--schedules must name {STAND_IN}, whose cells the neighbours take the place of")
     plan = Plan(**given, fit_options=words[end + 1 :])
     try:
         for stage in (plan.ours, lambda: plan.nnunet_data() + plan.lightning(), plan.nnunet_from_scratch,
                       plan.nnunet_finetuned):  # fmt: skip
-            run_all(stage(), plan.out, side_by_side)
+            run_all(stage(), plan.out, side_by_side, placed)
     except RuntimeError as error:
         sys.exit(f"peers: {error}")
     except KeyboardInterrupt:

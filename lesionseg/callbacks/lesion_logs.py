@@ -14,7 +14,7 @@ import wandb
 from torch import Tensor
 
 from lesionseg.boxes import Box
-from lesionseg.callbacks.loggers import log_figures, told_to_wandb, wandb_run
+from lesionseg.callbacks.loggers import log_figures, told_to_wandb, validates_training, wandb_run
 from lesionseg.callbacks.results import lesion_id, lesion_table
 from lesionseg.data.dataset import Batch
 from lesionseg.inputs import paste, resize
@@ -45,7 +45,7 @@ class LesionLogs(pl.Callback):
     ) -> None:
         """Note, for W&B alone, how probable each type is for each lesion, where the pixels have scores of types."""
         metric, data = pl_module.get_submodule("validation_metric"), trainer.datamodule  # type: ignore[attr-defined]
-        if outputs["scores"] is None or trainer.state.fn != "fit" or not isinstance(metric, LesionFigures):
+        if outputs["scores"] is None or not validates_training(trainer) or not isinstance(metric, LesionFigures):
             return
         if not told_to_wandb(trainer):
             return
@@ -58,7 +58,7 @@ class LesionLogs(pl.Callback):
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Before the task resets its metric; what W&B is told is gathered from all processes."""
         metric = pl_module.get_submodule("validation_metric")
-        if trainer.state.fn != "fit" or not isinstance(metric, LesionFigures):
+        if not validates_training(trainer) or not isinstance(metric, LesionFigures):
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
         table = lesion_table(metric, data, data.validation)

@@ -93,8 +93,15 @@ def log_figures(trainer: pl.Trainer, figures: Mapping[str, float]) -> None:
 
     `self.log` keeps and reduces each figure by itself, which takes longer than to work most of them out.
     """
+    if trainer.sanity_checking:  # no figure of the run, and of a step before its first
+        return
     for logger in trainer.loggers:
         logger.log_metrics({**figures, "epoch": trainer.current_epoch}, step=trainer.global_step - 1)
+
+
+def validates_training(trainer: pl.Trainer) -> bool:
+    """Whether a validation is one of a training: neither that of `validate` nor the sanity check before a training."""
+    return trainer.state.fn == "fit" and not trainer.sanity_checking
 
 
 def told_to_wandb(trainer: pl.Trainer) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 import pytorch_lightning as pl
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lesionseg.callbacks.loggers import log_figures
-from lesionseg.ranks import over_ranks
+from lesionseg.epoch_means import EpochMeans
 
 
 class LossParts(pl.Callback):
@@ -23,8 +22,7 @@ class LossParts(pl.Callback):
     """
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._calls = Counter[str]()
+        self._parts = EpochMeans()
         self._hooks: list[RemovableHandle] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -35,28 +33,27 @@ class LossParts(pl.Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin anew."""
-        self._sums, self._calls = {}, Counter()
+        self._parts = EpochMeans()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the means over the batches, which are all of one size, and over the processes."""
-        if len(self._sums) > 1:
-            means = torch.stack([total / self._calls[name] for name, total in self._sums.items()])
-            means = trainer.strategy.reduce(means, reduce_op="mean")
-            names = [f"train/loss_{name}" for name in self._sums]
+        parts = self._parts.means()
+        if len(parts) > 1:
+            means = trainer.strategy.reduce(torch.stack(list(parts.values())), reduce_op="mean")
+            names = [f"train/loss_{name}" for name in parts]
             log_figures(trainer, dict(zip(names, means.tolist(), strict=True)))
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """The parts of an epoch in its midst."""
-        checkpoint["loss_parts"] = dict(self._calls), over_ranks(trainer, self._sums)
+        checkpoint["loss_parts"] = self._parts.state(trainer)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Go on with those of the epoch."""
-        calls, self._sums = checkpoint["loss_parts"]
-        self._calls = Counter(calls)
+        self._parts = EpochMeans(checkpoint["loss_parts"])
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Listen no longer."""
@@ -69,7 +66,6 @@ class LossParts(pl.Callback):
 
     def _listener(self, name: str) -> Any:
         def note(module: nn.Module, inputs: tuple[Tensor, ...], value: Tensor) -> None:
-            self._sums[name] = self._sums[name] + value.detach() if name in self._sums else value.detach().clone()
-            self._calls[name] += 1
+            self._parts.note(name, value)
 
         return note

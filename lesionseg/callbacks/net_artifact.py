@@ -12,8 +12,12 @@ from pytorch_lightning.utilities import rank_zero_info
 from safetensors.torch import save_file
 
 from lesionseg.callbacks.loggers import wandb_run
+from lesionseg.ranks import TIMEOUT
 from lesionseg.reading import first_sentence
 from lesionseg.runs import tensors_sha256
+
+#: The longest that a run waits for W&B to take the net, in seconds: the other ranks wait for the first meanwhile.
+TIMEOUT_S = int(TIMEOUT.total_seconds() / 2)
 
 
 class NetArtifact(pl.Callback):
@@ -49,9 +53,10 @@ class NetArtifact(pl.Callback):
             with tempfile.TemporaryDirectory() as folder:  # its path is neutral, and W&B keeps it
                 artifact = net_artifact(Path(folder), tensors, pl_module.description, sha256)  # type: ignore[arg-type]
                 try:
-                    run.log_artifact(artifact).wait()
+                    run.log_artifact(artifact).wait(timeout=TIMEOUT_S)
                 except Exception as error:
-                    # whatever W&B raises where its process, or the way to its server, is gone: the run is whole without
+                    # whatever W&B raises where its process, or the way to its server, is gone, or takes too long: the
+                    # run is whole without
                     rank_zero_info(f"the net is not in W&B: {first_sentence(error)}")
 
 

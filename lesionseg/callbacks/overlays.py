@@ -11,7 +11,7 @@ import wandb
 
 from lesionseg.boxes import crop
 from lesionseg.burned_in import png, side_by_side
-from lesionseg.callbacks.loggers import wandb_run
+from lesionseg.callbacks.loggers import validates_training, wandb_run
 from lesionseg.callbacks.views import View, views
 from lesionseg.data.dataset import Batch, SliceDataset
 from lesionseg.figures import window
@@ -30,30 +30,29 @@ class Overlays(pl.Callback):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "overlays"
+        self._fixed: list[int] = []
         self._predicted: dict[int, np.ndarray] = {}
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Forget what was predicted in the last validation."""
+        """Forget what was predicted in the last validation, and find the slices, on the process that draws them."""
+        drawn = validates_training(trainer) and trainer.is_global_zero
+        self._fixed = fixed_positions(trainer.datamodule.validation) if drawn else []  # type: ignore[attr-defined]
         self._predicted = {}
 
     def on_validation_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, *_: int
     ) -> None:
         """Keep the class maps of the fixed slices, so that they need not be predicted again."""
-        if trainer.state.fn == "fit":
-            fixed = fixed_positions(trainer.datamodule.validation)  # type: ignore[attr-defined]
-            for place, plane in zip(batch.places, outputs["classes"], strict=True):
-                if place.position in fixed:
-                    self._predicted[place.position] = plane.cpu().numpy()
+        for place, plane in zip(batch.places, outputs["classes"], strict=True):
+            if place.position in self._fixed:
+                self._predicted[place.position] = plane.cpu().numpy()
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """On the first process, while the trainer fits."""
-        if trainer.state.fn != "fit" or not trainer.is_global_zero:
+        """On the process that draws, where there is something to draw."""
+        if not self._fixed:
             return
         part: SliceDataset = trainer.datamodule.validation  # type: ignore[attr-defined]
-        seen = views(trainer, pl_module, part, fixed_positions(part), self._predicted)
-        if not seen:
-            return
+        seen = views(trainer, pl_module, part, self._fixed, self._predicted)
         self.folder.mkdir(parents=True, exist_ok=True)
         sheet = np.concatenate([side_by_side(view.hu, view.reference, view.predicted, view.box) for view in seen])
         path = self.folder / f"epoch-{trainer.current_epoch:03d}.png"

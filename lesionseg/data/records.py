@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import chain
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 import numpy as np
@@ -204,12 +204,3 @@ def _extent(mask: ArrayLike) -> slice:
 
 def _places(mask: ArrayLike) -> tuple[int, ...]:
     return tuple(np.flatnonzero(mask).tolist())
-
-
-def without_nan(value: Any) -> Any:
-    """Plain data for JSON: NaN becomes null."""
-    if isinstance(value, dict):
-        return {key: without_nan(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [without_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value

@@ -24,7 +24,7 @@ import pandas as pd
 from lesionseg import __version__
 from lesionseg.boxes import Box, liver_box
 from lesionseg.cascade_folder import CascadeFolder, fitting_into_memory, process_count
-from lesionseg.data.records import CaseRecord, without_nan
+from lesionseg.data.records import CaseRecord
 from lesionseg.data.store import MANIFEST, Store, array_damage, case_folder
 from lesionseg.errors import InputError, printable
 from lesionseg.evaluation.figures import (
@@ -41,6 +41,7 @@ from lesionseg.evaluation.scoring import (
     SliceTables,
     score_case,
     slice_tables,
+    without_nan,
 )
 from lesionseg.evaluation.text import definitions, markdown, summary
 from lesionseg.formats.nifti_write import write_nifti_labels

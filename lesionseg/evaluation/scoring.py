@@ -16,7 +16,6 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial import KDTree
 
-from lesionseg.data.records import without_nan
 from lesionseg.findings import measure_findings
 from lesionseg.labels import NAMES, UNTYPED_LESION, is_lesion, is_liver
 from lesionseg.lesions import Counts, components
@@ -238,6 +237,15 @@ def _lesion_rows(found: Segmentation, reference: tuple[Finding, ...], overlaps: 
                 "iou": float(ious.max(initial=0)),
                 "partner": paired.get(lesion.id, 0),
             }
+
+
+def without_nan(value: Any) -> Any:
+    """Plain data for JSON: NaN becomes null."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _with_nan(rows: Iterable[dict[str, Any]]) -> tuple[Row, ...]:

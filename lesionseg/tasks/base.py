@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from lesionseg.data.dataset import Batch, Place, Predicted
+from lesionseg.epoch_means import EpochMeans
 from lesionseg.errors import InputError
 from lesionseg.inputs import InputSpec
 from lesionseg.labels import TARGETS, Target
 from lesionseg.networks import build_unet, parameter_groups, transfer, transferable
-from lesionseg.ranks import over_ranks
 from lesionseg.runs import read_net
 from lesionseg.tasks.l2_sp import PullToStart
 from lesionseg.unet import DECODER_CHANNELS
@@ -36,7 +36,7 @@ class SegmentationTask(pl.LightningModule):
         encoder_weights: `imagenet`, a local file, or None.
         decoder_channels: channels of the five decoder blocks, deep to shallow.
         deep_supervision: the loss also on outputs at decoder strides 8, 4 and 2 (`lesionseg.unet`).
-        loss: name of a loss in `losses()`.
+        loss: a name that `configure_loss` knows.
         lr: learning rate, constant (warm restarts would confound the freezing).
         weight_decay: of AdamW.
         weights: run folder whose net is the start of this one; None: none.
@@ -96,7 +96,7 @@ class SegmentationTask(pl.LightningModule):
         )
         self.loss = self.configure_loss(loss)
         self.validation_metric, self.test_metric = self.configure_metric(), self.configure_metric()
-        self._losses, self._steps = dict[str, Tensor](), 0
+        self._losses = EpochMeans()
         if channels_last:
             self.net.to(memory_format=torch.channels_last)
         if compile:
@@ -123,9 +123,9 @@ class SegmentationTask(pl.LightningModule):
     def update_metric(self, metric: Metric, predicted: Tensor, reference: Tensor, place: Place) -> None:
         """Add one slice, class indices (H, W) each, to a metric."""
 
-    @abstractmethod
     def figures(self, metric: Metric) -> dict[str, float]:
         """Named figures of a metric that has seen its slices."""
+        return {name: float(value) for name, value in metric.compute().items()}
 
     def check_start(self) -> None:
         """Refuse, before anything is trained, weights that do not fit this net.
@@ -164,22 +164,19 @@ class SegmentationTask(pl.LightningModule):
         if self.pull is not None:
             parts["l2_sp"] = self.pull()
         loss = torch.stack(list(parts.values())).sum()
-        self._note({"loss": loss, **({f"loss_{name}": part for name, part in parts.items()} if len(parts) > 1 else {})})
+        self._losses.note("loss", loss)
+        for name, part in parts.items() if len(parts) > 1 else ():
+            self._losses.note(f"loss_{name}", part)
         return loss
 
     def on_train_epoch_start(self) -> None:
         """Begin the means of the losses. A run that goes on within an epoch does not come here."""
-        self._losses, self._steps = {}, 0
+        self._losses = EpochMeans()
 
     def on_train_epoch_end(self) -> None:
         """Log the losses of the epoch: means over its batches, which are all of one size, and over the processes."""
-        self.log_dict({f"train/{name}": total / self._steps for name, total in self._losses.items()}, sync_dist=True)
-        self._losses, self._steps = {}, 0  # a checkpoint at this end has none
-
-    def _note(self, losses: dict[str, Tensor]) -> None:
-        """Add up the losses of a step: what `self.log` would do, at a fraction of its cost."""
-        self._losses = {name: self._losses.get(name, 0) + value.detach() for name, value in losses.items()}
-        self._steps += 1
+        self.log_dict({f"train/{name}": mean for name, mean in self._losses.means().items()}, sync_dist=True)
+        self._losses = EpochMeans()  # a checkpoint at this end has none
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Named parts of the loss of a batch, the same ones for every batch."""
@@ -220,16 +217,18 @@ class SegmentationTask(pl.LightningModule):
         groups = parameter_groups(self.net, self.lr, self.weight_decay)
         groups = groups if self.pull is None else self.pull.without_decay(groups)
         # On a CPU in one pass over each tensor; on a GPU torch's own choice, which can clip gradients under 16-mixed.
-        return torch.optim.AdamW(groups, fused=True if self.device.type == "cpu" else None)
+        optimizer = torch.optim.AdamW(groups, fused=True if self.device.type == "cpu" else None)
+        optimizer.register_load_state_dict_pre_hook(_fused_as_here)
+        return optimizer
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Plain data that says how to build the net again and how to feed it; the losses of an epoch in its midst."""
         checkpoint["lesionseg"] = self.description
-        checkpoint["losses"] = self._steps, over_ranks(self.trainer, self._losses)
+        checkpoint["losses"] = self._losses.state(self.trainer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the losses of the epoch."""
-        self._steps, self._losses = checkpoint["losses"]
+        self._losses = EpochMeans(checkpoint["losses"])
 
     def predict_slices(self, batch: Batch) -> list[Tensor]:
         """Class indices of each slice of a batch on its own grid, uint8 (H, W)."""
@@ -243,6 +242,21 @@ class SegmentationTask(pl.LightningModule):
     def _collect(self, predicted: Sequence[Tensor], batch: Batch, metric: Metric) -> None:
         for plane, reference, place in zip(predicted, batch.references, batch.places, strict=True):
             self.update_metric(metric, plane, reference, place)
+
+
+def _fused_as_here(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """A state to be loaded, fused as the optimizer is that loads it: another kind of device may have saved it.
+
+    Before it is loaded, as torch then puts the step counts where a fused optimizer, or another, needs them.
+    """
+    return {**state, "param_groups": [{**g, "fused": optimizer.defaults["fused"]} for g in state["param_groups"]]}
+
+
+def loss_named(name: str, losses: Mapping[str, Callable[[], nn.Module]]) -> nn.Module:
+    """The loss that `model.loss` names, of those that a task has; `InputError` where it has none of this name."""
+    if name not in losses:
+        raise InputError("model.loss", expected=" or ".join(losses), got=name, remedy="name one of these")
+    return losses[name]()
 
 
 def refuse_negative(**values: float) -> None:

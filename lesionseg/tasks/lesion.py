@@ -8,9 +8,8 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from lesionseg.data.dataset import Place
-from lesionseg.errors import InputError
 from lesionseg.metrics import LesionFigures
-from lesionseg.tasks.base import SegmentationTask
+from lesionseg.tasks.base import SegmentationTask, loss_named
 
 #: Class weights of the reference code: background, liver, then 1 for every lesion class.
 REFERENCE_WEIGHTS = (0.0005, 0.05)
@@ -30,9 +29,7 @@ class LesionTask(SegmentationTask):
             "weighted_ce": lambda: WeightedCrossEntropy(classes),
             "dice_ce": lambda: WeightedDiceCrossEntropy(classes),
         }
-        if name not in losses:
-            raise InputError("model.loss", expected=" or ".join(losses), got=name, remedy="name one of these")
-        return losses[name]()
+        return loss_named(name, losses)
 
     def configure_metric(self) -> Metric:
         """Dice1, Dice2 and the lesion-wise figures."""
@@ -41,10 +38,6 @@ class LesionTask(SegmentationTask):
     def update_metric(self, metric: Metric, predicted: Tensor, reference: Tensor, place: Place) -> None:
         """Slices are told apart by their position in the dataset."""
         metric.update(predicted, reference, place.position)
-
-    def figures(self, metric: Metric) -> dict[str, float]:
-        """The figures of `lesionseg.metrics.LesionFigures`."""
-        return {name: float(value) for name, value in metric.compute().items()}
 
 
 class WeightedCrossEntropy(nn.Module):

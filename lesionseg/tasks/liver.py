@@ -8,9 +8,8 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from lesionseg.data.dataset import Place
-from lesionseg.errors import InputError
 from lesionseg.metrics import LiverDice
-from lesionseg.tasks.base import SegmentationTask
+from lesionseg.tasks.base import SegmentationTask, loss_named
 
 
 class LiverTask(SegmentationTask):
@@ -24,9 +23,7 @@ class LiverTask(SegmentationTask):
             "dice_ce": lambda: DiceCELoss(to_onehot_y=True, softmax=True, batch=True),
             "focal_tversky": lambda: FocalTversky(),
         }
-        if name not in losses:
-            raise InputError("model.loss", expected=" or ".join(losses), got=name, remedy="name one of these")
-        return losses[name]()
+        return loss_named(name, losses)
 
     def configure_metric(self) -> Metric:
         """Dice of the liver per case."""
@@ -35,10 +32,6 @@ class LiverTask(SegmentationTask):
     def update_metric(self, metric: Metric, predicted: Tensor, reference: Tensor, place: Place) -> None:
         """Slices of one case are put together before its Dice is taken."""
         metric.update(predicted, reference, place.case, place.slice)
-
-    def figures(self, metric: Metric) -> dict[str, float]:
-        """`liver_dice`: mean of the Dice of each case."""
-        return {name: float(value) for name, value in metric.compute().items()}
 
 
 class FocalTversky(nn.Module):

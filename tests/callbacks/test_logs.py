@@ -3,21 +3,26 @@
 import json
 import os
 import signal
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from torch import nn
+from wandb.sdk.artifacts.exceptions import WaitTimeoutError
 
-from lesionseg.callbacks import lesion_logs
+from lesionseg.callbacks import lesion_logs, net_artifact, overlays
 from lesionseg.callbacks.logs import logs
-from lesionseg.callbacks.net_artifact import artifact_name, net_artifact
-from lesionseg.callbacks.overlays import SLICES
+from lesionseg.callbacks.net_artifact import NetArtifact, artifact_name
+from lesionseg.callbacks.overlays import SLICES, Overlays
 from lesionseg.callbacks.worst_lesions import PICTURES
 from lesionseg.cli import main
 from lesionseg.compare import compare
 from lesionseg.networks import blocks, build_unet
+from lesionseg.ranks import TIMEOUT
 from lesionseg.runs import read_net, tensors_sha256, weights_sha256
 from lesionseg.tasks import LesionTask
 
@@ -204,7 +209,7 @@ def test_the_net_is_an_artifact_by_its_content_and_by_a_neutral_path(tmp_path, w
     description, tensors = read_net(whole)
     sha256 = tensors_sha256(tensors)
     assert sha256 == weights_sha256(whole)  # what the config of a run that starts from it holds
-    artifact = net_artifact(tmp_path, tensors, description, sha256)
+    artifact = net_artifact.net_artifact(tmp_path, tensors, description, sha256)
     assert artifact.name == artifact_name(sha256)
     (entry,) = artifact.manifest.entries.values()
     assert entry.path == "net.safetensors"
@@ -220,3 +225,56 @@ def test_a_loss_of_one_part_is_logged_once(tmp_path, finetuning):
     assert main(finetuning(run, *short, schedule="baseline")) == 0
     names = [name for name in pd.read_csv(run / "metrics.csv") if name.startswith("train/")]
     assert names == ["train/loss"]
+
+
+def test_what_a_sanity_check_shows_is_no_figure_of_the_run(tmp_path, finetuning, monkeypatch):
+    """Here the only validation: the epoch has none."""
+    run, noted = tmp_path / "run", []
+    monkeypatch.setattr(lesion_logs, "told_to_wandb", lambda _: True)
+    monkeypatch.setattr(lesion_logs, "_probabilities", lambda *slice_: noted.append(slice_) or [])
+    short = ["--trainer.max_epochs", "1", "--trainer.num_sanity_val_steps", "1"]
+    assert main(finetuning(run, *short, schedule="baseline")) == 0
+    log = pd.read_csv(run / "metrics.csv")
+    assert log.step.min() >= 0
+    assert not [name for name in log if name.startswith("val/")]
+    assert not noted
+    assert not (run / "overlays").exists()
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_the_slices_of_overlays_are_found_once_a_validation_on_the_first_rank_alone(tmp_path, monkeypatch, first):
+    found, drawn = [], []
+    monkeypatch.setattr(overlays, "fixed_positions", lambda part: found.append(part) or [1, 2])
+    view = SimpleNamespace(hu=None, reference=None, predicted=None, box=None)
+    monkeypatch.setattr(overlays, "views", lambda *given: drawn.append(given[-1]) or [view])
+    monkeypatch.setattr(overlays, "side_by_side", lambda *_: np.zeros((1, 1, 3), np.uint8))
+    trainer = SimpleNamespace(
+        state=SimpleNamespace(fn="fit"), sanity_checking=False, is_global_zero=first, current_epoch=0, loggers=[],
+        datamodule=SimpleNamespace(validation="part"),
+    )  # fmt: skip
+    callback = Overlays(tmp_path)
+    callback.on_validation_epoch_start(trainer, None)
+    for position in range(3):
+        batch = SimpleNamespace(places=[SimpleNamespace(position=position)])
+        callback.on_validation_batch_end(trainer, None, {"classes": [torch.zeros(1, 1)]}, batch)
+    callback.on_validation_epoch_end(trainer, None)
+    assert found == ["part"] * first
+    assert [set(known) for known in drawn] == [{1, 2}] * first
+
+
+def test_a_net_that_wandb_does_not_take_in_time_is_left_out(monkeypatch, caplog):
+    """Sooner than the other ranks cease to wait."""
+    asked = []
+
+    def wait(timeout=None):
+        asked.append(timeout)
+        raise WaitTimeoutError("Artifact upload wait timed out, failed to fetch Artifact response")
+
+    run = SimpleNamespace(summary={}, offline=False, log_artifact=lambda artifact: SimpleNamespace(wait=wait))
+    monkeypatch.setattr(net_artifact, "wandb_run", lambda trainer: nullcontext(run))
+    task = nn.ModuleDict({"net": nn.Linear(1, 1)})
+    task.description = {}
+    with caplog.at_level("INFO"):
+        NetArtifact().on_train_end(None, task)
+    assert 0 < asked[0] < TIMEOUT.total_seconds()
+    assert "the net is not in W&B: Artifact upload wait timed out" in caplog.text

@@ -147,7 +147,7 @@ def test_a_measured_job_is_done_once_and_again_when_what_it_rests_on_changed(tmp
     script = f"import pathlib; p = pathlib.Path({str(made)!r}); p.mkdir(); (p / 'x').write_text('x' * 10)"
     job = run.Job(made, [sys.executable, "-c", script], [source])
     assert not job.done
-    assert run.measure(job, tmp_path / "log", threads=1) > 0
+    assert run.measure(job, tmp_path / "log", threads=1, placed=["env", "A=1"]) > 0
     assert job.done
     cost = json.loads((made / "cost.json").read_text())
     assert cost["peak_mib"] > 1

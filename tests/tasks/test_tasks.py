@@ -131,6 +131,23 @@ def test_a_net_has_an_output_for_each_class():
         assert task(torch.zeros(2, 3, SIZE, SIZE)).shape == (2, len(TARGETS[target].classes), SIZE, SIZE)
 
 
+@pytest.mark.parametrize(("device", "fused"), [("cpu", True), ("meta", None)])
+def test_an_optimizer_is_fused_as_its_device_wants_it_whatever_saved_its_state(device, fused):
+    saved = lesion_task().configure_optimizers()
+    for parameter in (parameter for group in saved.param_groups for parameter in group["params"]):
+        parameter.grad = torch.zeros_like(parameter)
+    saved.step()
+    state = saved.state_dict()
+    for group in state["param_groups"]:
+        group["fused"] = not fused  # as on the other kind of device
+        group["lr"] = 0.5
+    optimizer = lesion_task().to(device).configure_optimizers()
+    optimizer.load_state_dict(state)
+    assert {(group["fused"], group["lr"]) for group in optimizer.param_groups} == {(fused, 0.5)}
+    steps = {held["step"].device.type for held in optimizer.state.values()}
+    assert steps == {"cpu"}  # a fused optimizer has them beside the parameters, another on the CPU
+
+
 def test_the_optimizer_has_every_parameter_once_and_a_group_for_each_block():
     task = lesion_task(lr=0.01, weight_decay=0.2)
     optimizer = task.configure_optimizers()
