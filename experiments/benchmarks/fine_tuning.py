@@ -21,9 +21,9 @@ from lesionseg.phantom.write import write_phantom
 EXPERIMENTS = Path(__file__).parents[1]
 
 
-def phantom_store(folder: Path, count: int) -> Path:
-    """A store of so many generated slices of 128 x 128 with named lesions."""
-    write_phantom(folder / "source", volumes=0, slices=count, size=128, seed=0)
+def phantom_store(folder: Path, count: int, size: int = 128) -> Path:
+    """A store of so many generated slices with named lesions, so many pixels along a side."""
+    write_phantom(folder / "source", volumes=0, slices=count, size=size, seed=0)
     return prepare(slices.cases(folder / "source" / "slices" / "slices.csv"), folder / "store", kind="slices").path
 
 

@@ -136,7 +136,8 @@ def main() -> None:
         print("gpu: left out, as torch finds no CUDA device")
         return
     with tempfile.TemporaryDirectory() as folder:
-        store = phantom_store(Path(folder), options.slices)
+        # As large as a scanner's: to read and cut them is what a GPU may have to wait for.
+        store = phantom_store(Path(folder), options.slices, 512 if options.device == "cuda" else 128)
         settings = (False, True) if options.compiled == "both" else (False,)
         rows = [row for each in settings for row in measure(store, options.device, options.epochs, each)]
     publish(rows, options.output)
