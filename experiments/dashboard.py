@@ -24,7 +24,7 @@ from wandb_workspaces import expr
 
 from lesionseg.errors import InputError
 from lesionseg.grid import Grid, read_grid
-from lesionseg.runs import write_text
+from lesionseg.writing import write_text
 
 PROJECT, SCHEDULE = "lesionseg", "name"
 #: Stands where the definition names an account, as long as none is known.

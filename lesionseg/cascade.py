@@ -17,15 +17,15 @@ from torch import nn
 
 from lesionseg.boxes import Box, liver_box
 from lesionseg.calibration import vote
-from lesionseg.errors import InputError
+from lesionseg.errors import InputError, first_sentence
 from lesionseg.findings import measure_findings
 from lesionseg.inference import Lesions, Pass, clean_liver, lesion_ids, predict_lesions, predict_liver
 from lesionseg.inputs import InputSpec
 from lesionseg.labels import LESION_IDS, LIVER, UNTYPED_LESION
 from lesionseg.model import Model, Thresholds
 from lesionseg.model_net import Net
-from lesionseg.reading import first_sentence
-from lesionseg.runs import liver_run, weights_sha256
+from lesionseg.run_weights import weights_sha256
+from lesionseg.runs import liver_run
 from lesionseg.scan import Scan, array_checksum, canonical, canonical_axes, from_canonical
 from lesionseg.segmentation import UNDETERMINED, Segmentation
 

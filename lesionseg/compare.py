@@ -15,11 +15,10 @@ from lesionseg.grid import Grid, read_grid
 from lesionseg.grid_basis import data_kind
 from lesionseg.paper import BASELINE, PAPER, in_paper_order, title
 from lesionseg.ranking import ranks
-from lesionseg.runs import write_text
 from lesionseg.schedule_figure import schedules_figure
 from lesionseg.significance import significance
 from lesionseg.statistics import patient_bootstrap, patient_sums
-from lesionseg.writing import whole
+from lesionseg.writing import whole, write_text
 
 
 def compare(root: Path, output: Path, *, against: str | None = None) -> pd.DataFrame:

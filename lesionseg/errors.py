@@ -45,3 +45,8 @@ def input_error_in(text: str) -> InputError | None:
 
 def _rebuild(where: str, expected: str, got: str, remedy: str, code: str) -> InputError:
     return InputError(where, expected=expected, got=got, remedy=remedy, code=code)
+
+
+def first_sentence(error: BaseException) -> str:
+    """First sentence of what an error says: torch goes on about its inside, sometimes over pages."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0]

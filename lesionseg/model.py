@@ -26,7 +26,7 @@ from typing import Any
 from lesionseg.errors import InputError
 from lesionseg.labels import TARGETS
 from lesionseg.model_net import Net, refused
-from lesionseg.runs import provenance
+from lesionseg.provenance import provenance
 from lesionseg.segmentation import RESEARCH_USE_ONLY
 
 MODEL_FILE = "model.json"

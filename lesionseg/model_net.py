@@ -16,7 +16,8 @@ from lesionseg.errors import InputError
 from lesionseg.inputs import InputSpec
 from lesionseg.labels import TARGETS
 from lesionseg.networks import build_unet
-from lesionseg.runs import finished_run, read_net
+from lesionseg.run_weights import read_net
+from lesionseg.runs import finished_run
 from lesionseg.unet import DEEP_HEADS, SEGMENTING_PARTS
 
 #: Fields of `run.json` that say where a net comes from; none names a machine's path or a patient.

@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lesionseg.errors import InputError
-from lesionseg.reading import first_sentence, read_torch
+from lesionseg.errors import InputError, first_sentence
+from lesionseg.reading import read_torch
 from lesionseg.unet import Unet
 
 #: Encoder blocks from the input side to the deepest; an encoder with fewer steps lacks the first ones.

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lesionseg.errors import InputError, printable
-from lesionseg.runs import write_text
 from lesionseg.studies import LABEL_MAP
+from lesionseg.writing import write_text
 
 SUMMARY = "summary.csv"
 #: How a study may end.

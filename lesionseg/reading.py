@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lesionseg.errors import InputError
+from lesionseg.errors import InputError, first_sentence
 
 
 def read_torch(path: Path, *, expected: str, remedy: str) -> Any:
@@ -31,8 +31,3 @@ def read_torch(path: Path, *, expected: str, remedy: str) -> Any:
     except Exception as error:  # torch answers malformed bytes with a dozen kinds of exception
         got = "an empty file" if isinstance(error, EOFError) else first_sentence(error)
     raise InputError(path, expected=expected, got=got, remedy=remedy)
-
-
-def first_sentence(error: BaseException) -> str:
-    """First sentence of what an error says: torch goes on about its inside, sometimes over pages."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0]

@@ -10,7 +10,8 @@ import pandas as pd
 
 from lesionseg.errors import InputError
 from lesionseg.lesions import MIN_OVERLAP
-from lesionseg.runs import RunInfo, finished_run, write_text
+from lesionseg.runs import RunInfo, finished_run
+from lesionseg.writing import write_text
 
 SLICES_FILE, LESIONS_FILE = "slices.csv", "lesions.csv"
 #: Pictures of the worst test lesions, `<lesion_id>.png`.

@@ -30,26 +30,16 @@ from lesionseg.callbacks.seeding import SeedEveryStep
 from lesionseg.command_line import read_configs, wrong_option
 from lesionseg.data.datamodule import MOST_SEED, LesionDataModule
 from lesionseg.data.folds import Split, imbalance
-from lesionseg.errors import InputError
+from lesionseg.errors import InputError, first_sentence
 from lesionseg.networks import blocks
 from lesionseg.ranks import joined, many_ranks, refuse_unfit, with_cluster
-from lesionseg.reading import first_sentence
 from lesionseg.run_folder import claimed, held_run, refuse_foreign, set_aside
 from lesionseg.run_identity import describe_run
-from lesionseg.runs import (
-    CONFIG_FILE,
-    LAST_CHECKPOINT,
-    PREVIOUS_CHECKPOINT,
-    SPLIT_FILE,
-    RunInfo,
-    checkpoint_to_continue,
-    finished_run,
-    left_by_fit,
-    write_text,
-)
+from lesionseg.run_weights import LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, checkpoint_to_continue
+from lesionseg.runs import CONFIG_FILE, SPLIT_FILE, RunInfo, finished_run, left_by_fit
 from lesionseg.tasks.base import SegmentationTask
 from lesionseg.trainer import Trainer, refuse_limits
-from lesionseg.writing import remove_parts
+from lesionseg.writing import remove_parts, write_text
 
 
 class RunIsDone(Exception):  # noqa: N818 (nothing went wrong)

@@ -17,7 +17,8 @@ from pytorch_lightning.utilities import rank_zero_info
 
 from lesionseg.errors import InputError
 from lesionseg.locking import one_at_a_time
-from lesionseg.runs import CONFIG_FILE, LAST_CHECKPOINT, RUN_FILE, SPLIT_FILE, RunInfo
+from lesionseg.run_weights import LAST_CHECKPOINT
+from lesionseg.runs import CONFIG_FILE, RUN_FILE, SPLIT_FILE, RunInfo
 
 _LOCK, _EARLIER, _MOVING = ".lock", ".earlier", ".moving"
 #: All that a run writes into its folder. What else lies there is its user's, and stays.

@@ -12,8 +12,10 @@ import pytorch_lightning as pl
 
 from lesionseg.data.store import Store, read_manifest
 from lesionseg.errors import InputError
+from lesionseg.provenance import provenance
 from lesionseg.request import request_sha256
-from lesionseg.runs import RunInfo, finished_run, provenance, sha256_of, weights_sha256
+from lesionseg.run_weights import weights_sha256
+from lesionseg.runs import RunInfo, finished_run, sha256_of
 from lesionseg.trainer import Trainer
 
 #: Settings that change where or how fast a run goes; not part of its fingerprint. Nor are `trainer.devices` and

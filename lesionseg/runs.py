@@ -4,29 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import platform
-import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 import yaml
-from torch import Tensor
 
-from lesionseg import __version__
-from lesionseg.errors import InputError
-from lesionseg.reading import first_sentence, read_torch
-from lesionseg.writing import whole
+from lesionseg.errors import InputError, first_sentence
+from lesionseg.writing import write_text
 
 #: What the run is, its resolved settings, and its cases of each part.
 RUN_FILE, CONFIG_FILE, SPLIT_FILE = "run.json", "config.yaml", "split.json"
-LAST_CHECKPOINT = Path("checkpoints", "last.ckpt")
-BEST_CHECKPOINT = LAST_CHECKPOINT.with_name("best.ckpt")
-#: The one before, while a run trains: a disk may fail while the last one is written.
-PREVIOUS_CHECKPOINT = LAST_CHECKPOINT.with_name("previous.ckpt")
 T = TypeVar("T")
 
 
@@ -126,86 +115,6 @@ def left_by_fit(run: Path, name: str, read: Callable[[str], T]) -> T:
         raise InputError(run / name, expected="as its fit left it", got=got, remedy="train the run again") from None
 
 
-def read_net(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The net of a finished run: how it is built and fed (plain data), and its tensors by name."""
-    finished_run(folder)
-    checkpoint = _checkpoint(folder / LAST_CHECKPOINT)
-    state = checkpoint["state_dict"]
-    tensors = {name.removeprefix("net."): tensor for name, tensor in state.items() if name.startswith("net.")}
-    return checkpoint["lesionseg"], tensors
-
-
-def checkpoint_to_continue(folder: Path) -> Path | None:
-    """The last checkpoint of a run, or, where that one cannot be read, the one before; None: there is none.
-
-    Raises:
-        InputError: there are some, and none of them can be read.
-    """
-    faults = []
-    for path in (folder / LAST_CHECKPOINT, folder / PREVIOUS_CHECKPOINT):
-        if path.exists():
-            try:
-                _checkpoint(path)
-            except InputError as error:
-                faults.append(error)
-            else:
-                return path
-    if not faults:
-        return None
-    remedy = "remove the run folder to train it anew"
-    raise InputError(faults[0].where, expected=faults[0].expected, got=faults[0].got, remedy=remedy)
-
-
-def _checkpoint(path: Path) -> dict[str, Any]:
-    """What a training of this package has saved; `InputError` for anything else."""
-    expected, remedy = "the last checkpoint of a training", "train the run again"
-    held = read_torch(path, expected=expected, remedy=remedy)
-    if not isinstance(held, dict) or not {"state_dict", "lesionseg"} <= set(held):
-        raise InputError(path, expected=expected, got="another file of torch", remedy=remedy)
-    return held
-
-
-def weights_sha256(folder: Path) -> str:
-    """Hash of the tensors of a run's net, independent of how the checkpoint file was written."""
-    return tensors_sha256(read_net(folder)[1])
-
-
-def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """Hash of named tensors on the CPU."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(name.encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())  # numpy knows no bfloat16
-    return digest.hexdigest()
-
-
 def sha256_of(value: Mapping[str, Any]) -> str:
     """Hash of plain data, independent of the order of keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file in UTF-8, whole or not at all."""
-    with whole(path) as part:
-        part.write_text(text, encoding="utf-8")
-
-
-def provenance() -> dict[str, str | None]:
-    """Commit, version and kind of machine; nothing that names the machine or its user."""
-    return {"commit": _commit(), "version": __version__, "machine": _machine()}
-
-
-def _commit() -> str | None:
-    git = ["git", "-C", str(Path(__file__).parent)]
-    try:
-        commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
-        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return commit.stdout.strip() + ("-dirty" if changed.stdout.strip() else "")
-
-
-def _machine() -> str:
-    if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
-    return f"CPU only, {os.cpu_count()} cores ({platform.machine()})"

@@ -16,8 +16,9 @@ from typing import Any
 
 from lesionseg.errors import InputError
 from lesionseg.locking import one_at_a_time
-from lesionseg.runs import sha256_of, write_text
+from lesionseg.runs import sha256_of
 from lesionseg.studies import RECORD
+from lesionseg.writing import write_text
 
 _LOCK, _TEMPORARY = ".lesionseg.lock", ".lesionseg-"
 #: Of folders that keep an earlier result, under its name, while the new one takes its place.

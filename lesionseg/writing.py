@@ -29,6 +29,12 @@ def whole(path: Path) -> Iterator[Path]:
             part.unlink()
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8, whole or not at all."""
+    with whole(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
 def remove_parts(folder: Path) -> None:
     """Remove what processes that were killed have left of `whole`; none may be at work there."""
     for path in folder.glob(".*"):

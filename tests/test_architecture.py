@@ -10,10 +10,10 @@ import lesionseg
 ROOT = Path(lesionseg.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 FLOORS: list[set[str]] = [
-    {"__init__", "addresses", "boxes", "collector", "errors", "machine", "norms"},
-    {"labels", "locking", "scan", "inputs", "paper", "reading", "request", "trainer", "unet", "writing"},
-    {"arguments", "lesions", "measurements", "variance", "crops", "networks", "schedules", "runs", "ranks", "phantom",
-     "figures", "schedule_figure", "parallel"},
+    {"__init__", "addresses", "boxes", "collector", "errors", "machine", "norms", "writing"},
+    {"labels", "locking", "scan", "inputs", "paper", "provenance", "reading", "request", "runs", "trainer", "unet"},
+    {"arguments", "lesions", "measurements", "variance", "crops", "networks", "schedules", "run_weights", "ranks",
+     "phantom", "figures", "schedule_figure", "parallel"},
     {"segmentation", "metrics", "model_net", "results", "run_folder", "inference", "calibration", "matching", "pacing",
      "burned_in", "implant", "epoch_means"},
     {"formats", "model", "findings", "command_line"},

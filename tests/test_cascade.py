@@ -23,7 +23,8 @@ from lesionseg.inference import Pass, lesion_ids
 from lesionseg.inputs import InputSpec, paste, resize
 from lesionseg.labels import LESION_IDS
 from lesionseg.networks import build_unet
-from lesionseg.runs import LAST_CHECKPOINT, RunInfo
+from lesionseg.run_weights import LAST_CHECKPOINT
+from lesionseg.runs import RunInfo
 from lesionseg.scan import Case, Scan, array_checksum, to_canonical
 
 ENCODER, CHANNELS, SIZE = "tu-test_resnet", (8, 8, 8, 8, 8), 32

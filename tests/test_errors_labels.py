@@ -4,7 +4,7 @@ import pickle
 import numpy as np
 import pytest
 
-from lesionseg.errors import InputError
+from lesionseg.errors import InputError, first_sentence
 from lesionseg.labels import COLORS, LESION_IDS, LESION_TYPES, NAMES, TARGETS, UNTYPED_LESION, is_lesion, is_liver
 
 
@@ -26,6 +26,11 @@ def test_an_error_keeps_its_parts_across_processes():
     parts = ("where", "expected", "got", "remedy", "code")
     assert [getattr(copy, part) for part in parts] == ["a", "b", "c", "d", "e"]
     assert str(copy) == str(error)
+
+
+def test_a_long_story_is_told_in_a_sentence():
+    assert first_sentence(ValueError("It broke. Here is why.\nAnd more")) == "It broke"
+    assert first_sentence(ValueError()) == "ValueError"
 
 
 def test_the_stored_ids_stay_as_they_are():

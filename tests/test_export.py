@@ -31,7 +31,8 @@ from lesionseg.inputs import InputSpec, paste, resize
 from lesionseg.labels import LESION_TYPES, is_liver
 from lesionseg.model import MODEL_FILE, Model
 from lesionseg.model_net import Net
-from lesionseg.runs import LAST_CHECKPOINT, RunInfo
+from lesionseg.run_weights import LAST_CHECKPOINT
+from lesionseg.runs import RunInfo
 from lesionseg.scan import Scan
 
 FOLDS, LEAST_PX = 3, 50

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lesionseg.errors import InputError
-from lesionseg.reading import first_sentence, read_torch
+from lesionseg.reading import read_torch
 
 
 class Bomb:
@@ -69,8 +69,3 @@ def test_mutated_files_end_in_input_error_or_data(path):
         except InputError:
             refusals += 1
     assert refusals > 40
-
-
-def test_a_long_story_is_told_in_a_sentence():
-    assert first_sentence(ValueError("It broke. Here is why.\nAnd more")) == "It broke"
-    assert first_sentence(ValueError()) == "ValueError"

@@ -8,7 +8,8 @@ import yaml
 
 from lesionseg.cli import main
 from lesionseg.run_identity import describe_run, without
-from lesionseg.runs import RunInfo, write_text
+from lesionseg.runs import RunInfo
+from lesionseg.writing import write_text
 
 
 @pytest.fixture(scope="module")

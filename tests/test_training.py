@@ -29,7 +29,8 @@ from lesionseg.errors import InputError
 from lesionseg.request import done_in
 from lesionseg.results import read_run
 from lesionseg.run_folder import WRITTEN, claimed, held_run, set_aside
-from lesionseg.runs import RunInfo, weights_sha256
+from lesionseg.run_weights import weights_sha256
+from lesionseg.runs import RunInfo
 from lesionseg.schedules import FreezeSchedule
 from lesionseg.tasks import LesionTask
 

@@ -22,7 +22,7 @@ from lesionseg.evaluation.evaluate import CASES, evaluate, kept
 from lesionseg.evaluation.figures import CASCADE, slice_rows
 from lesionseg.export import export
 from lesionseg.phantom.write import write_phantom
-from lesionseg.runs import provenance
+from lesionseg.provenance import provenance
 from lesionseg.statistics import FIGURES, PatientSums, estimates, intervals, patient_sums, resampled, resamples_of
 from lesionseg.variance import effective_patients
 

@@ -83,7 +83,7 @@ def main() -> None:
     if options.one:
         train(options.store, options.weights, options.epochs, options.one[0] == "on", Path(options.one[1]) / "run")
         return
-    from lesionseg.runs import provenance
+    from lesionseg.provenance import provenance
 
     times: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
     for pair in range(options.pairs):

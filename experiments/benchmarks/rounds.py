@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy.stats import quantile_test
 
-from lesionseg.runs import provenance
+from lesionseg.provenance import provenance
 
 #: Of fewer there is no 95 % interval by order statistics.
 LEAST_ROUNDS = 6

@@ -29,7 +29,7 @@ from lesionseg.inference import clean_liver, lesion_ids
 from lesionseg.inputs import InputSpec, neighbours, paste, resize
 from lesionseg.labels import LIVER
 from lesionseg.model import Model
-from lesionseg.runs import provenance
+from lesionseg.provenance import provenance
 from lesionseg.scan import Scan
 
 

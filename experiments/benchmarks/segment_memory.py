@@ -24,7 +24,7 @@ from paper_size import paper_cascade, phantom_scan
 from lesionseg.cascade import CPU_BATCH
 from lesionseg.model import Model
 from lesionseg.phantom.layouts import write_dicom, write_nifti
-from lesionseg.runs import provenance
+from lesionseg.provenance import provenance
 from lesionseg.segment import Wish, segment_studies
 from lesionseg.studies import find_studies
 

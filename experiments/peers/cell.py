@@ -21,9 +21,11 @@ from lesionseg.data.augment import Augmentation
 from lesionseg.data.datamodule import LesionDataModule
 from lesionseg.inputs import InputSpec
 from lesionseg.networks import blocks
-from lesionseg.runs import CONFIG_FILE, RunInfo, finished_run, provenance, sha256_of, write_text
+from lesionseg.provenance import provenance
+from lesionseg.runs import CONFIG_FILE, RunInfo, finished_run, sha256_of
 from lesionseg.schedules import FreezeSchedule, ResolvedSchedule
 from lesionseg.tasks import LesionTask
+from lesionseg.writing import write_text
 
 #: The row whose phases the gradual neighbours follow.
 PHASES = Path(__file__).parents[1] / "schedules" / "hierarchical_unfreezing.yaml"

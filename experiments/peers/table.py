@@ -23,9 +23,9 @@ from lesionseg.compare_table import FIGURE_DEFINITIONS, HEADINGS, pipe_table
 from lesionseg.grid import Grid, read_grid
 from lesionseg.grid_basis import data_kind, provenance
 from lesionseg.paper import in_paper_order, title
-from lesionseg.runs import write_text
 from lesionseg.statistics import FIGURES, PRIMARY
 from lesionseg.wording import cell, difference_cell, p_cell, verdict
+from lesionseg.writing import write_text
 
 COSTS = {"wall_s": "wall, s", "cpu_s": "CPU, s", "peak_mib": "peak memory, MiB"}
 DEFINITIONS = f"""\

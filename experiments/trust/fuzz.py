@@ -48,7 +48,8 @@ from lesionseg.formats.nifti import RAS_TO_LPS, read_nifti
 from lesionseg.formats.png import read_png_labels
 from lesionseg.model import Model
 from lesionseg.results import read_run
-from lesionseg.runs import LAST_CHECKPOINT, RunInfo, read_net
+from lesionseg.run_weights import LAST_CHECKPOINT, read_net
+from lesionseg.runs import RunInfo
 from lesionseg.scan import Scan
 from lesionseg.studies import RECORD
 from lesionseg.study_folder import Record

@@ -31,7 +31,8 @@ from rows import Row, asked, publish
 from lesionseg.data.store import Store
 from lesionseg.errors import InputError
 from lesionseg.model import Model
-from lesionseg.runs import LAST_CHECKPOINT, finished_run, read_net, tensors_sha256
+from lesionseg.run_weights import LAST_CHECKPOINT, read_net, tensors_sha256
+from lesionseg.runs import finished_run
 from lesionseg.study_folder import Record, file_sha256
 
 #: Kills before a command may run to its end.

@@ -25,7 +25,8 @@ from kills import Verb, verbs
 from rows import Row, asked, publish
 
 from lesionseg.cli import WRONG_INPUT
-from lesionseg.runs import LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, RUN_FILE
+from lesionseg.run_weights import LAST_CHECKPOINT, PREVIOUS_CHECKPOINT
+from lesionseg.runs import RUN_FILE
 
 Try = Callable[[Verb, Path, object, np.random.Generator], Iterator[str]]
 #: A training has begun when its first checkpoint lies there; so long is waited for it.

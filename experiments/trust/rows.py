@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lesionseg.runs import provenance
+from lesionseg.provenance import provenance
 
 
 @dataclass(frozen=True)

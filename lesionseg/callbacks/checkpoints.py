@@ -17,7 +17,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from lesionseg.callbacks.guards import StopOnSignal
 from lesionseg.run_folder import forget_earlier
-from lesionseg.runs import BEST_CHECKPOINT, LAST_CHECKPOINT, PREVIOUS_CHECKPOINT
+from lesionseg.run_weights import BEST_CHECKPOINT, LAST_CHECKPOINT, PREVIOUS_CHECKPOINT
 from lesionseg.writing import whole
 
 #: The most of a training's time that goes into writing checkpoints; and the seconds after which one is written in any

@@ -16,8 +16,8 @@ from torch.optim import Optimizer
 from lesionseg.errors import InputError
 from lesionseg.networks import Block, blocks
 from lesionseg.pacing import Clock, Plateau
-from lesionseg.runs import write_text
 from lesionseg.schedules import FreezeSchedule, ResolvedSchedule
+from lesionseg.writing import write_text
 
 
 class StagedFreezing(pl.Callback):

@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 
-from lesionseg.reading import first_sentence
+from lesionseg.errors import first_sentence
 
 #: How often a rank looks whether what started it is still there.
 LOOK_EVERY_S = 1.0

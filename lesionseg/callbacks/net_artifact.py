@@ -12,9 +12,9 @@ from pytorch_lightning.utilities import rank_zero_info
 from safetensors.torch import save_file
 
 from lesionseg.callbacks.loggers import wandb_run
+from lesionseg.errors import first_sentence
 from lesionseg.ranks import TIMEOUT
-from lesionseg.reading import first_sentence
-from lesionseg.runs import tensors_sha256
+from lesionseg.run_weights import tensors_sha256
 
 #: The longest that a run waits for W&B to take the net, in seconds: the other ranks wait for the first meanwhile.
 TIMEOUT_S = int(TIMEOUT.total_seconds() / 2)

@@ -12,7 +12,7 @@ from lesionseg.data.datamodule import LesionDataModule
 from lesionseg.data.dataset import SliceDataset
 from lesionseg.metrics import LesionFigures, LiverDice
 from lesionseg.results import REFERENCE, write_lesions, write_slices
-from lesionseg.runs import write_text
+from lesionseg.writing import write_text
 
 
 class Results(pl.Callback):

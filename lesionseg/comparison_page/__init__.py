@@ -16,8 +16,8 @@ from lesionseg.comparison_page.histories import History, read_history
 from lesionseg.comparison_page.parts import confusion_columns, confusion_rows, outline_colors, sections, worst_pictures
 from lesionseg.grid import Grid
 from lesionseg.report.policy import data_address, inline_source
-from lesionseg.runs import write_text
 from lesionseg.segmentation import RESEARCH_USE_ONLY
+from lesionseg.writing import write_text
 
 #: The section of `table.md` in whose place the page has matrices; charts stand before it.
 _CONFUSION = "Confusion"

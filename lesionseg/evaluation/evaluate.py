@@ -50,11 +50,11 @@ from lesionseg.labels import LESION_TYPES, TARGETS, is_liver
 from lesionseg.locking import one_at_a_time
 from lesionseg.model import Model
 from lesionseg.parallel import Cluster, each
-from lesionseg.runs import provenance, write_text
+from lesionseg.provenance import provenance
 from lesionseg.scan import Scan
 from lesionseg.segmentation import RESEARCH_USE_ONLY, UNDETERMINED
 from lesionseg.statistics import confusion
-from lesionseg.writing import remove_parts
+from lesionseg.writing import remove_parts, write_text
 
 #: Changes with what is kept of a case; folders of another format are not continued.
 EVALUATION_FORMAT = 1

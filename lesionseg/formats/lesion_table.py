@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from lesionseg.labels import LESION_TYPES
-from lesionseg.runs import write_text
 from lesionseg.segmentation import RESEARCH_USE_ONLY, Finding, Segmentation
+from lesionseg.writing import write_text
 
 #: The columns, the same for every model and input. Lengths in px are those of array pixels, whatever the spacing.
 COLUMNS = (

@@ -13,9 +13,8 @@ import numpy as np
 
 from lesionseg.formats.nifti import RAS_TO_LPS, read_nifti_header
 from lesionseg.labels import BACKGROUND, COLORS, NAMES
-from lesionseg.runs import write_text
 from lesionseg.segmentation import RESEARCH_USE_ONLY
-from lesionseg.writing import whole
+from lesionseg.writing import whole, write_text
 
 #: 512 x 512 x 600 labels take 0.8 s and 1.3 MB; level 4 takes 1.9 s for 0.8 MB, and 9 takes 6.9 s for 0.4 MB.
 _GZIP_LEVEL = 3

@@ -21,9 +21,9 @@ from lesionseg.report.policy import inline_source
 from lesionseg.report.provenance import net_table, sections
 from lesionseg.report.volumes import Volumes, embed
 from lesionseg.report.words import headline, legend, notices, viewer_note
-from lesionseg.runs import write_text
 from lesionseg.scan import canonical_axes
 from lesionseg.segmentation import RESEARCH_USE_ONLY, UNDETERMINED, Segmentation
+from lesionseg.writing import write_text
 
 #: The page is never larger; what gives way is the resolution of the CT in it.
 MAX_BYTES = 25_000_000

@@ -21,7 +21,7 @@ from lesionseg.errors import InputError
 from lesionseg.inputs import InputSpec
 from lesionseg.labels import TARGETS, Target
 from lesionseg.networks import build_unet, parameter_groups, transfer, transferable
-from lesionseg.runs import read_net
+from lesionseg.run_weights import read_net
 from lesionseg.tasks.l2_sp import PullToStart
 from lesionseg.unet import DECODER_CHANNELS
 

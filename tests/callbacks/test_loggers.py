@@ -20,7 +20,8 @@ from lesionseg.cli import main
 from lesionseg.data.prepare import prepare
 from lesionseg.data.slices import cases
 from lesionseg.data.store import Store
-from lesionseg.runs import RunInfo, weights_sha256
+from lesionseg.run_weights import weights_sha256
+from lesionseg.runs import RunInfo
 
 #: In the table, in the names of the files and in those of their folder.
 PATIENT = ("Quxmueller", "Erika19630412", "MRN00427719", "wilhelmine")

@@ -23,7 +23,7 @@ from lesionseg.cli import main
 from lesionseg.compare import compare
 from lesionseg.networks import blocks, build_unet
 from lesionseg.ranks import TIMEOUT
-from lesionseg.runs import read_net, tensors_sha256, weights_sha256
+from lesionseg.run_weights import read_net, tensors_sha256, weights_sha256
 from lesionseg.tasks import LesionTask
 
 EPOCHS, STEPS = 6, 3

@@ -13,7 +13,8 @@ import torch
 from lesionseg.cli import main
 from lesionseg.grid import read_grid
 from lesionseg.results import REFERENCE
-from lesionseg.runs import RunInfo, read_net
+from lesionseg.run_weights import read_net
+from lesionseg.runs import RunInfo
 
 PEERS = Path(__file__).parents[2] / "experiments" / "peers"
 sys.path.insert(0, str(PEERS))  # as when one of its scripts is run

@@ -12,7 +12,7 @@ from lesionseg.data.dataset import Batch, Place
 from lesionseg.errors import InputError
 from lesionseg.inputs import InputSpec
 from lesionseg.networks import blocks
-from lesionseg.runs import read_net
+from lesionseg.run_weights import read_net
 from lesionseg.tasks import CropClassifierTask
 from lesionseg.tasks.crop_classifier import reference_squares
 

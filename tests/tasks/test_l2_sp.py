@@ -9,7 +9,7 @@ from lesionseg.data.dataset import Batch
 from lesionseg.errors import InputError
 from lesionseg.inputs import InputSpec
 from lesionseg.networks import blocks
-from lesionseg.runs import read_net
+from lesionseg.run_weights import read_net
 from lesionseg.tasks import LesionTask
 from lesionseg.tasks.l2_sp import PullToStart
 

@@ -16,7 +16,7 @@ from lesionseg.errors import InputError
 from lesionseg.inputs import InputSpec
 from lesionseg.labels import TARGETS
 from lesionseg.networks import blocks, transfer
-from lesionseg.runs import read_net
+from lesionseg.run_weights import read_net
 from lesionseg.tasks import LesionTask, LiverTask
 
 SIZE = 32
