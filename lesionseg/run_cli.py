@@ -110,9 +110,12 @@ class RunCLI(LightningCLI):
         except ArgumentError as error:
             known = self._parser(sys.argv[1]).get_defaults().keys()
             raise wrong_option(error, sys.argv[1:], self.configs, known) from error
-        seed = self.config[self.config.subcommand].seed_everything
-        if not 0 <= seed <= MOST_SEED:
+        given = self.config[self.config.subcommand]
+        if not 0 <= (seed := given.seed_everything) <= MOST_SEED:
             raise InputError("seed_everything", expected=f"0 to {MOST_SEED}", got=str(seed), remedy="change it")
+        if given.trainer.logger is not None:
+            raise InputError("trainer.logger", expected="none, as a run logs to its own folder and to W&B",
+                             got="one", remedy="leave it out; WANDB_MODE=disabled keeps W&B away")  # fmt: skip
 
     def instantiate_classes(self) -> None:
         """Build task, data and trainer; `InputError` for settings that one of them refuses."""
@@ -154,6 +157,7 @@ class RunCLI(LightningCLI):
         # A plateau is looked for after every epoch, whatever the profile says: the steps of training are the same.
         validate_every = 1 if self._freezing().plateau else config.trainer.check_val_every_n_epoch
         kwargs["check_val_every_n_epoch"] = validate_every
+        bar = progress_bar(config.trainer.enable_progress_bar)
         stop = StopOnSignal(self.run_dir / LAST_CHECKPOINT)
         callbacks: list[pl.Callback] = [
             *logs(self.run_dir),
@@ -164,7 +168,7 @@ class RunCLI(LightningCLI):
             LostRanks(),
             GlobalBatch(),
             TimeLeft(config.cell),
-            *progress_bar(),
+            *bar,
             *checkpoints(
                 self.run_dir,
                 stop,
@@ -174,7 +178,7 @@ class RunCLI(LightningCLI):
         ]
         given = self._get(self.config_init, "trainer").callbacks or []
         kwargs["callbacks"] = [*(given if isinstance(given, list) else [given]), *callbacks]
-        kwargs["enable_progress_bar"] = bool(progress_bar())
+        kwargs["enable_progress_bar"] = bool(bar)
         kwargs["logger"] = False
         if self.subcommand == "fit":
             kwargs["logger"] = self.ending.enter_context(run_loggers(self.run_dir, self.run, self.checkpoint))
@@ -200,6 +204,7 @@ class RunCLI(LightningCLI):
         if self.checkpoint is not None:
             self._refuse_other_split()
         self.datamodule.check_ranks(self.trainer.world_size)
+        self.model.check_batch(self.datamodule.share(self.trainer.world_size))
         self.datamodule.check_shared_memory(self.trainer.num_devices)
         validates = bool(self.trainer.limit_val_batches * len(self.datamodule.validation))
         refuse_limits(self.trainer, **self.datamodule.batches())

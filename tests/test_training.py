@@ -927,6 +927,8 @@ def test_a_folder_of_something_else(command, capsys, tmp_path):
         (["--trainer.check_val_every_n_epoch", "0"], ["trainer.check_val_every_n_epoch: expected 1 or more; got 0"]),
         (["--trainer.accelerator", "tpu"], ["trainer: expected settings for this machine"]),
         (["--trainer.devices", "x"], ["trainer: expected settings for this machine"]),
+        (["--trainer.logger", "false"], ["trainer.logger: expected none", "WANDB_MODE=disabled"]),
+        (["--data.input.size_px", "32", "--data.batch_size", "1"], ["data.batch_size: expected 2 slices or more"]),
         (["--cell", "one"], ["--cell: expected number/total@side-by-side; got 'one'"]),
         (["more"], ["unknown key more"]),
     ],

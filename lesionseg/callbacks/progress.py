@@ -50,8 +50,8 @@ def _clock(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d} h" if minutes >= 60 else f"{minutes}:{rest:02d} min"
 
 
-def progress_bar() -> list[pl.Callback]:
-    """A progress bar where someone looks at a terminal, none otherwise."""
+def progress_bar(wanted: bool | None = None) -> list[pl.Callback]:
+    """A progress bar where someone looks at a terminal, and none otherwise, or where none is wanted."""
     from pytorch_lightning.callbacks import RichProgressBar
 
-    return [RichProgressBar(leave=False)] if sys.stderr.isatty() else []
+    return [RichProgressBar(leave=False)] if wanted is not False and sys.stderr.isatty() else []

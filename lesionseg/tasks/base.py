@@ -18,7 +18,7 @@ from torchmetrics import Metric
 from lesionseg.data.dataset import Batch, Place, Predicted
 from lesionseg.epoch_means import EpochMeans
 from lesionseg.errors import InputError
-from lesionseg.inputs import InputSpec
+from lesionseg.inputs import STRIDE, InputSpec
 from lesionseg.labels import TARGETS, Target
 from lesionseg.networks import build_unet, parameter_groups, transfer, transferable
 from lesionseg.run_weights import read_net
@@ -135,6 +135,17 @@ class SegmentationTask(pl.LightningModule):
         """
         if self.weights is not None:
             transferable(self.net, self.start(read_net(self.weights)[1]), where=self.weights)
+
+    def check_batch(self, slices: int) -> None:
+        """Refuse, before anything is trained, a batch of so many slices a rank that batch norm can do nothing with.
+
+        Raises:
+            InputError: one slice, whose deepest features are one number a channel: they have no variance.
+        """
+        if slices == 1 and self.spec.size_px == STRIDE:
+            raise InputError("data.batch_size", expected="2 slices or more a device: batch norm needs several values, "
+                             f"and the deepest features of {STRIDE} x {STRIDE} pixels are one", got="1",
+                             remedy="raise it, or data.input.size_px")  # fmt: skip
 
     def setup(self, stage: str) -> None:
         """Take over the pretrained tensors, once, before training, and keep what training starts from.

@@ -79,3 +79,4 @@ def test_a_cell_that_does_not_parse_is_refused(cell):
 def test_a_progress_bar_is_drawn_on_a_terminal_only(monkeypatch, terminal):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
     assert [type(bar) for bar in progress_bar()] == [RichProgressBar] * terminal
+    assert progress_bar(False) == []
