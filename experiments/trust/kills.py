@@ -41,6 +41,7 @@ KILLS = 3
 LEAVE_S = 30
 #: What `segment` writes without a time in it.
 STUDY_FILES = ("segmentation.nii.gz", "lesions.csv")
+TABLES = ("cases.csv", "lesions.csv", "evaluation.json", "evaluation.md")
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ def verbs(folder: Path) -> dict[str, Verb]:
         "fit": Verb(lambda run: [*small_grid.fit(folder, run, epochs=6), "--data.num_workers", "1"], _run),
         "export": Verb(partial(small_grid.export, folder, folder / "run"), _model),
         "segment": Verb(partial(small_grid.segment, folder), _studies),
+        "evaluate": Verb(partial(small_grid.evaluate, folder), _tables),
     }
 
 
@@ -104,6 +106,14 @@ def _studies(path: Path) -> object:
         found[folder.name] = tuple(file_sha256(folder / name) for name in STUDY_FILES)
     if len(found) < 3:
         raise InputError(path, expected="3 studies", got=f"{len(found)}", remedy="")
+    return found
+
+
+def _tables(path: Path) -> object:
+    """The tables of an evaluation. Refused while some are missing."""
+    found = {name: file_sha256(path / name) for name in TABLES if (path / name).exists()}
+    if len(found) < len(TABLES):
+        raise InputError(path, expected=f"{len(TABLES)} tables", got=f"{len(found)}", remedy="")
     return found
 
 

@@ -51,6 +51,11 @@ def segment(folder: Path, output: Path) -> list[str]:
     return ["segment", f"{folder}/source/lits", "--model", f"{folder}/model", "--output", str(output)]
 
 
+def evaluate(folder: Path, output: Path) -> list[str]:
+    """The model on the slices of patients that it has not seen."""
+    return ["evaluate", f"{folder}/slices", "--model", f"{folder}/model", "--exclude-trained", "--output", str(output)]
+
+
 def made_in(folder: Path) -> None:
     """All of it, in this folder."""
     steps = (phantom(folder), prepare_lits(folder), prepare(folder, folder / "slices"), fit_liver(folder),
