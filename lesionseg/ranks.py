@@ -129,6 +129,38 @@ def _refuse_unsynchronised(task: pl.LightningModule, device: str) -> None:
                          remedy="leave it out")  # fmt: skip
 
 
+class OnAnyRank:
+    """Whether something happened on one rank at least: what one leaves alone, the others wait for in vain.
+
+    Every rank asks, by making one. To read the answer at once waits for the device; a step later it is there, and the
+    queue of a GPU has not run dry for it.
+    """
+
+    def __init__(self, trainer: pl.Trainer, happened: bool | Tensor) -> None:
+        self._answer, self._copied = happened, None
+        if trainer.world_size > 1:
+            own = (
+                torch.as_tensor(happened).float()
+                if isinstance(happened, Tensor)
+                else torch.full(
+                    (),
+                    float(happened),
+                    device=trainer.strategy.root_device,  # filled there: a copy would wait
+                )
+            )
+            torch.distributed.all_reduce(own)  # Lightning's `reduce` would have a barrier before it, at every step
+            self._answer = own > 0
+        if isinstance(self._answer, Tensor) and self._answer.is_cuda:
+            self._answer = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(self._answer, non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+
+    def __bool__(self) -> bool:
+        if self._copied is not None:
+            self._copied.synchronize()
+        return bool(self._answer)
+
+
 def over_ranks(trainer: pl.Trainer, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Means over the processes, on the CPU: what all of them can go on with."""
     return {name: trainer.strategy.reduce(value.clone(), reduce_op="mean").cpu() for name, value in values.items()}

@@ -158,12 +158,13 @@ class RunCLI(LightningCLI):
         validate_every = 1 if self._freezing().plateau else config.trainer.check_val_every_n_epoch
         kwargs["check_val_every_n_epoch"] = validate_every
         bar = progress_bar(config.trainer.enable_progress_bar)
-        stop = StopOnSignal(self.run_dir / LAST_CHECKPOINT)
+        finite = FiniteLoss()
+        stop = StopOnSignal(self.run_dir / LAST_CHECKPOINT, finite)
         callbacks: list[pl.Callback] = [
             *logs(self.run_dir),
             Results(self.run_dir),
             SeedEveryStep(self.datamodule.seed),
-            FiniteLoss(),
+            finite,
             stop,
             LostRanks(),
             GlobalBatch(),

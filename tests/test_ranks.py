@@ -34,7 +34,7 @@ from lesionseg import ranks
 from lesionseg.cli import main
 from lesionseg.errors import InputError
 from lesionseg.inputs import InputSpec
-from lesionseg.ranks import listen_for, many_ranks, refuse_unfit, with_cluster
+from lesionseg.ranks import OnAnyRank, listen_for, many_ranks, refuse_unfit, with_cluster
 from lesionseg.results import FALSE_POSITIVE, REFERENCE, read_run
 from lesionseg.runs import RunInfo
 from lesionseg.tasks import LesionTask
@@ -49,6 +49,7 @@ TRAINS = {"stage1": [{"start": 0, "stop": 0.3334}, {"start": 0.6667, "stop": 1}]
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "a", "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
 BATCH_SCRIPT = {"SLURM_JOB_NAME": "a", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2",
                 "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}  # fmt: skip
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 LESIONSEG = f"{sys.executable} -m lesionseg.cli"
 #: What srun does with `train.sbatch`, as far as a rank can tell, one rank a machine; `.venv` is that of the tests.
 SRUN = f"""#!/bin/bash
@@ -223,6 +224,14 @@ def test_what_is_synchronised_computes_the_same():
         before = task(images)
         after = nn.SyncBatchNorm.convert_sync_batchnorm(task)(images)
     torch.testing.assert_close(after, before)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])])
+@pytest.mark.parametrize("happened", [True, False])
+def test_what_happened_on_the_only_rank_is_answered(device, happened):
+    alone = SimpleNamespace(world_size=1)
+    assert bool(OnAnyRank(alone, happened)) is happened
+    assert bool(OnAnyRank(alone, torch.tensor(happened, device=device))) is happened
 
 
 @pytest.mark.parametrize(("device", "mode", "refused"), [("cuda", True, True), ("cuda", "warn", False),

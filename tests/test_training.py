@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import traceback
 import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ import pytest
 import torch
 import yaml
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lesionseg import run_folder, training
 from lesionseg.callbacks import checkpoints, guards
@@ -662,7 +664,7 @@ def test_a_signal_to_every_process_of_a_job_is_no_loss(tmp_path, command, whole,
     told = [
         line for line in done.stderr.splitlines() if line.startswith(("lesionseg: ", "Traceback", "SIGTERM", "W&B"))
     ]
-    assert told[0] == "SIGTERM: saving after this batch; once more to stop at once"
+    assert told[0] == "SIGTERM: saving after a step or two; once more to stop at once"
     assert told[1:-1] == [WANDB_GONE if step == 2 * STEPS - 1 else WANDB_LACKS]
     assert told[-1] == "lesionseg: interrupted; the same command continues"
     assert load(run)["global_step"] == step + 1
@@ -816,6 +818,24 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_reaches_the_weights(
     assert RunInfo.read(run).state == "running"
     assert main(command(run)) == 0
     assert_same_run(run, whole)
+
+
+def test_no_step_waits_for_the_device(tmp_path, command):
+    """No number of a tensor is read in the steps of an epoch, but for the answers of the step before."""
+    read, stacks = torch.ops.aten._local_scalar_dense.default, []
+
+    class Reads(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function is read:
+                stacks.append([(Path(frame.filename).name, frame.name) for frame in traceback.extract_stack()])
+            return function(*args, **(kwargs or {}))
+
+    with Reads():
+        assert main(command(tmp_path / "run")) == 0
+    steps = [stack for stack in stacks if ("training_epoch_loop.py", "advance") in stack]
+    others = [stack for stack in steps if ("ranks.py", "__bool__") not in stack]
+    assert len(steps) >= EPOCHS * (STEPS - 1)
+    assert others == []
 
 
 # ---- test, validate ----

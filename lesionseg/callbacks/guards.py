@@ -14,6 +14,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
 from lesionseg.data.dataset import Batch
+from lesionseg.ranks import OnAnyRank
 
 #: Signals that end a run in order: Ctrl-C, the end of a job, and what clusters often send some time before that.
 ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
@@ -31,36 +32,45 @@ class StopOnSignal(pl.Callback):
     After the last batch of an epoch, its validation and its checkpoint come first. Where several batches make a step
     (`accumulate_grad_batches`), it ends with a step: gradients are no part of a checkpoint.
 
-    A run that is continued from such a checkpoint gives the same weights as one that was never stopped.
+    A run that is continued from such a checkpoint gives the same weights as one that was never stopped. With several
+    ranks a signal to one of them is known to all with the next step.
+
+    Args:
+        checkpoint: `last.ckpt`.
+        finite: looks at loss and weights before they are saved.
 
     Attributes:
         stopping: a signal came to any rank before the end of the epoch, which is to be saved.
     """
 
-    def __init__(self, checkpoint: Path) -> None:
-        self.checkpoint = checkpoint
+    def __init__(self, checkpoint: Path, finite: FiniteLoss) -> None:
+        self.checkpoint, self.finite = checkpoint, finite
         self.stopping = False
+        self._asked: OnAnyRank | None = None  # after the last step
         self._received: int | None = None
         self._received_s = 0.0
         self._previous: dict[int, signal.Handlers | object] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take over the signals while training runs."""
+        self._asked = None
         self._previous = {number: signal.signal(number, self._note) for number in ENDING}
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: Batch, batch_idx: int
     ) -> None:
         """Save and stop, on every rank, once a signal has come to any of them."""
-        within_a_step = trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches
-        if not within_a_step and self._stops(trainer, pl_module):
-            refuse_infinite_weights(trainer, pl_module)
+        if trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        before, self._asked = self._asked, OnAnyRank(trainer, self._received is not None)
+        if self._asked if trainer.world_size == 1 else before:
+            self.finite.check(trainer, pl_module)
             trainer.save_checkpoint(self.checkpoint, weights_only=False)
             raise Interrupted
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Before the checkpoints, which Lightning has at the end of the callbacks: tell that one is needed."""
-        self.stopping = self._stops(trainer, pl_module)
+        self.stopping, self._asked = self._stops(trainer), None
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop where a signal came at the end of the last epoch, whose checkpoint is written by now."""
@@ -70,21 +80,21 @@ class StopOnSignal(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Give the signals back; stop where one came at the end of the training."""
         self._restore()
-        if self._stops(trainer, pl_module):
+        if self._stops(trainer):
             raise Interrupted
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Give the signals back."""
         self._restore()
 
-    def _stops(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
-        return _on_any_rank(trainer, pl_module, self._received is not None)
+    def _stops(self, trainer: pl.Trainer) -> bool:
+        return bool(OnAnyRank(trainer, self._received is not None))
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if self._received is None:
             self._received, self._received_s = number, now
-            rank_zero_info(f"{signal.Signals(number).name}: saving after this batch; once more to stop at once")
+            rank_zero_info(f"{signal.Signals(number).name}: saving after a step or two; once more to stop at once")
         elif now - self._received_s > ONE_SIGNAL_S:
             self._restore()
             signal.raise_signal(number)
@@ -96,13 +106,16 @@ class StopOnSignal(pl.Callback):
 
 
 class FiniteLoss(pl.Callback):
-    """Stops before a loss that is not finite reaches the weights, and names the cases of its batch.
+    """Ends a run whose loss or weights are not finite before they are saved or tested, and names the cases.
 
-    A loss that is finite can have gradients that are not: the weights are looked at before they are saved or tested.
+    A loss is looked at when the next one is there, so that no step waits for the device; it may have reached the
+    weights by then, but no checkpoint. A loss that is finite can have gradients that are not, so that the weights are
+    looked at too, before they are saved.
     """
 
     def __init__(self) -> None:
         self._batch: Batch | None = None
+        self._last: tuple[OnAnyRank, Tensor, Batch] | None = None
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
@@ -111,41 +124,44 @@ class FiniteLoss(pl.Callback):
         self._batch = batch
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
-        """Raise FloatingPointError on every rank; the last checkpoint is left as it was."""
-        wrong = not torch.isfinite(loss)
-        if not _on_any_rank(trainer, pl_module, wrong):
-            return
+        """Look at this loss, and raise FloatingPointError on every rank for the one before."""
         assert self._batch is not None
+        self._refuse_last(trainer)
+        wrong = ~loss.detach().isfinite()
+        self._last = OnAnyRank(trainer, wrong), wrong, self._batch
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Raise FloatingPointError on every rank for the last loss."""
+        self._refuse_last(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """As `check`, before the checkpoint of the epoch."""
+        self.check(trainer, pl_module)
+
+    def check(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Raise FloatingPointError on every rank where the last loss, or a weight of the net, is not finite."""
+        self._refuse_last(trainer)
+        weights = [each.detach() for each in pl_module.get_submodule("net").parameters() if each.numel()]
+        largest = torch.nn.utils.get_total_norm(weights, norm_type=math.inf)
+        if OnAnyRank(trainer, ~largest.isfinite()):
+            raise FloatingPointError(
+                f"a weight is not finite in epoch {trainer.current_epoch + 1}, as a gradient was not; "
+                "the last checkpoint is intact; lower model.lr, or set trainer.gradient_clip_val"
+            )
+
+    def _refuse_last(self, trainer: pl.Trainer) -> None:
+        last, self._last = self._last, None
+        if last is None:
+            return
+        on_any, wrong, batch = last
+        if not on_any:
+            return
         records = trainer.datamodule.store.records  # type: ignore[attr-defined]
-        own = {records[place.case].case_id for place in self._batch.places} if wrong else set()
+        own = {records[place.case].case_id for place in batch.places} if wrong else set()
         raise FloatingPointError(
             f"the loss is not finite in epoch {trainer.current_epoch + 1} on cases {', '.join(_of_all(trainer, own))}; "
             "the last checkpoint is intact; look at these cases with `lesionseg check`, or lower model.lr"
         )
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Raise FloatingPointError on every rank, before the checkpoint of the epoch."""
-        refuse_infinite_weights(trainer, pl_module)
-
-
-def refuse_infinite_weights(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-    """Raise FloatingPointError on every rank where a parameter of the net has a number that is not finite."""
-    weights = [each.detach() for each in pl_module.get_submodule("net").parameters() if each.numel()]
-    largest = torch.nn.utils.get_total_norm(weights, norm_type=math.inf)
-    if _on_any_rank(trainer, pl_module, ~largest.isfinite()):
-        raise FloatingPointError(
-            f"a weight is not finite in epoch {trainer.current_epoch + 1}, as a gradient was not; "
-            "the last checkpoint is intact; lower model.lr, or set trainer.gradient_clip_val"
-        )
-
-
-def _on_any_rank(trainer: pl.Trainer, pl_module: pl.LightningModule, happened: bool | Tensor) -> bool:
-    """Whether something happened on one rank at least: what one leaves alone, the others wait for in vain."""
-    if trainer.world_size == 1:
-        return bool(happened)
-    flag = torch.as_tensor(happened, device=pl_module.device).float()
-    torch.distributed.all_reduce(flag)  # Lightning's `reduce` would have a barrier before it, at every step
-    return bool(flag > 0)
 
 
 def _of_all(trainer: pl.Trainer, own: set[str]) -> list[str]:

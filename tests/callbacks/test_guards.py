@@ -21,7 +21,7 @@ from lesionseg.callbacks.guards import FiniteLoss, Interrupted, StopOnSignal
 from lesionseg.callbacks.seeding import SeedEveryStep
 from lesionseg.data.dataset import Batch, Place
 
-STEPS = 4
+STEPS = 6
 CASES = ("case-a", "case-b", "case-c")
 
 
@@ -39,16 +39,16 @@ class Data(pl.LightningDataModule):
 class Task(pl.LightningModule):
     """Something happens before a step of one rank; what was drawn at each step is kept."""
 
-    def __init__(self, act=None, step=2, rank=0):
+    def __init__(self, act="", step=2, rank=0):
         super().__init__()
         self.net, self.act, self.at = nn.Linear(1, 1), act, (step, rank)
         self.draws = []
 
     def training_step(self, batch, batch_idx):
         self.draws.append(float(torch.rand(())))
-        if self.act == "signal" and self.at == (batch_idx, self.global_rank):
+        if "signal" in self.act and self.at == (batch_idx, self.global_rank):
             os.kill(os.getpid(), signal.SIGINT)
-        spoilt = self.act == "spoil" and self.at == (batch_idx, self.global_rank)
+        spoilt = "spoil" in self.act and self.at == (batch_idx, self.global_rank)
         return self.net(batch.images).mean() * (math.nan if spoilt else 1.0)
 
     def configure_optimizers(self):
@@ -57,12 +57,11 @@ class Task(pl.LightningModule):
 
 @contextmanager
 def noted(trainer, pl_module):
-    """Leaves a file that says with what weights this rank ended, and why."""
+    """Leaves a file that says after how many steps this rank ended, and why."""
     try:
         yield
     except (FloatingPointError, Interrupted) as end:
-        finite = all(bool(p.isfinite().all()) for p in pl_module.parameters())
-        text = f"{type(end).__name__}, {trainer.global_step} steps, {finite}: {end}"
+        text = f"{type(end).__name__}, {trainer.global_step} steps: {end}"
         Path(trainer.default_root_dir, f"rank-{trainer.global_rank}").write_text(text)
         raise
 
@@ -72,6 +71,10 @@ class NotedLoss(FiniteLoss):
         with noted(trainer, pl_module):
             super().on_before_backward(trainer, pl_module, loss)
 
+    def check(self, trainer, pl_module):
+        with noted(trainer, pl_module):
+            super().check(trainer, pl_module)
+
 
 class NotedSignal(StopOnSignal):
     def on_train_batch_end(self, trainer, pl_module, *rest):
@@ -80,7 +83,8 @@ class NotedSignal(StopOnSignal):
 
 
 def fit(folder, task, *callbacks, **options):
-    guards = [NotedLoss(), NotedSignal(Path(folder, "last.ckpt"))]
+    finite = NotedLoss()
+    guards = [finite, NotedSignal(Path(folder, "last.ckpt"), finite)]
     trainer = pl.Trainer(
         accelerator="cpu", **{"devices": 1, "max_epochs": 1, **options}, default_root_dir=folder, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
@@ -90,13 +94,19 @@ def fit(folder, task, *callbacks, **options):
     return trainer
 
 
-def test_a_loss_that_is_not_finite_never_reaches_the_weights(tmp_path):
-    task = Task("spoil")
+@pytest.mark.parametrize(("step", "steps"), [(2, 3), (STEPS - 1, STEPS)], ids=["by the next", "at the epoch's end"])
+def test_a_loss_that_is_not_finite_is_told(tmp_path, step, steps):
     with pytest.raises(
         FloatingPointError, match="not finite in epoch 1 on cases case-a; the last checkpoint is intact"
     ):
-        fit(tmp_path, task)
-    assert (tmp_path / "rank-0").read_text().startswith("FloatingPointError, 2 steps, True: ")
+        fit(tmp_path, Task("spoil", step))
+    assert (tmp_path / "rank-0").read_text().startswith(f"FloatingPointError, {steps} steps: ")
+
+
+def test_a_loss_that_is_not_finite_is_told_before_a_signal_saves_what_it_has_made(tmp_path):
+    with pytest.raises(FloatingPointError, match="not finite in epoch 1 on cases case-a"):
+        fit(tmp_path, Task("spoil and signal"))
+    assert not (tmp_path / "last.ckpt").exists()
 
 
 def test_a_signal_saves_after_the_batch_and_stops(tmp_path):
@@ -141,10 +151,11 @@ def test_what_happens_on_one_rank_ends_both(tmp_path):
     for rank in (0, 1):
         line = (tmp_path / "spoil" / f"rank-{rank}").read_text()
         assert line.startswith(
-            "FloatingPointError, 2 steps, True: the loss is not finite in epoch 1 on cases case-b, case-c;"
+            "FloatingPointError, 3 steps: the loss is not finite in epoch 1 on cases case-b, case-c;"
         )
-        assert (tmp_path / "signal" / f"rank-{rank}").read_text().startswith("Interrupted, 3 steps, True: ")
-    assert torch.load(tmp_path / "signal" / "last.ckpt", weights_only=True)["global_step"] == 3
+        # the step in which the signal came to one of them, and the next, with which both know
+        assert (tmp_path / "signal" / f"rank-{rank}").read_text().startswith("Interrupted, 4 steps: ")
+    assert torch.load(tmp_path / "signal" / "last.ckpt", weights_only=True)["global_step"] == 4
 
 
 if __name__ == "__main__":
