@@ -7,7 +7,7 @@ import socket
 import sys
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import pytorch_lightning as pl
@@ -23,6 +23,7 @@ from lesionseg.errors import InputError
 
 #: The longest that a rank waits for the others: what ends a run whose rank hangs, or is gone without a word.
 TIMEOUT = timedelta(minutes=10)
+T = TypeVar("T")
 
 
 def many_ranks(devices: str | int | list[int], nodes: int, accelerator: Any) -> bool:
@@ -139,17 +140,10 @@ class OnAnyRank:
     def __init__(self, trainer: pl.Trainer, happened: bool | Tensor) -> None:
         self._answer, self._copied = happened, None
         if trainer.world_size > 1:
-            own = (
-                torch.as_tensor(happened).float()
-                if isinstance(happened, Tensor)
-                else torch.full(
-                    (),
-                    float(happened),
-                    device=trainer.strategy.root_device,  # filled there: a copy would wait
-                )
-            )
-            torch.distributed.all_reduce(own)  # Lightning's `reduce` would have a barrier before it, at every step
-            self._answer = own > 0
+            count = torch.zeros((), device=trainer.strategy.root_device)
+            count += happened  # in place, as to copy a number to the device would wait for it
+            torch.distributed.all_reduce(count)  # Lightning's `reduce` would have a barrier before it, at every step
+            self._answer = count > 0
         if isinstance(self._answer, Tensor) and self._answer.is_cuda:
             self._answer = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(self._answer, non_blocking=True)
             self._copied = torch.cuda.Event()
@@ -159,6 +153,15 @@ class OnAnyRank:
         if self._copied is not None:
             self._copied.synchronize()
         return bool(self._answer)
+
+
+def of_all_ranks(value: T) -> list[T]:
+    """What each rank hands over, in their order; plain data, or what else can be pickled."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [value]
+    every = [value] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(every, value)
+    return every
 
 
 def over_ranks(trainer: pl.Trainer, values: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
 from lesionseg.data.dataset import Batch
-from lesionseg.ranks import OnAnyRank
+from lesionseg.ranks import OnAnyRank, of_all_ranks
 
 #: Signals that end a run in order: Ctrl-C, the end of a job, and what clusters often send some time before that.
 ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
@@ -158,16 +158,8 @@ class FiniteLoss(pl.Callback):
             return
         records = trainer.datamodule.store.records  # type: ignore[attr-defined]
         own = {records[place.case].case_id for place in batch.places} if wrong else set()
+        cases = ", ".join(sorted(set().union(*of_all_ranks(own))))
         raise FloatingPointError(
-            f"the loss is not finite in epoch {trainer.current_epoch + 1} on cases {', '.join(_of_all(trainer, own))}; "
+            f"the loss is not finite in epoch {trainer.current_epoch + 1} on cases {cases}; "
             "the last checkpoint is intact; look at these cases with `lesionseg check`, or lower model.lr"
         )
-
-
-def _of_all(trainer: pl.Trainer, own: set[str]) -> list[str]:
-    """The names of all ranks together, in order."""
-    if trainer.world_size == 1:
-        return sorted(own)
-    gathered: list[set[str]] = [set()] * trainer.world_size
-    torch.distributed.all_gather_object(gathered, own)
-    return sorted(set().union(*gathered))

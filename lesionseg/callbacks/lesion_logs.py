@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
-import torch
 import wandb
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from lesionseg.data.dataset import Batch
 from lesionseg.inputs import paste, resize
 from lesionseg.lesions import FIRST_TYPE, type_probabilities
 from lesionseg.metrics import LesionFigures
+from lesionseg.ranks import of_all_ranks
 from lesionseg.results import MISSED, REFERENCE
 
 #: Rows of the lesion table, largest lesions first.
@@ -66,7 +66,7 @@ class LesionLogs(pl.Callback):
         log_figures(trainer, {f"val/confusion/{k}": float(n) for k, n in counts.items()})
         if not told_to_wandb(trainer):
             return
-        noted = _gathered(self._noted)
+        noted = {lesion: row for each in of_all_ranks(self._noted) for lesion, row in each.items()}
         with wandb_run(trainer) as run:
             if run is not None:
                 shown = table.assign(probability=_of_predicted(table, noted, metric.lesion_types))
@@ -77,15 +77,6 @@ def _probabilities(classes: Tensor, scores: Tensor, box: Box, reference: Tensor)
     """Of each type for each reference lesion (n, n_types), from classes (H, W) and scores (K, S, S) of a slice."""
     types = paste(resize(scores[FIRST_TYPE:].float(), box.side).softmax(0), box, *reference.shape)
     return type_probabilities(*(each.cpu().numpy() for each in (classes, reference, types)))
-
-
-def _gathered(noted: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What all processes have noted."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return noted
-    every: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(every, noted)
-    return {lesion: row for each in every for lesion, row in each.items()}
 
 
 def _of_predicted(table: pd.DataFrame, noted: dict[str, np.ndarray], types: tuple[str, ...]) -> list[float]:

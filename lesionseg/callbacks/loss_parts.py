@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lesionseg.callbacks.loggers import log_figures
 from lesionseg.epoch_means import EpochMeans
+from lesionseg.ranks import over_ranks
 
 
 class LossParts(pl.Callback):
@@ -39,9 +39,8 @@ class LossParts(pl.Callback):
         """Log the means over the batches, which are all of one size, and over the processes."""
         parts = self._parts.means()
         if len(parts) > 1:
-            means = trainer.strategy.reduce(torch.stack(list(parts.values())), reduce_op="mean")
-            names = [f"train/loss_{name}" for name in parts]
-            log_figures(trainer, dict(zip(names, means.tolist(), strict=True)))
+            means = over_ranks(trainer, parts)
+            log_figures(trainer, {f"train/loss_{name}": float(mean) for name, mean in means.items()})
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
