@@ -61,7 +61,7 @@ class Cascade:
         layout = torch.channels_last  # an eighth faster on a CPU
         self.liver_net = model.liver.build().to(where).to(memory_format=layout)
         self.lesion_nets = [net.build().to(where).to(memory_format=layout) for net in model.lesions]
-        self.spec = model.lesions[0].spec
+        self.spec, self.naming = model.lesions[0].spec, model.lesions[0].naming
 
     @classmethod
     def load(
@@ -116,6 +116,7 @@ class Cascade:
             hu,
             slices.tolist(),
             box,
+            naming=self.naming,
             temperature=self.model.temperature,
             how=self.how,
             probabilities=probabilities,

@@ -5,6 +5,8 @@ A square is (row, column, side): its centre and its side in pixels, 0 at the out
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import torch
 from scipy import ndimage
@@ -19,6 +21,8 @@ MARGIN = 0.25
 LEAST_SIDE_PX = 16
 #: How far a square is moved along each axis in training, and how much its side changes, either way, as shares of it.
 SHIFT, ZOOM = 0.15, 0.2
+#: Crops that are named at once: an untrained net finds many lesions.
+AT_ONCE = 64
 
 
 def lesion_squares(labelled: np.ndarray) -> Tensor:
@@ -39,6 +43,36 @@ def shaken(squares: Tensor) -> Tensor:
     """Squares moved and resized by chance, from torch's random stream: outlines drawn by a net are not exact either."""
     chance = 2 * torch.rand(squares.shape) - 1
     return squares + chance * squares.new_tensor([SHIFT, SHIFT, ZOOM]) * squares[:, 2:]
+
+
+def type_scores(
+    classifiers: Sequence[Callable[[Tensor], Tensor]],
+    images: Tensor,
+    owners: Tensor,
+    squares: Tensor,
+    size_px: int,
+    *,
+    mirror: bool = False,
+) -> Tensor:
+    """What classifiers say of crops, `AT_ONCE` of them at a time, and then of their mirror images (left-right).
+
+    Args:
+        classifiers: crops (m, C, size_px, size_px) → scores (m, types).
+        images: (N, C, S, S), the inputs of a net.
+        owners: (n,), which image each square lies on.
+        squares: (n, 3), one or more.
+        size_px: side of a crop.
+        mirror: whether they see the mirror images too.
+
+    Returns:
+        Scores (views, n, types), on the device of the images.
+    """
+    found = []
+    for own, places in zip(owners.split(AT_ONCE), squares.split(AT_ONCE), strict=True):
+        crops = cut(images, own.to(images.device), places.to(images.device), size_px)
+        views = [crops, crops.flip(-1)] if mirror else [crops]
+        found.append(torch.stack([classifier(view) for view in views for classifier in classifiers]))
+    return torch.cat(found, 1)
 
 
 def cut(images: Tensor, owners: Tensor, squares: Tensor, size_px: int) -> Tensor:

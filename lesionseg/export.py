@@ -214,7 +214,9 @@ def _held_out_lesions(
         if record.liver_box is None:
             continue
         scan, labels = store.scan(record.case_id), np.asarray(store.labels(record.case_id))
-        found = predict_lesions([built], net.spec, scan.hu, record.liver_slices, record.liver_box, how=how)
+        found = predict_lesions(
+            [built], net.spec, scan.hu, record.liver_slices, record.liver_box, naming=net.naming, how=how
+        )
         least = least_voxels(thresholds, scan)
         inside = (lesion_ids(found.classes > LIVER, least) > 0) & is_liver(labels)
         ids = lesion_ids(inside, least)

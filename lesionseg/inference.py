@@ -17,9 +17,12 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from lesionseg.boxes import Box
+from lesionseg.crops import lesion_squares, on_input, type_scores
 from lesionseg.inputs import InputSpec, paste, resize
-from lesionseg.labels import LIVER
+from lesionseg.labels import LESION_TYPES, LIVER
+from lesionseg.lesions import FIRST_TYPE, components
 from lesionseg.measurements import FULL_CONNECTIVITY
+from lesionseg.unet import Naming
 
 #: Diameter of the disc that closes gaps of the liver on a slice, in pixels (reference code of arXiv 1907.13409).
 CLOSING_DIAMETER_PX = 10
@@ -34,6 +37,18 @@ class Pass(NamedTuple):
 
 
 PLAIN = Pass()
+BY_PIXELS = Naming()
+
+
+class View(NamedTuple):
+    """What a net says of a slice: scores of its pixels (K, S, S), and of its types (n_types,) by a head for these."""
+
+    pixels: Tensor
+    types: Tensor | None
+
+    def at(self, position: int) -> View:
+        """One slice of several, each with an axis before."""
+        return View(self.pixels[position].float(), None if self.types is None else self.types[position].float())
 
 
 class Lesions(NamedTuple):
@@ -67,8 +82,8 @@ def predict_liver(
     least = math.log(threshold / (1 - threshold))  # of two classes, the difference of scores is the log odds
 
     def look(slices: Sequence[int]) -> None:
-        for index, (scores,) in _scores([net], spec, hu, slices, box, how._replace(mirror=False)):
-            odds = resize((scores[LIVER] - scores[0])[None], box.side)[0]
+        for index, _, (view,) in _views([net], spec, hu, slices, box, how._replace(mirror=False)):
+            odds = resize((view.pixels[LIVER] - view.pixels[0])[None], box.side)[0]
             out[index] = paste(odds > least, box, height, width).cpu().numpy()
 
     first = sorted({*range(0, depth, stride), depth - 1})
@@ -104,11 +119,16 @@ def predict_lesions(
     slices: Sequence[int],
     liver_box: Box,
     *,
+    naming: Naming = BY_PIXELS,
     temperature: float = 1.0,
     how: Pass = PLAIN,
     probabilities: bool = False,
 ) -> Lesions:
     """Class of every pixel of the given slices in the liver box: the largest mean probability over nets (and mirrors).
+
+    Where the pixels have no types, that of a component of lesion pixels on its slice (8-neighbourhood) is that with the
+    largest mean probability of slice or crop. In the maps of the classes, what is not found as lesion is as probable of
+    one type as of another where crops name, and has the types of the slice where that does.
 
     Args:
         nets: alike in classes and input.
@@ -116,6 +136,7 @@ def predict_lesions(
         hu: (D, H, W).
         slices: ascending; the others stay background.
         liver_box: of the scan.
+        naming: what names lesions, alike in all nets.
         temperature: divides the scores of the types in `Lesions.types`; the classes do not depend on it.
         how: see `Pass`.
         probabilities: keep the maps of all classes.
@@ -123,24 +144,79 @@ def predict_lesions(
     _, height, width = hu.shape
     box, classes = spec.box(liver_box, height, width), np.zeros(hu.shape, dtype=np.uint8)
     maps, places, types = None, [np.zeros(0, np.int64)], []
-    for index, views in _scores(nets, spec, hu, slices, box, how):
-        scores = [resize(view, box.side) for view in views]
+    for index, image, views in _views(nets, spec, hu, slices, box, how):
+        scores = [resize(view.pixels, box.side) for view in views]
         if len(scores) > 1 or probabilities:
             mean = torch.stack([view.softmax(0) for view in scores]).mean(0)
         else:
             mean = scores[0]  # the largest score is the largest probability
         plane = paste(mean.max(0).indices.to(torch.uint8), box, height, width)
-        classes[index] = plane.cpu().numpy()
-        if probabilities:
-            if maps is None:
-                maps = np.zeros((len(mean), *hu.shape), dtype=np.float16)
-            maps[:, index] = paste(mean, box, height, width).cpu().numpy()
         row, column = torch.nonzero(plane > LIVER, as_tuple=True)
+        shown = paste(mean, box, height, width) if probabilities else None
+        if naming.by == "pixels":
+            at = (slice(FIRST_TYPE, None), row - box.top, column - box.left)
+            shares = torch.stack([(view[at] / temperature).softmax(0) for view in scores]).mean(0).T
+        else:
+            named = _Named.of(plane, nets, naming, image, views, box, spec, how)
+            shares = named.shares(temperature)[named.number[row, column]]
+            plane = torch.where(plane == FIRST_TYPE, named.types(), plane)
+            shown = None if shown is None else named.on(shown)
+        classes[index] = plane.cpu().numpy()
+        if shown is not None:
+            if maps is None:
+                maps = np.zeros((len(shown), *hu.shape), dtype=np.float16)
+            maps[:, index] = shown.cpu().numpy()
         places.append(((index * height + row) * width + column).cpu().numpy())
-        at = (slice(LIVER + 1, None), row - box.top, column - box.left)
-        types.append(torch.stack([(view[at] / temperature).softmax(0) for view in scores]).mean(0).T.cpu().numpy())
+        types.append(shares.cpu().numpy())
     kinds = types[0].shape[1] if types else 0
     return Lesions(classes, np.concatenate(places), np.concatenate([np.zeros((0, kinds), np.float32), *types]), maps)
+
+
+class _Named(NamedTuple):
+    """The lesions of a slice (H, W) whose pixels have no types.
+
+    Attributes:
+        number: int64 (H, W), which component each lesion pixel is of; 0 elsewhere.
+        scores: (views, n + 1, n_types), what each view says of the type of each component; of 0, what it says of all
+            else.
+    """
+
+    number: Tensor
+    scores: Tensor
+
+    @classmethod
+    def of(
+        cls, plane: Tensor, nets: Sequence[nn.Module], naming: Naming, image: Tensor, views: Sequence[View], box: Box,
+        spec: InputSpec, how: Pass,
+    ) -> _Named:  # fmt: skip
+        """From class indices (H, W) of pixels, the input of the nets (3, S, S), and what these said of it."""
+        number, n = components(plane.cpu().numpy() == FIRST_TYPE)
+        if naming.by == "slice":
+            of_slice = torch.stack([view.types for view in views if view.types is not None])
+            scores = of_slice[:, None].expand(-1, n + 1, -1)
+        else:
+            scores = image.new_zeros(len(views), n + 1, len(LESION_TYPES))
+            if n:
+                classifiers = [net.get_submodule("classifier") for net in nets]
+                squares = on_input(lesion_squares(number), box, spec.size_px)
+                owners = torch.zeros(n, dtype=torch.int64)
+                with torch.inference_mode():
+                    scores[:, 1:] = type_scores(
+                        classifiers, image[None], owners, squares, naming.crop_px, mirror=how.mirror
+                    )
+        return cls(torch.from_numpy(number).to(plane.device, torch.int64), scores.float())
+
+    def shares(self, temperature: float = 1.0) -> Tensor:
+        """Mean over the views of the probabilities of the types, (n + 1, n_types)."""
+        return (self.scores / temperature).softmax(-1).mean(0)
+
+    def types(self) -> Tensor:
+        """Class index of the most probable type of each lesion pixel, uint8 (H, W); of no meaning elsewhere."""
+        return (FIRST_TYPE + self.shares().argmax(1)).to(torch.uint8)[self.number]
+
+    def on(self, maps: Tensor) -> Tensor:
+        """Probabilities (3, H, W) of background, liver and lesion → those with every type, (2 + n_types, H, W)."""
+        return torch.cat([maps[:FIRST_TYPE], maps[FIRST_TYPE] * self.shares()[self.number].movedim(-1, 0)])
 
 
 def clean_liver(liver: np.ndarray) -> np.ndarray:
@@ -182,10 +258,10 @@ def lesion_ids(lesion: np.ndarray, least_voxels: float) -> np.ndarray:
     return out
 
 
-def _scores(
+def _views(
     nets: Sequence[nn.Module], spec: InputSpec, hu: np.ndarray, slices: Sequence[int], box: Box, how: Pass
-) -> Iterator[tuple[int, list[Tensor]]]:
-    """For each slice the scores (K, S, S) of every net, and of its mirror image where asked."""
+) -> Iterator[tuple[int, Tensor, list[View]]]:
+    """For each slice its input (3, S, S), and what every net says of it, and then of its mirror image where asked."""
     last, planes = len(hu) - 1, dict[int, Tensor]()
     for start in range(0, len(slices), how.batch_size):
         batch = list(slices[start : start + how.batch_size])
@@ -197,11 +273,18 @@ def _scores(
             planes |= zip(new, spec.encode(hu[new], box), strict=True)
         images = torch.stack([torch.stack([planes[i] for i in three]) for three in around]).to(how.device)
         with torch.inference_mode():
-            views = [net(images) for net in nets]
+            said = [_said(net, images) for net in nets]
             if how.mirror:
-                views += [net(images.flip(-1)).flip(-1) for net in nets]
+                mirrored = [_said(net, images.flip(-1)) for net in nets]
+                said += [View(view.pixels.flip(-1), view.types) for view in mirrored]
         for position, index in enumerate(batch):
-            yield index, [view[position].float() for view in views]
+            yield index, images[position], [view.at(position) for view in said]
+
+
+def _said(net: nn.Module, images: Tensor) -> View:
+    """What a net says of images (N, 3, S, S), with an axis of N."""
+    scores = net(images)
+    return View(*scores) if isinstance(scores, tuple) else View(scores, None)
 
 
 def _bounds(mask: np.ndarray) -> tuple[slice, ...] | None:

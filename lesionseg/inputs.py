@@ -13,9 +13,6 @@ from torch.nn import functional
 
 from lesionseg.boxes import Box, crop, overlap, slice_box
 
-#: Pixels of the input to one of the deepest features of a net, along a side.
-STRIDE = 32
-
 
 @dataclass(frozen=True)
 class InputSpec:
@@ -38,8 +35,8 @@ class InputSpec:
     scale_hu: float = 35.0
 
     def __post_init__(self) -> None:
-        if self.size_px < STRIDE or self.size_px % STRIDE:
-            raise ValueError(f"size_px must be a multiple of {STRIDE} (five halvings in the U-net), got {self.size_px}")
+        if self.size_px < 32 or self.size_px % 32:
+            raise ValueError(f"size_px must be a multiple of 32 (five halvings in the U-net), got {self.size_px}")
         if not -math.inf < self.low_hu < self.high_hu < math.inf:
             raise ValueError(f"low_hu must be below high_hu, got {self.low_hu} and {self.high_hu}")
         if not (math.isfinite(self.mean_hu) and 0 < self.scale_hu < math.inf):

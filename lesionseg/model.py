@@ -31,7 +31,7 @@ from lesionseg.segmentation import RESEARCH_USE_ONLY
 
 MODEL_FILE = "model.json"
 #: Changes with the layout of the folder, or with the checksums of the scans that a model has seen.
-MODEL_FORMAT = 2
+MODEL_FORMAT = 3
 #: More lesion nets than this are no ensemble but a broken file.
 MOST_NETS = 100
 #: Of a model folder.

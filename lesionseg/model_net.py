@@ -18,14 +18,14 @@ from lesionseg.labels import TARGETS
 from lesionseg.networks import build_unet
 from lesionseg.run_weights import read_net
 from lesionseg.runs import finished_run
-from lesionseg.unet import DEEP_HEADS, SEGMENTING_PARTS
+from lesionseg.unet import DEEP_HEADS, Naming, add_crop_classifier
 
 #: Fields of `run.json` that say where a net comes from; none names a machine's path or a patient.
 PROVENANCE = ("name", "fold", "folds", "seed", "epochs", "encoder", "encoder_weights", "commit", "version", "machine",
               "store_sha256", "config_sha256", "weights_sha256", "generated")  # fmt: skip
 #: Names of encoders; a colon or slash would make a library fetch from elsewhere.
 _ENCODER = re.compile(r"[A-Za-z0-9_.-]+")
-_DESCRIPTION = ("encoder", "decoder_channels", "input", "target", "classes")
+_DESCRIPTION = ("encoder", "decoder_channels", "input", "target", "classes", "naming")
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +33,7 @@ class Net:
     """One trained net.
 
     Attributes:
-        description: how it is built and fed: encoder, decoder_channels, input, target, classes.
+        description: how it is built and fed: encoder, decoder_channels, input, target, classes, naming.
         tensors: its state by name.
         provenance: the fields `PROVENANCE` of its run.
     """
@@ -44,16 +44,15 @@ class Net:
 
     @classmethod
     def from_run(cls, run: Path) -> Net:
-        """The net of a finished run, its last weights; `InputError` for an unfinished one, or types not from pixels."""
+        """The net of a finished run, its last weights; `InputError` for an unfinished run, or one of other code."""
         info = finished_run(run)
         description, tensors = read_net(run)
-        tensors = {name: tensor for name, tensor in tensors.items() if name.partition(".")[0] != DEEP_HEADS}
-        if other := {name.partition(".")[0] for name in tensors} - set(SEGMENTING_PARTS):
-            raise InputError(run, expected="a net that names every pixel", got=f"one with a {other.pop()}",
-                             remedy="name runs of another schedule, such as no_freezing")  # fmt: skip
+        if missing := set(_DESCRIPTION) - set(description):
+            raise InputError(run, expected="a net as this version describes it", got=f"one without {missing.pop()}",
+                             remedy="remove the run folder and train it again")  # fmt: skip
         return cls(
             {key: description[key] for key in _DESCRIPTION},
-            {name: tensor.contiguous() for name, tensor in tensors.items()},
+            {name: tensor.contiguous() for name, tensor in tensors.items() if name.partition(".")[0] != DEEP_HEADS},
             {name: getattr(info, name) for name in PROVENANCE},
         )
 
@@ -75,12 +74,19 @@ class Net:
         except SafetensorError as error:
             raise refused(path, f"SafetensorError: {error}") from None
         _ = net.spec  # refuses what is no InputSpec
+        if net.naming.by != "pixels" and len(target.lesion_types) < 2:
+            raise ValueError(f"a net that names lesions by {net.naming.by}, and tells no types apart")
         return net
 
     @property
     def spec(self) -> InputSpec:
         """The input it was trained on."""
         return InputSpec(**self.description["input"])
+
+    @property
+    def naming(self) -> Naming:
+        """What names the lesions that it finds."""
+        return Naming(**self.description["naming"])
 
     def to_json(self) -> dict[str, Any]:
         """What `model.json` says of it."""
@@ -93,8 +99,17 @@ class Net:
     def build(self) -> nn.Module:
         """The net with its weights, in eval mode; `InputError` where the tensors are of another net."""
         encoder, channels = self.description["encoder"], self.description["decoder_channels"]
-        classes = len(self.description["classes"])
-        net = build_unet(encoder, classes=classes, encoder_weights=None, decoder_channels=channels)
+        target, by = TARGETS[self.description["target"]], self.naming.by
+        types = len(target.lesion_types)
+        net = build_unet(
+            encoder,
+            classes=len((target if by == "pixels" else TARGETS["lesion"]).classes),
+            encoder_weights=None,
+            decoder_channels=channels,
+            slice_types=types if by == "slice" else 0,
+        )
+        if by == "crops":
+            add_crop_classifier(net, types)
         try:
             net.load_state_dict(self.tensors)
         except RuntimeError:

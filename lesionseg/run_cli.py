@@ -114,8 +114,9 @@ class RunCLI(LightningCLI):
         if not 0 <= (seed := given.seed_everything) <= MOST_SEED:
             raise InputError("seed_everything", expected=f"0 to {MOST_SEED}", got=str(seed), remedy="change it")
         if given.trainer.logger is not None:
-            raise InputError("trainer.logger", expected="none, as a run logs to its own folder and to W&B",
-                             got="one", remedy="leave it out; WANDB_MODE=disabled keeps W&B away")  # fmt: skip
+            raise InputError("trainer.logger", expected="nothing, as a run logs to its own folder and to W&B",
+                             got=str(given.trainer.logger),
+                             remedy="leave it out; WANDB_MODE=disabled keeps W&B away")  # fmt: skip
 
     def instantiate_classes(self) -> None:
         """Build task, data and trainer; `InputError` for settings that one of them refuses."""
@@ -161,10 +162,10 @@ class RunCLI(LightningCLI):
         finite = FiniteLoss()
         stop = StopOnSignal(self.run_dir / LAST_CHECKPOINT, finite)
         callbacks: list[pl.Callback] = [
+            finite,  # before what would log such figures
             *logs(self.run_dir),
             Results(self.run_dir),
             SeedEveryStep(self.datamodule.seed),
-            finite,
             stop,
             LostRanks(),
             GlobalBatch(),
@@ -205,7 +206,6 @@ class RunCLI(LightningCLI):
         if self.checkpoint is not None:
             self._refuse_other_split()
         self.datamodule.check_ranks(self.trainer.world_size)
-        self.model.check_batch(self.datamodule.share(self.trainer.world_size))
         self.datamodule.check_shared_memory(self.trainer.num_devices)
         validates = bool(self.trainer.limit_val_batches * len(self.datamodule.validation))
         refuse_limits(self.trainer, **self.datamodule.batches())

@@ -63,6 +63,12 @@ def _run(args: list[str]) -> int:
                          got=str(error).partition(". ")[0],
                          remedy="lower it, or take --trainer.precision bf16-mixed" if args[0] == "fit" else
                          "free it of other programs, or give --trainer.accelerator cpu") from error  # fmt: skip
+    except ValueError as error:
+        if not str(error).startswith("Expected more than 1 value per channel when training"):
+            raise
+        raise InputError("data.batch_size", expected="several values of each feature, as batch norm needs",
+                         got="a batch of one slice whose deepest feature is one pixel",
+                         remedy="raise it, or data.input.size_px") from error  # fmt: skip
     except RuntimeError as error:
         if (wrong := input_error_in(str(error))) is not None:  # torch makes such of what a process that reads raises
             raise wrong from None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import segmentation_models_pytorch as smp
 from segmentation_models_pytorch.base import ClassificationHead
@@ -16,12 +18,31 @@ from lesionseg.norms import keep_no_frozen_input
 DECODER_CHANNELS = (256, 128, 64, 32, 16)
 #: Decoder steps (of five, deepest first) that deep supervision gives outputs to: at strides 8, 4 and 2.
 DEEP_STEPS = (1, 2, 3)
-#: The parts that class scores come from; what else a net holds serves its training or a task of its own.
-SEGMENTING_PARTS = ("encoder", "decoder", "segmentation_head")
-#: The part that deep supervision adds.
+#: The part that deep supervision adds; it serves training alone.
 DEEP_HEADS = "deep_heads"
 #: Share of the pooled feature that is dropped before a type is named in training: the default of smp.
 DROPOUT = 0.2
+
+
+@dataclass(frozen=True)
+class Naming:
+    """What names the lesions that a net finds.
+
+    Attributes:
+        by: `pixels`: each has the class of a type; `slice`: a second head names all lesions of a slice alike
+            (`slice_types` of `Unet`); `crops`: a second net names each from a crop around it (`add_crop_classifier`).
+        crop_px: side of a crop as the classifier sees it, a multiple of 32 from 64 on; 0: there are no crops.
+    """
+
+    by: Literal["pixels", "slice", "crops"] = "pixels"
+    crop_px: int = 0
+
+    def __post_init__(self) -> None:
+        if self.by not in ("pixels", "slice", "crops") or type(self.crop_px) is not int:
+            raise ValueError(f"lesions named by {self.by!r}, crops of {self.crop_px!r} pixels")
+        # at 32 the deepest feature of one crop is one pixel: no batch norm
+        if (self.crop_px < 64 or self.crop_px % 32) if self.by == "crops" else self.crop_px:
+            raise ValueError(f"lesions named by {self.by}, crops of {self.crop_px} pixels")
 
 
 class Unet(smp.Unet):
@@ -85,6 +106,11 @@ class Unet(smp.Unet):
             x = step(x, height, width, skip_connection=skip)
             out.append(x)
         return out
+
+
+def add_crop_classifier(net: nn.Module, types: int) -> None:
+    """Give a U-net a second net, `classifier`, whose encoder begins as a copy of its own."""
+    net.classifier = CropClassifier(copy.deepcopy(net.get_submodule("encoder")), types)
 
 
 class CropClassifier(nn.Module):

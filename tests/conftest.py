@@ -137,12 +137,13 @@ def make_model() -> Callable:
     from lesionseg.model import Model, Thresholds
     from lesionseg.model_net import PROVENANCE, Net
     from lesionseg.networks import build_unet
+    from lesionseg.unet import Naming
 
     def net(target: str, spec: InputSpec, seed: int) -> Net:
         torch.manual_seed(seed)
         description = {
             "encoder": "tu-test_resnet", "decoder_channels": [8] * 5, "input": asdict(spec), "target": target,
-            "classes": list(TARGETS[target].classes),
+            "classes": list(TARGETS[target].classes), "naming": asdict(Naming()),
         }  # fmt: skip
         provenance = dict.fromkeys(PROVENANCE) | {"name": "made", "fold": seed, "folds": 3, "seed": 0, "epochs": 1}
         made = Net(description, {}, provenance)

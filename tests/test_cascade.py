@@ -26,6 +26,7 @@ from lesionseg.networks import build_unet
 from lesionseg.run_weights import LAST_CHECKPOINT
 from lesionseg.runs import RunInfo
 from lesionseg.scan import Case, Scan, array_checksum, to_canonical
+from lesionseg.unet import Naming
 
 ENCODER, CHANNELS, SIZE = "tu-test_resnet", (8, 8, 8, 8, 8), 32
 SPEC = InputSpec(SIZE, "slice", low_hu=-150)
@@ -65,7 +66,7 @@ def run(net, tmp_path):
     INFO.write(tmp_path)
     description = {
         "task": "LiverTask", "encoder": ENCODER, "decoder_channels": list(CHANNELS), "input": asdict(SPEC),
-        "target": "liver", "classes": ["background", "liver"],
+        "target": "liver", "classes": ["background", "liver"], "naming": asdict(Naming()),
     }  # fmt: skip
     state = {**{f"net.{name}": tensor for name, tensor in net.state_dict().items()}, "loss.weight": torch.ones(2)}
     (tmp_path / LAST_CHECKPOINT).parent.mkdir()

@@ -247,7 +247,7 @@ def test_the_votes_are_those_of_training_s_own_path(model, made, store):
 def test_the_votes_are_collected_on_a_gpu_where_there_is_one(made, tmp_path, monkeypatch):
     seen, how = set(), Pass(torch.device("meta"), 8)
 
-    def predicted(nets, spec, hu, slices, box, how):
+    def predicted(nets, spec, hu, slices, box, naming, how):
         seen.add((how, *(parameter.device.type for net in nets for parameter in net.parameters())))
         return Lesions(np.zeros(hu.shape, np.uint8), np.zeros(0, np.int64), np.zeros((0, 3), np.float32), None)
 

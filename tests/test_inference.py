@@ -9,12 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
+from skimage.measure import label, regionprops
 from torch import nn
 from torch.nn import functional
 
 from lesionseg.boxes import Box
+from lesionseg.crops import MARGIN, cut
 from lesionseg.inference import Pass, clean_liver, lesion_ids, predict_lesions, predict_liver
 from lesionseg.inputs import InputSpec
+from lesionseg.networks import build_unet
+from lesionseg.unet import Naming, add_crop_classifier
 
 SIZE = 64
 BOX = Box(-3, 5, 40)
@@ -155,6 +159,113 @@ def test_no_slice_gives_no_lesion(nets):
     lesions = predict_lesions(nets, InputSpec(SIZE, "liver"), noise(2), [], BOX)
     assert not lesions.classes.any()
     assert len(lesions.places) == len(lesions.types) == 0
+
+
+# ---- lesions that their pixels do not name ----
+
+
+def unnamed(naming: Naming, seed: int) -> nn.Module:
+    """A net of random weights that finds lesions here and there, and names each type somewhere."""
+    torch.manual_seed(seed)
+    net = build_unet("tu-test_resnet", classes=3, encoder_weights=None, decoder_channels=[8] * 5,
+                     slice_types=3 if naming.by == "slice" else 0)  # fmt: skip
+    if naming.by == "crops":
+        add_crop_classifier(net, 3)
+    net.eval()
+    images = functional.interpolate(torch.randn(8, 3, 8, 8), (SIZE, SIZE))
+    with torch.no_grad():
+        _even_out(net.segmentation_head[0], pixels_of(net)(images).movedim(1, 0).flatten(1))
+        if naming.by == "crops":
+            _even_out(net.classifier.head[3], net.classifier(images).T)
+        else:
+            _even_out(net.classification_head[3], net(images)[1].T)
+    return net
+
+
+def _even_out(layer, scores):
+    """Change the last layer so that its scores (K, n) spread alike around 0."""
+    spread = scores.std(1)
+    layer.weight *= (3 / spread).view(-1, *[1] * (layer.weight.dim() - 1))
+    layer.bias.copy_(3 * (layer.bias - scores.mean(1)) / spread)
+
+
+def pixels_of(net):
+    """The scores of the pixels alone."""
+    return lambda images: net(images)[0] if isinstance(net(images), tuple) else net(images)
+
+
+def types_by_hand(net, naming, hu, index, region, flip, temperature):
+    """Probabilities (3,) of the types of a region of a slice."""
+    spec = InputSpec(SIZE, "liver")
+    last = len(hu) - 1
+    image = spec.encode(np.stack([hu[max(index - 1, 0)], hu[index], hu[min(index + 1, last)]]), BOX)[None]
+    with torch.inference_mode():
+        if naming.by == "slice":
+            scores = net(image.flip(-1) if flip else image)[1]
+        else:
+            top, left, bottom, right = region.bbox
+            zoom = SIZE / BOX.side
+            side = max(bottom - top, right - left) * (1 + 2 * MARGIN) * zoom
+            centre = ((top + bottom) / 2 - BOX.top) * zoom, ((left + right) / 2 - BOX.left) * zoom
+            crop = cut(image, torch.zeros(1), torch.tensor([[*centre, side]]), naming.crop_px)
+            scores = net.classifier(crop.flip(-1) if flip else crop)
+    return softmax(scores[0].double().numpy() / temperature)
+
+
+@pytest.mark.parametrize("naming", [Naming("slice"), Naming("crops", 64)], ids=["slice", "crops"])
+@pytest.mark.parametrize(("members", "mirror"), [(1, False), (2, False), (2, True)])
+def test_lesions_are_named_by_the_mean_of_what_names_them(naming, members, mirror):
+    hu, slices, temperature = noise(4, seed=3), [0, 2], 2.5
+    nets = [unnamed(naming, seed) for seed in range(members)]
+    lesions = predict_lesions(
+        nets, InputSpec(SIZE, "liver"), hu, slices, BOX, naming=naming, temperature=temperature,
+        how=Pass(batch_size=2, mirror=mirror), probabilities=True,
+    )  # fmt: skip
+    views, regions, seen = [(net, flip) for flip in (False, True)[: 1 + mirror] for net in nets], 0, set()
+    ends = np.cumsum([0, *((lesions.classes[i] >= 2).sum() for i in slices)])
+    for i, first, stop in zip(slices, ends, ends[1:], strict=False):
+        mean = np.mean([softmax(by_hand(pixels_of(net), hu, i, BOX, flip)) for net, flip in views], 0)
+        second, largest = np.sort(mean, 0)[-2:]
+        clear = pasted(largest - second > 1e-3, BOX, (50, 44))
+        expected = pasted(mean.argmax(0), BOX, (50, 44))
+        np.testing.assert_array_equal(np.minimum(lesions.classes[i], 2)[clear], expected[clear])
+        of_types = np.zeros((50, 44, 3))
+        everywhere = np.full(3, 1 / 3)
+        if naming.by == "slice":
+            everywhere = np.mean([types_by_hand(net, naming, hu, i, None, flip, 1.0) for net, flip in views], 0)
+        for region in regionprops(label(lesions.classes[i] >= 2, connectivity=2)):
+            sharp, soft = (
+                np.mean([types_by_hand(net, naming, hu, i, region, flip, t) for net, flip in views], 0)
+                for t in (1.0, temperature)
+            )
+            rows, columns = region.coords.T
+            (kind,) = set(lesions.classes[i][rows, columns])
+            assert kind == 2 + sharp.argmax() or np.ptp(np.sort(sharp)[-2:]) < 1e-3
+            of_types[rows, columns] = soft
+            share = pasted(mean[2], BOX, (50, 44))[rows, columns]
+            np.testing.assert_allclose(
+                lesions.probabilities[2:, i][:, rows, columns], np.outer(sharp, share), atol=2e-3
+            )
+            regions, seen = regions + 1, seen | {kind}
+        np.testing.assert_allclose(lesions.types[first:stop], of_types[lesions.classes[i] >= 2], atol=1e-3)
+        elsewhere = lesions.classes[i] < 2
+        shares = np.outer(everywhere, pasted(mean[2], BOX, (50, 44))[elsewhere])
+        np.testing.assert_allclose(lesions.probabilities[2:, i][:, elsewhere], shares, atol=2e-3)
+        np.testing.assert_allclose(lesions.probabilities[:2, i], pasted(mean[:2], BOX, (50, 44)), atol=2e-3)
+    assert len(lesions.places) == ends[-1]
+    assert regions >= 4
+    assert len(seen) >= (2 if naming.by == "crops" else 1)
+
+
+@pytest.mark.parametrize("naming", [Naming("slice"), Naming("crops", 64)], ids=["slice", "crops"])
+def test_where_pixels_find_nothing_there_is_nothing_to_name(naming):
+    net = unnamed(naming, 0)
+    net.segmentation_head[0].bias.data[0] = 1e4
+    lesions = predict_lesions([net], InputSpec(SIZE, "liver"), noise(2), [0, 1], BOX, naming=naming, probabilities=True)
+    assert not lesions.classes.any()
+    assert lesions.places.shape == (0,)
+    assert lesions.types.shape == (0, 3)
+    assert lesions.probabilities.shape == (5, 2, 50, 44)
 
 
 # ---- numbering ----

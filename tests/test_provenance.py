@@ -7,7 +7,6 @@ import socket
 import torch
 
 from lesionseg import __version__
-from lesionseg import provenance as rooms
 from lesionseg.provenance import provenance
 
 
@@ -21,5 +20,5 @@ def test_commit_version_and_kind_of_machine():
 
 
 def test_outside_a_checkout_there_is_no_commit(tmp_path, monkeypatch):
-    monkeypatch.setattr(rooms, "__file__", str(tmp_path / "lesionseg" / "provenance.py"))
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "lesionseg" / "provenance.py"))
     assert provenance()["commit"] is None

@@ -22,7 +22,7 @@ import yaml
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lesionseg import run_folder, training
+from lesionseg import run_cli, run_folder, training
 from lesionseg.callbacks import checkpoints, guards
 from lesionseg.callbacks.guards import ENDING
 from lesionseg.cli import main
@@ -494,6 +494,20 @@ def test_a_run_of_halves_is_logged_and_is_the_start_of_another(tmp_path, pretrai
     assert RunInfo.read(tmp_path / "second").weights_sha256 == weights_sha256(tmp_path / "first")
 
 
+def test_one_slice_of_one_feature_is_too_few_for_batch_norm(tmp_path, command, capsys):
+    line = refused(capsys, command(tmp_path / "run", "--data.batch_size", "1", schedule="baseline"))
+    assert "data.batch_size: expected several values of each feature" in line
+
+
+def test_no_progress_bar_is_drawn_where_none_is_wanted(tmp_path, command, monkeypatch):
+    wanted = []
+    monkeypatch.setattr(run_cli, "progress_bar", lambda bar: wanted.append(bar) or [])
+    for given in ("true", "false"):
+        trial = ["--trainer.fast_dev_run", "true", "--trainer.enable_progress_bar", given]
+        assert main(command(tmp_path / given, *trial, schedule="baseline")) == 0
+    assert wanted == [True, False]
+
+
 def test_a_gpu_whose_memory_is_full_is_told_in_a_line(tmp_path, command, monkeypatch, capsys):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has none. See the manual.")
@@ -664,7 +678,7 @@ def test_a_signal_to_every_process_of_a_job_is_no_loss(tmp_path, command, whole,
     told = [
         line for line in done.stderr.splitlines() if line.startswith(("lesionseg: ", "Traceback", "SIGTERM", "W&B"))
     ]
-    assert told[0] == "SIGTERM: saving after a step or two; once more to stop at once"
+    assert told[0] == "SIGTERM: saving after this batch; once more to stop at once"
     assert told[1:-1] == [WANDB_GONE if step == 2 * STEPS - 1 else WANDB_LACKS]
     assert told[-1] == "lesionseg: interrupted; the same command continues"
     assert load(run)["global_step"] == step + 1
@@ -797,7 +811,7 @@ writer.save_checkpoint({{"epoch": 3}}, path)
     assert [load(tmp_path, name)["epoch"] for name in ("previous", "last")] == [1, 2]
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_before_it_reaches_the_weights(
+def test_a_loss_that_is_not_finite_ends_the_run_before_it_reaches_a_checkpoint(
     tmp_path, command, whole, monkeypatch, capsys
 ):
     run, kept = tmp_path / "run", []
@@ -820,8 +834,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_reaches_the_weights(
     assert_same_run(run, whole)
 
 
-def test_no_step_waits_for_the_device(tmp_path, command):
-    """No number of a tensor is read in the steps of an epoch, but for the answers of the step before."""
+def test_no_step_reads_a_number(tmp_path, command):
+    """By item(), bool() or float(), for which a GPU would be waited for, but for the loss of the step before."""
     read, stacks = torch.ops.aten._local_scalar_dense.default, []
 
     class Reads(TorchDispatchMode):
@@ -833,7 +847,7 @@ def test_no_step_waits_for_the_device(tmp_path, command):
     with Reads():
         assert main(command(tmp_path / "run")) == 0
     steps = [stack for stack in stacks if ("training_epoch_loop.py", "advance") in stack]
-    others = [stack for stack in steps if ("ranks.py", "__bool__") not in stack]
+    others = [stack for stack in steps if ("guards.py", "_refuse_last") not in stack]
     assert len(steps) >= EPOCHS * (STEPS - 1)
     assert others == []
 
@@ -947,8 +961,7 @@ def test_a_folder_of_something_else(command, capsys, tmp_path):
         (["--trainer.check_val_every_n_epoch", "0"], ["trainer.check_val_every_n_epoch: expected 1 or more; got 0"]),
         (["--trainer.accelerator", "tpu"], ["trainer: expected settings for this machine"]),
         (["--trainer.devices", "x"], ["trainer: expected settings for this machine"]),
-        (["--trainer.logger", "false"], ["trainer.logger: expected none", "WANDB_MODE=disabled"]),
-        (["--data.input.size_px", "32", "--data.batch_size", "1"], ["data.batch_size: expected 2 slices or more"]),
+        (["--trainer.logger", "false"], ["trainer.logger: expected nothing", "got False", "WANDB_MODE=disabled"]),
         (["--cell", "one"], ["--cell: expected number/total@side-by-side; got 'one'"]),
         (["more"], ["unknown key more"]),
     ],

@@ -41,6 +41,7 @@ KILLS = 3
 LEAVE_S = 30
 #: What `segment` writes without a time in it.
 STUDY_FILES = ("segmentation.nii.gz", "lesions.csv")
+#: What `evaluate` writes of all cases.
 TABLES = ("cases.csv", "lesions.csv", "evaluation.json", "evaluation.md")
 
 

@@ -13,7 +13,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
-from lesionseg.data.dataset import Batch
+from lesionseg.data.dataset import Batch, Place
 from lesionseg.ranks import OnAnyRank, of_all_ranks
 
 #: Signals that end a run in order: Ctrl-C, the end of a job, and what clusters often send some time before that.
@@ -32,8 +32,7 @@ class StopOnSignal(pl.Callback):
     After the last batch of an epoch, its validation and its checkpoint come first. Where several batches make a step
     (`accumulate_grad_batches`), it ends with a step: gradients are no part of a checkpoint.
 
-    A run that is continued from such a checkpoint gives the same weights as one that was never stopped. With several
-    ranks a signal to one of them is known to all with the next step.
+    A run that is continued from such a checkpoint gives the same weights as one that was never stopped.
 
     Args:
         checkpoint: `last.ckpt`.
@@ -46,31 +45,27 @@ class StopOnSignal(pl.Callback):
     def __init__(self, checkpoint: Path, finite: FiniteLoss) -> None:
         self.checkpoint, self.finite = checkpoint, finite
         self.stopping = False
-        self._asked: OnAnyRank | None = None  # after the last step
         self._received: int | None = None
         self._received_s = 0.0
         self._previous: dict[int, signal.Handlers | object] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take over the signals while training runs."""
-        self._asked = None
         self._previous = {number: signal.signal(number, self._note) for number in ENDING}
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: Batch, batch_idx: int
     ) -> None:
         """Save and stop, on every rank, once a signal has come to any of them."""
-        if trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches:
-            return
-        before, self._asked = self._asked, OnAnyRank(trainer, self._received is not None)
-        if self._asked if trainer.world_size == 1 else before:
+        within_a_step = trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches
+        if not within_a_step and self._stops(trainer):
             self.finite.check(trainer, pl_module)
             trainer.save_checkpoint(self.checkpoint, weights_only=False)
             raise Interrupted
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Before the checkpoints, which Lightning has at the end of the callbacks: tell that one is needed."""
-        self.stopping, self._asked = self._stops(trainer), None
+        self.stopping = self._stops(trainer)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop where a signal came at the end of the last epoch, whose checkpoint is written by now."""
@@ -94,7 +89,7 @@ class StopOnSignal(pl.Callback):
         now = time.monotonic()
         if self._received is None:
             self._received, self._received_s = number, now
-            rank_zero_info(f"{signal.Signals(number).name}: saving after a step or two; once more to stop at once")
+            rank_zero_info(f"{signal.Signals(number).name}: saving after this batch; once more to stop at once")
         elif now - self._received_s > ONE_SIGNAL_S:
             self._restore()
             signal.raise_signal(number)
@@ -109,26 +104,29 @@ class FiniteLoss(pl.Callback):
     """Ends a run whose loss or weights are not finite before they are saved or tested, and names the cases.
 
     A loss is looked at when the next one is there, so that no step waits for the device; it may have reached the
-    weights by then, but no checkpoint. A loss that is finite can have gradients that are not, so that the weights are
-    looked at too, before they are saved.
+    weights by then, but no checkpoint of the run's own. A loss that is finite can have gradients that are not, so that
+    the weights are looked at too, before they are saved.
     """
 
     def __init__(self) -> None:
-        self._batch: Batch | None = None
-        self._last: tuple[OnAnyRank, Tensor, Batch] | None = None
+        self._places: list[Place] = []
+        self._last: tuple[OnAnyRank, Tensor, list[Place]] | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Know of no loss."""
+        self._last = None
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         """Remember whose batch it is."""
-        self._batch = batch
+        self._places = batch.places
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         """Look at this loss, and raise FloatingPointError on every rank for the one before."""
-        assert self._batch is not None
         self._refuse_last(trainer)
         wrong = ~loss.detach().isfinite()
-        self._last = OnAnyRank(trainer, wrong), wrong, self._batch
+        self._last = OnAnyRank(trainer, wrong), wrong, self._places
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Raise FloatingPointError on every rank for the last loss."""
@@ -153,11 +151,11 @@ class FiniteLoss(pl.Callback):
         last, self._last = self._last, None
         if last is None:
             return
-        on_any, wrong, batch = last
+        on_any, wrong, places = last
         if not on_any:
             return
         records = trainer.datamodule.store.records  # type: ignore[attr-defined]
-        own = {records[place.case].case_id for place in batch.places} if wrong else set()
+        own = {records[place.case].case_id for place in places} if wrong else set()
         cases = ", ".join(sorted(set().union(*of_all_ranks(own))))
         raise FloatingPointError(
             f"the loss is not finite in epoch {trainer.current_epoch + 1} on cases {cases}; "

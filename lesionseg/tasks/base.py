@@ -18,12 +18,12 @@ from torchmetrics import Metric
 from lesionseg.data.dataset import Batch, Place, Predicted
 from lesionseg.epoch_means import EpochMeans
 from lesionseg.errors import InputError
-from lesionseg.inputs import STRIDE, InputSpec
+from lesionseg.inputs import InputSpec
 from lesionseg.labels import TARGETS, Target
 from lesionseg.networks import build_unet, parameter_groups, transfer, transferable
 from lesionseg.run_weights import read_net
 from lesionseg.tasks.l2_sp import PullToStart
-from lesionseg.unet import DECODER_CHANNELS
+from lesionseg.unet import DECODER_CHANNELS, Naming
 
 
 class SegmentationTask(pl.LightningModule):
@@ -49,6 +49,8 @@ class SegmentationTask(pl.LightningModule):
 
     #: Figure on the inner validation by which the best checkpoint is kept; larger is better.
     monitor: str
+    #: What names the lesions that it finds.
+    naming = Naming()
     #: No part of the net is left out where a batch gives it nothing to do.
     all_of_the_net_in_each_step = True
 
@@ -87,6 +89,7 @@ class SegmentationTask(pl.LightningModule):
             "input": asdict(input),
             "target": target,
             "classes": list(self.target.classes),
+            "naming": asdict(self.naming),
         }
         self.net = self.configure_net(
             encoder,
@@ -135,17 +138,6 @@ class SegmentationTask(pl.LightningModule):
         """
         if self.weights is not None:
             transferable(self.net, self.start(read_net(self.weights)[1]), where=self.weights)
-
-    def check_batch(self, slices: int) -> None:
-        """Refuse, before anything is trained, a batch of so many slices a rank that batch norm can do nothing with.
-
-        Raises:
-            InputError: one slice, whose deepest features are one number a channel: they have no variance.
-        """
-        if slices == 1 and self.spec.size_px == STRIDE:
-            raise InputError("data.batch_size", expected="2 slices or more a device: batch norm needs several values, "
-                             f"and the deepest features of {STRIDE} x {STRIDE} pixels are one", got="1",
-                             remedy="raise it, or data.input.size_px")  # fmt: skip
 
     def setup(self, stage: str) -> None:
         """Take over the pretrained tensors, once, before training, and keep what training starts from.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import numpy as np
@@ -10,15 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lesionseg.crops import cut, lesion_squares, on_input, shaken
+from lesionseg.crops import cut, lesion_squares, on_input, shaken, type_scores
 from lesionseg.data.dataset import Batch
 from lesionseg.errors import InputError
 from lesionseg.lesions import FIRST_TYPE, components
 from lesionseg.tasks.two_step import TwoStepTask
-from lesionseg.unet import CropClassifier
-
-#: Crops that go through the classifier at once when it predicts: an untrained net finds many lesions.
-_CROPS_AT_ONCE = 64
+from lesionseg.unet import Naming, add_crop_classifier
 
 
 class CropClassifierTask(TwoStepTask):
@@ -43,15 +39,17 @@ class CropClassifierTask(TwoStepTask):
     all_of_the_net_in_each_step = False
 
     def __init__(self, *args: Any, crop_px: int = 64, **kwargs: Any) -> None:
+        try:
+            self.naming = Naming("crops", crop_px)  # first, as the base describes itself by it
+        except ValueError as error:
+            raise InputError("model.crop_px", expected="a multiple of 32 from 64 on", got=str(crop_px),
+                             remedy="use 64") from error  # fmt: skip
         super().__init__(*args, **kwargs)
-        if crop_px < 64 or crop_px % 32:  # at 32 the deepest feature of one crop is one pixel: no batch norm
-            raise InputError("model.crop_px", expected="a multiple of 32 from 64 on", got=str(crop_px), remedy="use 64")
-        self.crop_px = crop_px
 
     def configure_net(self, encoder: str, **options: Any) -> nn.Module:
         """A U-net with the classifier beside its parts."""
         net = super().configure_net(encoder, **options)
-        net.classifier = CropClassifier(copy.deepcopy(net.get_submodule("encoder")), len(self.target.lesion_types))
+        add_crop_classifier(net, len(self.target.lesion_types))
         return net
 
     def start(self, pretrained: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -66,8 +64,10 @@ class CropClassifierTask(TwoStepTask):
         owners, squares, types = reference_squares(targets)
         if not len(types):
             return {**segmentation, "types": batch.images.new_zeros(())}
-        crops = self._cut(batch, owners, shaken(squares))
-        return {**segmentation, "types": functional.cross_entropy(self._name(crops), types.to(crops.device))}
+        device = batch.images.device
+        crops = cut(batch.images, owners.to(device), shaken(squares).to(device), self.naming.crop_px)
+        scores = self.net.get_submodule("classifier")(crops)  # all at once: they are one batch to its batch norms
+        return {**segmentation, "types": functional.cross_entropy(scores, types.to(device))}
 
     def predict_slices(self, batch: Batch) -> list[Tensor]:
         """Lesions as the pixels say, each component named by its crop."""
@@ -82,20 +82,13 @@ class CropClassifierTask(TwoStepTask):
     def _types(self, batch: Batch, squares: list[Tensor]) -> list[Tensor]:
         """For each slice the class index, uint8, of each of its components, behind one for what is none (0)."""
         places = [on_input(each, box, self.spec.size_px) for each, box in zip(squares, batch.boxes, strict=True)]
-        owners = torch.repeat_interleave(torch.tensor([len(each) for each in places]))
-        parts = zip(owners.split(_CROPS_AT_ONCE), torch.cat(places).split(_CROPS_AT_ONCE), strict=True)
-        scores = [self._name(self._cut(batch, *part)) for part in parts if len(part[0])]
-        kinds = [(FIRST_TYPE + each.argmax(1)).to(torch.uint8) for each in scores]
-        every = torch.cat([*kinds, torch.zeros(0, dtype=torch.uint8, device=batch.images.device)])
-        return [functional.pad(each, (1, 0)) for each in every.split([len(each) for each in places])]
-
-    def _name(self, crops: Tensor) -> Tensor:
-        """Scores (M, types) of crops."""
-        return self.net.get_submodule("classifier")(crops)
-
-    def _cut(self, batch: Batch, owners: Tensor, squares: Tensor) -> Tensor:
-        device = batch.images.device
-        return cut(batch.images, owners.to(device), squares.to(device), self.crop_px)
+        numbers = [len(each) for each in places]
+        types = torch.zeros(0, dtype=torch.uint8, device=batch.images.device)
+        if any(numbers):
+            owners, classifier = torch.repeat_interleave(torch.tensor(numbers)), self.net.get_submodule("classifier")
+            scores = type_scores([classifier], batch.images, owners, torch.cat(places), self.naming.crop_px)[0]
+            types = (FIRST_TYPE + scores.argmax(1)).to(torch.uint8)
+        return [functional.pad(each, (1, 0)) for each in types.split(numbers)]
 
 
 def reference_squares(targets: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:

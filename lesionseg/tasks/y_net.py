@@ -12,6 +12,7 @@ from lesionseg.data.dataset import Batch
 from lesionseg.lesions import FIRST_TYPE
 from lesionseg.tasks.base import refuse_negative
 from lesionseg.tasks.two_step import TwoStepTask, without_types
+from lesionseg.unet import Naming
 
 
 class YNetTask(TwoStepTask):
@@ -29,6 +30,8 @@ class YNetTask(TwoStepTask):
         args: of `LesionTask`.
         kwargs: of `LesionTask`.
     """
+
+    naming = Naming("slice")
 
     def __init__(self, *args: Any, classification_weight: float = 1.0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from lesionseg.callbacks import checkpoints
 from lesionseg.callbacks.checkpoints import SHARE, LastCheckpoint, WholeCheckpoints
-from lesionseg.callbacks.guards import Interrupted, StopOnSignal
+from lesionseg.callbacks.guards import FiniteLoss, Interrupted, StopOnSignal
 
 BATCHES = 2
 
@@ -59,7 +59,7 @@ class SlowCheckpoints(WholeCheckpoints):
 
 def epochs_saved(folder, epoch_s, save_s, act=lambda trainer: None):
     """Fit; the epochs that were saved, in order."""
-    clock, stop = Clock(epoch_s, act), StopOnSignal(folder / "last.ckpt")
+    clock, stop = Clock(epoch_s, act), StopOnSignal(folder / "last.ckpt", FiniteLoss())
     trainer = pl.Trainer(
         accelerator="cpu", max_epochs=len(epoch_s), logger=False, enable_progress_bar=False,
         enable_model_summary=False, callbacks=[clock, stop, LastCheckpoint(folder, stop)],

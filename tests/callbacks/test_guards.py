@@ -35,6 +35,9 @@ class Data(pl.LightningDataModule):
         batch = Batch(torch.ones(3, 1), torch.ones(3, 1), [], [], [Place(i, case, 0) for i, case in enumerate(cases)])
         return DataLoader([batch] * STEPS, batch_size=None)
 
+    def val_dataloader(self):
+        return self.train_dataloader()
+
 
 class Task(pl.LightningModule):
     """Something happens before a step of one rank; what was drawn at each step is kept."""
@@ -42,7 +45,7 @@ class Task(pl.LightningModule):
     def __init__(self, act="", step=2, rank=0):
         super().__init__()
         self.net, self.act, self.at = nn.Linear(1, 1), act, (step, rank)
-        self.draws = []
+        self.draws, self.validated = [], 0
 
     def training_step(self, batch, batch_idx):
         self.draws.append(float(torch.rand(())))
@@ -50,6 +53,9 @@ class Task(pl.LightningModule):
             os.kill(os.getpid(), signal.SIGINT)
         spoilt = "spoil" in self.act and self.at == (batch_idx, self.global_rank)
         return self.net(batch.images).mean() * (math.nan if spoilt else 1.0)
+
+    def validation_step(self, batch, batch_idx):
+        self.validated += 1
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), 0.1)
@@ -86,8 +92,8 @@ def fit(folder, task, *callbacks, **options):
     finite = NotedLoss()
     guards = [finite, NotedSignal(Path(folder, "last.ckpt"), finite)]
     trainer = pl.Trainer(
-        accelerator="cpu", **{"devices": 1, "max_epochs": 1, **options}, default_root_dir=folder, logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        accelerator="cpu", **{"devices": 1, "max_epochs": 1, "limit_val_batches": 0, **options},
+        default_root_dir=folder, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         use_distributed_sampler=False, callbacks=[*guards, *callbacks],
     )  # fmt: skip
     trainer.fit(task, Data())
@@ -101,6 +107,13 @@ def test_a_loss_that_is_not_finite_is_told(tmp_path, step, steps):
     ):
         fit(tmp_path, Task("spoil", step))
     assert (tmp_path / "rank-0").read_text().startswith(f"FloatingPointError, {steps} steps: ")
+
+
+def test_a_loss_that_is_not_finite_is_told_before_a_validation(tmp_path):
+    task = Task("spoil", 2)
+    with pytest.raises(FloatingPointError, match="not finite in epoch 1 on cases case-a"):
+        fit(tmp_path, task, val_check_interval=3, limit_val_batches=1, num_sanity_val_steps=0)
+    assert task.validated == 0
 
 
 def test_a_loss_that_is_not_finite_is_told_before_a_signal_saves_what_it_has_made(tmp_path):
@@ -153,9 +166,8 @@ def test_what_happens_on_one_rank_ends_both(tmp_path):
         assert line.startswith(
             "FloatingPointError, 3 steps: the loss is not finite in epoch 1 on cases case-b, case-c;"
         )
-        # the step in which the signal came to one of them, and the next, with which both know
-        assert (tmp_path / "signal" / f"rank-{rank}").read_text().startswith("Interrupted, 4 steps: ")
-    assert torch.load(tmp_path / "signal" / "last.ckpt", weights_only=True)["global_step"] == 4
+        assert (tmp_path / "signal" / f"rank-{rank}").read_text().startswith("Interrupted, 3 steps: ")
+    assert torch.load(tmp_path / "signal" / "last.ckpt", weights_only=True)["global_step"] == 3
 
 
 if __name__ == "__main__":

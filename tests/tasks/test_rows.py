@@ -3,15 +3,20 @@
 import json
 import os
 import signal
-from dataclasses import replace
+from collections import Counter
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+from lesionseg.cascade import Cascade
 from lesionseg.cli import main
+from lesionseg.data.store import Store
+from lesionseg.labels import LESION_TYPES, is_liver
+from lesionseg.metrics import LesionFigures
 from lesionseg.model_net import Net
-from lesionseg.results import read_run
+from lesionseg.results import FALSE_POSITIVE, REFERENCE, read_run
 from lesionseg.runs import RunInfo
 from lesionseg.tasks import CropClassifierTask, YNetTask
 
@@ -73,20 +78,36 @@ def test_an_interrupted_run_goes_on_to_the_same_weights_and_tables(grid, fit, tm
     assert json.loads((whole / "schedule.json").read_text())["steps"][0]["rates"]["classifier"] == 1
 
 
-def test_what_names_lesions_by_something_else_than_pixels_is_not_exported(grid, tmp_path, capsys):
-    liver = tmp_path / "liver"
-    info = RunInfo.read(grid / "y_net" / "fold0-seed0")
-    replace(info, name="liver", target="liver").write(liver)
-    for row, part in (("y_net", "classification_head"), ("crop_classifier", "classifier")):
-        run = grid / row / "fold0-seed0"
-        capsys.readouterr()
-        command = ["export", "--liver", str(liver), "--lesion", str(run), "--output", str(tmp_path / "model")]
-        assert main(command) == 2
-        assert capsys.readouterr().err == (
-            f"lesionseg: wrong input: {run}: expected a net that names every pixel; got one with a {part}; "
-            "name runs of another schedule, such as no_freezing\n"
-        )
-    assert not (tmp_path / "model").exists()
+@pytest.fixture(scope="module")
+def liver(tmp_path_factory, pretraining):
+    run = tmp_path_factory.mktemp("liver") / "run"
+    assert main(pretraining(run, net="liver")) == 0
+    return run
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_what_is_exported_finds_and_names_what_the_run_was_tested_with(grid, liver, slices_store, tmp_path, row):
+    run = grid / row / "fold0-seed0"
+    words = ["export", "--liver", str(liver), "--lesion", str(run), "--output", str(tmp_path / "model")]
+    assert main(words) == 0
+    cascade, store = Cascade.load(tmp_path / "model"), Store.open(slices_store)
+    tested, figures = read_run(run), LesionFigures(tuple(LESION_TYPES))
+    for position, case in enumerate(dict.fromkeys(tested.slices.case_id)):
+        found = cascade.find_lesions(store.scan(case).hu, np.array([0]), store.record(case).liver_box).classes
+        figures.update(found[0], store.labels(case)[0], position)
+    figures.compute()
+    slices, lesions = pd.DataFrame(figures.slice_rows()), pd.DataFrame(figures.lesion_rows())
+    assert slices.figure.tolist() == tested.slices.figure.tolist()
+    np.testing.assert_allclose(slices.value, tested.slices.value, atol=0.01)  # batches of another size round otherwise
+    for column in ("type", "found", "predicted_type"):
+        of_reference = [table[table.kind == REFERENCE][column].tolist() for table in (lesions, tested.lesions)]
+        assert of_reference[0] == of_reference[1]
+    of_others = [Counter(table[table.kind == FALSE_POSITIVE].predicted_type) for table in (lesions, tested.lesions)]
+    assert (of_others[0] - of_others[1]).total() <= 1
+    assert (of_others[1] - of_others[0]).total() <= 1
+    segmented = cascade.segment(store.scan(case), liver=is_liver(store.labels(case)), probabilities=True)
+    np.testing.assert_allclose(segmented.probabilities.sum(0).max(), 1, atol=0.01)
+    assert {round(sum(finding.probabilities.values()), 6) for finding in segmented.findings} <= {1}
 
 
 def test_a_deeply_supervised_net_is_exported_without_its_further_heads(grid):
