@@ -7,6 +7,7 @@ import socket
 import torch
 
 from lesionseg import __version__
+from lesionseg import provenance as module
 from lesionseg.provenance import provenance
 
 

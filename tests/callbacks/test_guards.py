@@ -93,8 +93,8 @@ def fit(folder, task, *callbacks, **options):
     guards = [finite, NotedSignal(Path(folder, "last.ckpt"), finite)]
     trainer = pl.Trainer(
         accelerator="cpu", **{"devices": 1, "max_epochs": 1, "limit_val_batches": 0, **options},
-        default_root_dir=folder, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        use_distributed_sampler=False, callbacks=[*guards, *callbacks],
+        default_root_dir=folder, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, use_distributed_sampler=False, callbacks=[*guards, *callbacks],
     )  # fmt: skip
     trainer.fit(task, Data())
     return trainer
