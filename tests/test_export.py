@@ -140,6 +140,15 @@ def model(made, tmp_path_factory) -> Model:
 # ---- what a model holds ----
 
 
+def test_a_net_that_other_code_has_described_is_refused(root):
+    path = root / "fold1" / LAST_CHECKPOINT
+    held = torch.load(path, weights_only=True)
+    del held["lesionseg"]["naming"]
+    torch.save(held, path)
+    with pytest.raises(InputError, match="fold1: expected a net as this version describes it; got one without naming"):
+        export(root / "liver", folds(root), root / "model")
+
+
 def test_a_model_of_implanted_lesions_says_so(root, model, tmp_path):
     assert not model.implanted
     for run in folds(root):
