@@ -17,11 +17,11 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from lesionseg.boxes import Box
-from lesionseg.crops import lesion_squares, on_input, type_scores
 from lesionseg.inputs import InputSpec, paste, resize
-from lesionseg.labels import LESION_TYPES, LIVER
-from lesionseg.lesions import FIRST_TYPE, components
+from lesionseg.labels import LIVER
+from lesionseg.lesions import FIRST_TYPE
 from lesionseg.measurements import FULL_CONNECTIVITY
+from lesionseg.naming import SliceInput, by_crops, by_slice
 from lesionseg.unet import Naming
 
 #: Diameter of the disc that closes gaps of the liver on a slice, in pixels (reference code of arXiv 1907.13409).
@@ -157,7 +157,12 @@ def predict_lesions(
             at = (slice(FIRST_TYPE, None), row - box.top, column - box.left)
             shares = torch.stack([(view[at] / temperature).softmax(0) for view in scores]).mean(0).T
         else:
-            named = _Named.of(plane, nets, naming, image, views, box, spec, how)
+            if naming.by == "slice":
+                named = by_slice(plane, [view.types for view in views if view.types is not None])
+            else:
+                classifiers = [net.get_submodule("classifier") for net in nets]
+                seen = SliceInput(image, box)
+                named = by_crops(plane, classifiers, seen, naming.crop_px, mirror=how.mirror)
             shares = named.shares(temperature)[named.number[row, column]]
             plane = torch.where(plane == FIRST_TYPE, named.types(), plane)
             shown = None if shown is None else named.on(shown)
@@ -170,53 +175,6 @@ def predict_lesions(
         types.append(shares.cpu().numpy())
     kinds = types[0].shape[1] if types else 0
     return Lesions(classes, np.concatenate(places), np.concatenate([np.zeros((0, kinds), np.float32), *types]), maps)
-
-
-class _Named(NamedTuple):
-    """The lesions of a slice (H, W) whose pixels have no types.
-
-    Attributes:
-        number: int64 (H, W), which component each lesion pixel is of; 0 elsewhere.
-        scores: (views, n + 1, n_types), what each view says of the type of each component; of 0, what it says of all
-            else.
-    """
-
-    number: Tensor
-    scores: Tensor
-
-    @classmethod
-    def of(
-        cls, plane: Tensor, nets: Sequence[nn.Module], naming: Naming, image: Tensor, views: Sequence[View], box: Box,
-        spec: InputSpec, how: Pass,
-    ) -> _Named:  # fmt: skip
-        """From class indices (H, W) of pixels, the input of the nets (3, S, S), and what these said of it."""
-        number, n = components(plane.cpu().numpy() == FIRST_TYPE)
-        if naming.by == "slice":
-            of_slice = torch.stack([view.types for view in views if view.types is not None])
-            scores = of_slice[:, None].expand(-1, n + 1, -1)
-        else:
-            scores = image.new_zeros(len(views), n + 1, len(LESION_TYPES))
-            if n:
-                classifiers = [net.get_submodule("classifier") for net in nets]
-                squares = on_input(lesion_squares(number), box, spec.size_px)
-                owners = torch.zeros(n, dtype=torch.int64)
-                with torch.inference_mode():
-                    scores[:, 1:] = type_scores(
-                        classifiers, image[None], owners, squares, naming.crop_px, mirror=how.mirror
-                    )
-        return cls(torch.from_numpy(number).to(plane.device, torch.int64), scores.float())
-
-    def shares(self, temperature: float = 1.0) -> Tensor:
-        """Mean over the views of the probabilities of the types, (n + 1, n_types)."""
-        return (self.scores / temperature).softmax(-1).mean(0)
-
-    def types(self) -> Tensor:
-        """Class index of the most probable type of each lesion pixel, uint8 (H, W); of no meaning elsewhere."""
-        return (FIRST_TYPE + self.shares().argmax(1)).to(torch.uint8)[self.number]
-
-    def on(self, maps: Tensor) -> Tensor:
-        """Probabilities (3, H, W) of background, liver and lesion → those with every type, (2 + n_types, H, W)."""
-        return torch.cat([maps[:FIRST_TYPE], maps[FIRST_TYPE] * self.shares()[self.number].movedim(-1, 0)])
 
 
 def clean_liver(liver: np.ndarray) -> np.ndarray:
