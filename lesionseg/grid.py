@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,8 +81,12 @@ class Grid:
         return pd.concat(slices, ignore_index=True), pd.concat(lesions, ignore_index=True)
 
 
-def read_grid(root: Path) -> Grid:
-    """Read all runs below `root`.
+def read_grid(root: Path, wanted: Callable[[str, int, int], bool] | None = None) -> Grid:
+    """Read the runs below `root`.
+
+    Args:
+        root: folder of the runs, `<schedule>/fold<k>-seed<s>`.
+        wanted: which of them, by schedule, fold and seed; None: all.
 
     Raises:
         InputError: there are none; cells are unfinished or missing (all are listed); a run lies in the folder of
@@ -90,6 +94,8 @@ def read_grid(root: Path) -> Grid:
             slices and lesions of a fold; a patient is tested in two folds; a lesion type is none of the target's.
     """
     cells = {folder: _cell(folder) for folder in sorted(root.glob("*/fold*-seed*")) if _CELL.fullmatch(folder.name)}
+    if wanted is not None:
+        cells = {folder: cell for folder, cell in cells.items() if wanted(*cell)}
     if not cells:
         raise InputError(
             root, expected="runs in <schedule>/fold<k>-seed<s>", got="none", remedy="make finetune, or name its folder"

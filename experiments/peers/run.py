@@ -214,7 +214,9 @@ def main() -> None:
         sys.exit(f"peers: {error}")
     except KeyboardInterrupt:
         sys.exit("peers: interrupted; the same command continues")
-    subprocess.run([sys.executable, HERE / "table.py", plan.out, "--against", against], check=True)
+    table = [HERE / "table.py", plan.out, "--against", against, "--rows", *plan.schedules, *plan.neighbours,
+             "--folds", plan.folds, "--seeds", *plan.seeds]  # fmt: skip
+    subprocess.run([sys.executable, *map(str, table)], check=True)
 
 
 if __name__ == "__main__":

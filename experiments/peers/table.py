@@ -1,7 +1,7 @@
 """Our rows and the neighbours in one table: figures with intervals, time and memory of a training, differences, tests.
 
-Usage: table.py OUT [--against ROW]
-    OUT: what run.py fills; takes table.md
+Usage: table.py OUT --rows NAME ... --folds N --seeds N ... [--against ROW]
+    OUT: what run.py fills, with these rows and perhaps more; takes table.md
 
 Statistics and tests are those of `lesionseg compare`.
 """
@@ -73,7 +73,9 @@ def markdown(out: Path, grid: Grid, table: pd.DataFrame, order: Sequence[str], a
     theirs = neighbours(grid)
     rows = {row: [r for _, r in _of(table, row).iterrows()] for row in order}
     others = [row for row in order if row != against]
-    lines = [*provenance(grid), *(facts(row, peer) for row, peer in theirs.items()), *preparations(out)]
+    lines = [*provenance(grid), *(facts(row, peer) for row, peer in theirs.items())]
+    if any(row.startswith("nnunet") for row in theirs):
+        lines += preparations(out)
     heads = ["row", *HEADINGS.values()]
     return "\n\n".join((
         f"# Against the neighbours ({data_kind(grid)})",
@@ -112,13 +114,13 @@ def _spread(values: Sequence[float]) -> str:
     return f"{median(values):.0f}{ends}"
 
 
-def write(out: Path, against: str) -> str:
-    """Write `table.md`; returns it.
+def write(out: Path, against: str, rows: Sequence[str], folds: int, seeds: Sequence[int]) -> str:
+    """Write `table.md` of these rows, folds and seeds; returns it.
 
     Raises:
         InputError: runs that cannot be compared, see `lesionseg.grid`.
     """
-    grid = read_grid(out / "rows")
+    grid = read_grid(out / "rows", lambda row, fold, seed: row in rows and fold < folds and seed in seeds)
     theirs = neighbours(grid)
     order = [*in_paper_order(set(grid.schedules) - set(theirs)), *theirs]
     text = markdown(out, grid, statistics_of(grid, order, against), order, against)
@@ -130,8 +132,10 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
     parser.add_argument("--against", default="no_freezing")
-    options = parser.parse_args()
-    print(write(options.out, options.against))
+    parser.add_argument("--rows", nargs="+", required=True)
+    parser.add_argument("--folds", type=int, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", required=True)
+    print(write(**vars(parser.parse_args())))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from lesionseg.cli import main
+from lesionseg.errors import InputError
 from lesionseg.grid import read_grid
 from lesionseg.results import REFERENCE
 from lesionseg.run_weights import read_net
@@ -178,7 +179,10 @@ def test_the_table_joins_figures_and_costs(cell, rows, capsys):
             described.leave(folder, row, task, data, neighbour="nnunetv2 2", start="nothing")
             assert RunInfo.read(folder).weights_sha256 is None
         (folder / "cost.json").write_text(json.dumps({"wall_s": 60.4, "cpu_s": 30.0, "peak_mib": 1000.0}))
-    table.write(rows.parent, "no_freezing")
+    (rows / "nnunet" / "fold0-seed1").mkdir()  # asked for at another time, and not finished
+    table.write(rows.parent, "no_freezing", ["no_freezing", "nnunet"], folds=4, seeds=[0])
+    with pytest.raises(InputError, match="2 unfinished or missing: nnunet/fold0-seed1, no_freezing/fold0-seed1"):
+        table.write(rows.parent, "no_freezing", ["no_freezing", "nnunet"], folds=4, seeds=[0, 1])
     text = (rows.parent / "table.md").read_text()
     assert text.startswith("# Against the neighbours (phantom, generated CT)")
     nnunet_row = next(line for line in text.splitlines() if line.startswith("| nnunet | nothing | 0.000"))
