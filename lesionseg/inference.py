@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lesionseg.boxes import Box
 from lesionseg.inputs import InputSpec, paste, resize
-from lesionseg.labels import LIVER
+from lesionseg.labels import LESION_TYPES, LIVER
 from lesionseg.lesions import FIRST_TYPE
 from lesionseg.measurements import FULL_CONNECTIVITY
 from lesionseg.naming import SliceInput, by_crops, by_slice
@@ -156,6 +156,8 @@ def predict_lesions(
         if naming.by == "pixels":
             at = (slice(FIRST_TYPE, None), row - box.top, column - box.left)
             shares = torch.stack([(view[at] / temperature).softmax(0) for view in scores]).mean(0).T
+        elif not len(row) and shown is None:
+            shares = mean.new_zeros(0, len(LESION_TYPES))
         else:
             if naming.by == "slice":
                 named = by_slice(plane, [view.types for view in views if view.types is not None])

@@ -35,8 +35,9 @@ class InputSpec:
     scale_hu: float = 35.0
 
     def __post_init__(self) -> None:
-        if self.size_px < 32 or self.size_px % 32:
-            raise ValueError(f"size_px must be a multiple of 32 (five halvings in the U-net), got {self.size_px}")
+        if not 32 <= self.size_px <= 4096 or self.size_px % 32:
+            allowed = "a multiple of 32 (five halvings in the U-net) up to 4096"
+            raise ValueError(f"size_px must be {allowed}, got {self.size_px}")
         if not -math.inf < self.low_hu < self.high_hu < math.inf:
             raise ValueError(f"low_hu must be below high_hu, got {self.low_hu} and {self.high_hu}")
         if not (math.isfinite(self.mean_hu) and 0 < self.scale_hu < math.inf):

@@ -48,7 +48,8 @@ class Net:
         info = finished_run(run)
         description, tensors = read_net(run)
         if missing := set(_DESCRIPTION) - set(description):
-            raise InputError(run, expected="a net as this version describes it", got=f"one without {missing.pop()}",
+            got = f"one without {', '.join(sorted(missing))}"
+            raise InputError(run, expected="a net as this version describes it", got=got,
                              remedy="remove the run folder and train it again")  # fmt: skip
         return cls(
             {key: description[key] for key in _DESCRIPTION},

@@ -35,7 +35,10 @@ class NamedSlice(NamedTuple):
         return (FIRST_TYPE + self.shares().argmax(1)).to(torch.uint8)[self.number]
 
     def on(self, maps: Tensor) -> Tensor:
-        """Probabilities (3, H, W) of background, liver and lesion → those with every type, (2 + n_types, H, W)."""
+        """Probabilities (3, H, W) of background, liver and lesion → those with every type, (2 + n_types, H, W).
+
+        That of lesion is shared: where it is the largest, none of its shares need be.
+        """
         return torch.cat([maps[:FIRST_TYPE], maps[FIRST_TYPE] * self.shares()[self.number].movedim(-1, 0)])
 
 

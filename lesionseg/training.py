@@ -66,9 +66,10 @@ def _run(args: list[str]) -> int:
     except ValueError as error:
         if not str(error).startswith("Expected more than 1 value per channel when training"):
             raise
+        got = str(error).partition("got ")[2]
         raise InputError("data.batch_size", expected="several values of each feature, as batch norm needs",
-                         got="a batch of one slice whose deepest feature is one pixel",
-                         remedy="raise it, or data.input.size_px") from error  # fmt: skip
+                         got=f"one slice, or one crop, with features of one pixel ({got})",
+                         remedy="raise it, or data.input.size_px, or take another encoder") from error  # fmt: skip
     except RuntimeError as error:
         if (wrong := input_error_in(str(error))) is not None:  # torch makes such of what a process that reads raises
             raise wrong from None

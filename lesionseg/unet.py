@@ -31,7 +31,7 @@ class Naming:
     Attributes:
         by: `pixels`: each has the class of a type; `slice`: a second head names all lesions of a slice alike
             (`slice_types` of `Unet`); `crops`: a second net names each from a crop around it (`add_crop_classifier`).
-        crop_px: side of a crop as the classifier sees it, a multiple of 32 from 64 on; 0: there are no crops.
+        crop_px: side of a crop as the classifier sees it, a multiple of 32, 64 to 1024; 0: there are no crops.
     """
 
     by: Literal["pixels", "slice", "crops"] = "pixels"
@@ -41,7 +41,7 @@ class Naming:
         if self.by not in ("pixels", "slice", "crops") or type(self.crop_px) is not int:
             raise ValueError(f"lesions named by {self.by!r}, crops of {self.crop_px!r} pixels")
         # at 32 the deepest feature of one crop is one pixel: no batch norm
-        if (self.crop_px < 64 or self.crop_px % 32) if self.by == "crops" else self.crop_px:
+        if (not 64 <= self.crop_px <= 1024 or self.crop_px % 32) if self.by == "crops" else self.crop_px:
             raise ValueError(f"lesions named by {self.by}, crops of {self.crop_px} pixels")
 
 

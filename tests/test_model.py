@@ -161,6 +161,12 @@ def edit(folder, change):
     (folder / MODEL_FILE).write_text(json.dumps(content))
 
 
+def named(content, **naming):
+    """Say of every lesion net that it names in another way."""
+    for net in content["lesions"]:
+        net["naming"].update(naming)
+
+
 EDITS = {
     "format": lambda c: c.update(format=99),
     "no lesion nets": lambda c: c.update(lesions=[]),
@@ -175,10 +181,11 @@ EDITS = {
     "encoder fetched elsewhere": lambda c: c["liver"].update(encoder="tu-hf-hub:someone/net"),
     "input size": lambda c: c["liver"]["input"].update(size_px=33),
     "input field": lambda c: c["liver"]["input"].update(exec="rm"),
-    "named by the stars": lambda c: c["lesions"][0]["naming"].update(by="stars"),
-    "crops of no size": lambda c: c["lesions"][0]["naming"].update(by="crops"),
-    "crops of a text": lambda c: c["lesions"][0]["naming"].update(by="crops", crop_px="64"),
-    "crops that name nothing": lambda c: c["lesions"][0]["naming"].update(crop_px=64),
+    "named by the stars": lambda c: named(c, by="stars"),
+    "crops of no size": lambda c: named(c, by="crops"),
+    "crops of a text": lambda c: named(c, by="crops", crop_px="64"),
+    "crops beyond measure": lambda c: named(c, by="crops", crop_px=3_200_000),
+    "crops that name nothing": lambda c: named(c, crop_px=64),
     "a liver that is named": lambda c: c["liver"]["naming"].update(by="slice"),
     "checksum": lambda c: c["lesions"][1].update(sha256="0" * 64),
     "threshold of no number": lambda c: c["thresholds"].update(min_lesion_mm2=float("nan")),

@@ -7,6 +7,7 @@ and lesions are where they are; the time these take is counted apart.
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import time
 from dataclasses import replace
@@ -69,6 +70,8 @@ def paper_cascade(
     rounds: int | None = None,
 ) -> Cascade:
     """The cascade of a phantom's model with nets of the paper's size in the place of its own, so many lesion nets."""
+    if model.lesions[0].naming.by != "pixels":
+        sys.exit("needs a model whose pixels name the lesions: make export SCHEDULE=no_freezing")
     small = replace(model, lesions=model.lesions[:lesion_nets])
     cascade = Cascade(small, device="cpu", batch_size=batch_size, tta=tta)
     small_px = {"liver": model.liver.spec.size_px, "lesion": model.lesions[0].spec.size_px}

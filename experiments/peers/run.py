@@ -216,7 +216,7 @@ def main() -> None:
         sys.exit("peers: interrupted; the same command continues")
     table = [HERE / "table.py", plan.out, "--against", against, "--rows", *plan.schedules, *plan.neighbours,
              "--folds", plan.folds, "--seeds", *plan.seeds]  # fmt: skip
-    subprocess.run([sys.executable, *map(str, table)], check=True)
+    sys.exit(subprocess.run([sys.executable, *map(str, table)]).returncode)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -20,6 +21,7 @@ from cell import PEER_FILE
 
 from lesionseg.compare import statistics_of
 from lesionseg.compare_table import FIGURE_DEFINITIONS, HEADINGS, pipe_table
+from lesionseg.errors import InputError
 from lesionseg.grid import Grid, read_grid
 from lesionseg.grid_basis import data_kind, provenance
 from lesionseg.paper import in_paper_order, title
@@ -118,9 +120,14 @@ def write(out: Path, against: str, rows: Sequence[str], folds: int, seeds: Seque
     """Write `table.md` of these rows, folds and seeds; returns it.
 
     Raises:
-        InputError: runs that cannot be compared, see `lesionseg.grid`.
+        InputError: a row is not there; runs that cannot be compared, see `lesionseg.grid`.
     """
     grid = read_grid(out / "rows", lambda row, fold, seed: row in rows and fold < folds and seed in seeds)
+    if missing := set(rows) - set(grid.schedules):
+        got = f"none of {', '.join(sorted(missing))}"
+        raise InputError(
+            out / "rows", expected=f"the rows {', '.join(rows)}", got=got, remedy="train or leave them out"
+        )
     theirs = neighbours(grid)
     order = [*in_paper_order(set(grid.schedules) - set(theirs)), *theirs]
     text = markdown(out, grid, statistics_of(grid, order, against), order, against)
@@ -135,7 +142,10 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", required=True)
     parser.add_argument("--folds", type=int, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", required=True)
-    print(write(**vars(parser.parse_args())))
+    try:
+        print(write(**vars(parser.parse_args())))
+    except InputError as error:
+        sys.exit(f"peers: {error}")
 
 
 if __name__ == "__main__":

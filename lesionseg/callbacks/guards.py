@@ -57,8 +57,8 @@ class StopOnSignal(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: Batch, batch_idx: int
     ) -> None:
         """Save and stop, on every rank, once a signal has come to any of them."""
-        within_a_step = trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches
-        if not within_a_step and self._stops(trainer):
+        within_a_step = (batch_idx + 1) % trainer.accumulate_grad_batches
+        if not (trainer.is_last_batch or within_a_step) and self._stops(trainer):
             self.finite.check(trainer, pl_module)
             trainer.save_checkpoint(self.checkpoint, weights_only=False)
             raise Interrupted

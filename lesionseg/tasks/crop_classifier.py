@@ -31,7 +31,7 @@ class CropClassifierTask(TwoStepTask):
     It costs more than one net for the same number of steps: each step also takes as many crops as it has lesions.
 
     Args:
-        crop_px: side of the crops as the classifier sees them, a multiple of 32.
+        crop_px: side of the crops as the classifier sees them, see `Naming`.
         args: of `LesionTask`.
         kwargs: of `LesionTask`.
     """
@@ -42,7 +42,7 @@ class CropClassifierTask(TwoStepTask):
         try:
             self.naming = Naming("crops", crop_px)  # first, as the base describes itself by it
         except ValueError as error:
-            raise InputError("model.crop_px", expected="a multiple of 32 from 64 on", got=str(crop_px),
+            raise InputError("model.crop_px", expected="a multiple of 32, 64 to 1024", got=str(crop_px),
                              remedy="use 64") from error  # fmt: skip
         super().__init__(*args, **kwargs)
 

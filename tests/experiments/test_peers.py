@@ -183,6 +183,8 @@ def test_the_table_joins_figures_and_costs(cell, rows, capsys):
     table.write(rows.parent, "no_freezing", ["no_freezing", "nnunet"], folds=4, seeds=[0])
     with pytest.raises(InputError, match="2 unfinished or missing: nnunet/fold0-seed1, no_freezing/fold0-seed1"):
         table.write(rows.parent, "no_freezing", ["no_freezing", "nnunet"], folds=4, seeds=[0, 1])
+    with pytest.raises(InputError, match="got none of fts"):
+        table.write(rows.parent, "no_freezing", ["no_freezing", "nnunet", "fts"], folds=4, seeds=[0])
     text = (rows.parent / "table.md").read_text()
     assert text.startswith("# Against the neighbours (phantom, generated CT)")
     nnunet_row = next(line for line in text.splitlines() if line.startswith("| nnunet | nothing | 0.000"))

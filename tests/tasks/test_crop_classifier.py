@@ -116,7 +116,7 @@ def test_both_encoders_start_from_the_pretrained_one(pretrained):
     assert task.start(own) == own  # a run that has a classifier hands that on
 
 
-@pytest.mark.parametrize("crop_px", [32, 100])
+@pytest.mark.parametrize("crop_px", [32, 100, 2048])
 def test_crops_of_no_use_are_refused(crop_px):
-    with pytest.raises(InputError, match=r"model.crop_px: expected a multiple of 32 from 64 on"):
+    with pytest.raises(InputError, match=r"model.crop_px: expected a multiple of 32, 64 to 1024"):
         crop_task(crop_px=crop_px)
