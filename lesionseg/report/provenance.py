@@ -22,6 +22,7 @@ _NETS = (
     ("encoder", ("encoder",)),
     ("encoder weights", ("provenance", "encoder_weights")),
     ("input, px", ("input", "size_px")),
+    ("lesions named by", ("naming", "by")),
     ("commit", ("provenance", "commit")),
     ("training data", ("provenance", "store_sha256")),
     ("started from", ("provenance", "weights_sha256")),
@@ -61,7 +62,8 @@ class Section(NamedTuple):
 def net_table(card: Mapping[str, Any]) -> Table:
     """A row for each net of the model."""
     lesions = card.get("lesions")
-    nets = [("liver", card.get("liver"))]
+    liver = card.get("liver")
+    nets = [("liver", {**liver, "naming": {}} if isinstance(liver, Mapping) else liver)]
     nets += [("lesion", net) for net in lesions] if isinstance(lesions, Sequence) else []
     rows = [[name, *(_at(net, path) for _, path in _NETS)] for name, net in nets if isinstance(net, Mapping)]
     return Table(("net", *(title for title, _ in _NETS)), rows)

@@ -19,6 +19,7 @@ from lesionseg.figures import WINDOW_HU
 from lesionseg.report import write_report
 from lesionseg.report.lesions import key_voxels
 from lesionseg.report.pictures import MOST_PICTURES
+from lesionseg.report.provenance import net_table
 from lesionseg.report.volumes import embed
 from lesionseg.scan import canonical
 from lesionseg.segmentation import RESEARCH_USE_ONLY
@@ -324,6 +325,11 @@ def test_types_learned_from_implants_are_named_beside_the_use(page_of, make_segm
     use = words.split("study-1: liver lesions")[1].split("study-1")[0]
     assert "learned its types from lesions implanted in real CT" in use
     assert "trained on implanted lesions yes" in " ".join(words.split())
+
+
+def test_the_table_of_nets_says_what_names_lesions():
+    titles, rows = net_table({"liver": {"naming": {"by": "pixels"}}, "lesions": [{"naming": {"by": "crops"}}, {}]})
+    assert [row[titles.index("lesions named by")] for row in rows] == ["–", "crops", "–"]
 
 
 @pytest.mark.parametrize("card", [{}, {"lesions": 3, "liver": None, "calibration": "<b>x", "selected": [1, None, {}]}])
