@@ -21,7 +21,7 @@ from lesionseg.inputs import InputSpec, paste, resize
 from lesionseg.labels import LESION_TYPES, LIVER
 from lesionseg.lesions import FIRST_TYPE
 from lesionseg.measurements import FULL_CONNECTIVITY
-from lesionseg.naming import SliceInput, by_crops, by_slice
+from lesionseg.naming import NamedSlice, SliceInput, by_crops, by_slice
 from lesionseg.unet import Naming
 
 #: Diameter of the disc that closes gaps of the liver on a slice, in pixels (reference code of arXiv 1907.13409).
@@ -159,12 +159,7 @@ def predict_lesions(
         elif not len(row) and shown is None:
             shares = mean.new_zeros(0, len(LESION_TYPES))
         else:
-            if naming.by == "slice":
-                named = by_slice(plane, [view.types for view in views if view.types is not None])
-            else:
-                classifiers = [net.get_submodule("classifier") for net in nets]
-                seen = SliceInput(image, box)
-                named = by_crops(plane, classifiers, seen, naming.crop_px, mirror=how.mirror)
+            named = _named(plane, nets, naming, SliceInput(image, box), views, how)
             shares = named.shares(temperature)[named.number[row, column]]
             plane = torch.where(plane == FIRST_TYPE, named.types(), plane)
             shown = None if shown is None else named.on(shown)
@@ -177,6 +172,16 @@ def predict_lesions(
         types.append(shares.cpu().numpy())
     kinds = types[0].shape[1] if types else 0
     return Lesions(classes, np.concatenate(places), np.concatenate([np.zeros((0, kinds), np.float32), *types]), maps)
+
+
+def _named(
+    plane: Tensor, nets: Sequence[nn.Module], naming: Naming, seen: SliceInput, views: Sequence[View], how: Pass
+) -> NamedSlice:
+    """The lesions of class indices (H, W) of pixels without types, by what names them."""
+    if naming.by == "slice":
+        return by_slice(plane, [view.types for view in views if view.types is not None])
+    classifiers = [net.get_submodule("classifier") for net in nets]
+    return by_crops(plane, classifiers, seen, naming.crop_px, mirror=how.mirror)
 
 
 def clean_liver(liver: np.ndarray) -> np.ndarray:
