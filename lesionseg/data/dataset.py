@@ -53,22 +53,30 @@ class Sample(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Samples side by side: images (N, 3, S, S), targets (N, S, S); references differ in size and stay a list."""
+    """Samples side by side: images (N, 3, S, S), targets (N, S, S); references differ in size and stay a list.
+
+    A batch on a device has kept its targets on the CPU: to read them back would wait for the device.
+    """
 
     images: Tensor
     targets: Tensor
     references: list[Tensor]
     boxes: list[Box]
     places: list[Place]
+    kept: Tensor | None = None
+
+    @property
+    def targets_on_cpu(self) -> Tensor:
+        """The targets, wherever the batch lies."""
+        return self.targets if self.kept is None else self.kept
 
     def to(self, device: torch.device) -> Batch:
         """On a device, but for the references, which are compared on the CPU.
 
         Lightning calls this, and would else look at every number of boxes and places.
         """
-        return self._replace(
-            images=self.images.to(device, non_blocking=True), targets=self.targets.to(device, non_blocking=True)
-        )
+        images, targets = (each.to(device, non_blocking=True) for each in (self.images, self.targets))
+        return self._replace(images=images, targets=targets, kept=self.targets_on_cpu)
 
 
 class Predicted(TypedDict):

@@ -59,9 +59,8 @@ class CropClassifierTask(TwoStepTask):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Of the pixels without types, and of the types of the crops (0 where the batch holds no lesion)."""
-        targets = batch.targets.cpu().numpy()  # before the forward, which a GPU would have to be through with
         segmentation = super().losses(batch)
-        owners, squares, types = reference_squares(targets)
+        owners, squares, types = reference_squares(batch.targets_on_cpu.numpy())
         if not len(types):
             return {**segmentation, "types": batch.images.new_zeros(())}
         device = batch.images.device

@@ -1,0 +1,163 @@
+"""A GPU that is none, to find what would fail or wait on one: `python pretended_gpu.py REPORT [COMMAND as JSON] ...`.
+
+Its tensors say that they lie on a device of its own and hold their numbers on the CPU, where all is computed. As on a
+GPU, tensors of two devices cannot meet, and NumPy cannot read one. Each command of `lesionseg` runs on it; REPORT tells
+how it ended, and of each number that was read from the device, by which functions: there a GPU would be waited for.
+
+What it cannot show: kernels, memory, precision, speed, NCCL.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning.accelerators import Accelerator, AcceleratorRegistry
+from pytorch_lightning.strategies import SingleDeviceStrategy, StrategyRegistry
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+torch.inference_mode = torch.no_grad  # type: ignore[misc,assignment]  # its tensors cannot be wrapped
+
+NAME = "pretended"
+_setup_privateuseone_for_python_backend(NAME)
+GPU = torch.device(NAME, 0)
+
+aten = torch.ops.aten
+#: Operations of which the CPU needs a result: CUDA waits for it.
+_READ = {aten._local_scalar_dense.default, aten.equal.default, aten.is_nonzero.default, aten.nonzero.default,
+         aten.masked_select.default, aten._unique2.default, aten.unique_dim.default}  # fmt: skip
+#: Operations that take tensors of two devices, as CUDA does: moves, and places in a tensor.
+_MIX = {aten._to_copy.default, aten.copy_.default, aten.index.Tensor}
+
+#: Of each number read since it was last emptied, the functions that led there, the innermost last.
+reads: list[list[tuple[str, str]]] = []
+
+
+class OnGpu(torch.Tensor):
+    """A tensor that says it lies on the GPU."""
+
+    held: torch.Tensor
+
+    @staticmethod
+    def __new__(cls, held: torch.Tensor) -> OnGpu:
+        own = torch.Tensor._make_wrapper_subclass(
+            cls, held.shape, strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype, device=GPU
+        )
+        own.held = held
+        return own
+
+    def __repr__(self) -> str:
+        return f"OnGpu({self.held})"
+
+    def tolist(self) -> Any:
+        _note_read()
+        return self.held.tolist()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Saved as a tensor of the CPU: no checkpoint needs the device to be read."""
+        plain = torch.nn.Parameter(self.held, self.requires_grad) if isinstance(self, torch.nn.Parameter) else self.held
+        return plain.__reduce_ex__(protocol)
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _run(func, args, kwargs or {})
+
+
+class Pretence(TorchDispatchMode):
+    """Within it, what is made on `GPU` or moved there is pretended to lie there."""
+
+    def __enter__(self) -> Pretence:
+        # `torch.tensor(…, device=…)` then makes its tensor on the CPU and moves it, where it is seen here.
+        torch._C._set_only_lift_cpu_tensors(True)
+        return super().__enter__()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _run(func, args, kwargs or {})
+
+
+def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor)]
+    from_gpu = any(isinstance(each, OnGpu) for each in tensors)
+    if from_gpu and func not in _MIX and any(each.dim() and not isinstance(each, OnGpu) for each in tensors):
+        places = ", ".join(f"{tuple(each.shape)} on {each.device}" for each in tensors)
+        raise RuntimeError(f"{func}: expected all tensors to be on the same device, got {places}")
+    to_gpu = from_gpu
+    if func is aten.copy_.default:
+        to_gpu = isinstance(args[0], OnGpu)
+    elif kwargs.get("device") is not None:
+        to_gpu = torch.device(kwargs["device"]).type == NAME
+        kwargs = {**kwargs, "device": torch.device("cpu")} if to_gpu else kwargs
+    if from_gpu and (func in _READ or not to_gpu):
+        _note_read()
+    out = func(*tree_map(_held, args), **tree_map(_held, kwargs))
+    given = {id(each.held): each for each in tensors if isinstance(each, OnGpu)}
+    return tree_map(lambda each: given[id(each)] if id(each) in given else _placed(each, to_gpu), out)
+
+
+def _held(value: Any) -> Any:
+    return value.held if isinstance(value, OnGpu) else value
+
+
+def _placed(value: Any, on_gpu: bool) -> Any:
+    return OnGpu(value) if on_gpu and isinstance(value, torch.Tensor) else value
+
+
+def _note_read() -> None:
+    frames = traceback.extract_stack()[:-2]
+    reads.append([(Path(frame.filename).name, frame.name) for frame in frames if frame.filename != __file__])
+
+
+class _Accelerator(Accelerator):
+    def setup_device(self, device: torch.device) -> None: ...
+
+    def teardown(self) -> None: ...
+
+    def get_device_stats(self, device: Any) -> dict[str, Any]:
+        return {}
+
+    @staticmethod
+    def parse_devices(devices: Any) -> Any:
+        return devices
+
+    @staticmethod
+    def get_parallel_devices(devices: Any) -> list[torch.device]:
+        return [GPU]
+
+    @staticmethod
+    def auto_device_count() -> int:
+        return 1
+
+    @staticmethod
+    def is_available() -> bool:
+        return True
+
+    @staticmethod
+    def name() -> str:
+        return NAME
+
+
+def main(report: Path, commands: list[list[str]]) -> None:
+    """Run each command on the pretended GPU, and write how it ended and what it read."""
+    from lesionseg import cascade, cli
+
+    AcceleratorRegistry.register(NAME, _Accelerator)
+    StrategyRegistry.register(NAME, SingleDeviceStrategy, device=GPU)
+    cascade._device = lambda name: GPU  # type: ignore[assignment]
+    told = []
+    for command in commands:
+        reads.clear()
+        options = [f"--trainer.{what}={NAME}" for what in ("accelerator", "strategy")] if command[0] == "fit" else []
+        with Pretence():
+            status = cli.main([*command, *options])
+        told.append({"status": status, "reads": list(reads)})
+    report.write_text(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), [json.loads(each) for each in sys.argv[2:]])
