@@ -3,13 +3,15 @@
 Its tensors say that they lie on a device of its own and hold their numbers on the CPU, where all is computed. As on a
 GPU, tensors of two devices cannot meet, and NumPy cannot read one. Each command of `lesionseg` runs on it; REPORT tells
 how it ended, and of each number that was read from the device, by which functions: there a GPU would be waited for.
+Started as torchrun starts ranks, each of them has such a GPU, and they exchange what lies on it alone, as by NCCL.
 
-What it cannot show: kernels, memory, precision, speed, NCCL.
+What it cannot show: kernels, memory, precision, speed, NCCL itself, the C++ of DDP (gradients are averaged here).
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -17,7 +19,8 @@ from typing import Any
 
 import torch
 from pytorch_lightning.accelerators import Accelerator, AcceleratorRegistry
-from pytorch_lightning.strategies import SingleDeviceStrategy, StrategyRegistry
+from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy, StrategyRegistry
+from torch import distributed
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
@@ -34,6 +37,9 @@ _READ = {aten._local_scalar_dense.default, aten.equal.default, aten.is_nonzero.d
          aten.masked_select.default, aten._unique2.default, aten.unique_dim.default}  # fmt: skip
 #: Operations that take tensors of two devices, as CUDA does: moves, and places in a tensor.
 _MIX = {aten._to_copy.default, aten.copy_.default, aten.index.Tensor}
+
+#: What exchanges Python objects, by tensors on the CPU, which by NCCL would be on the GPU; and what exchanges nothing.
+_OF_OBJECTS = {"broadcast_object_list", "all_gather_object", "barrier"}
 
 #: Of each number read since it was last emptied, the functions that led there, the innermost last.
 reads: list[list[tuple[str, str]]] = []
@@ -87,6 +93,8 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if from_gpu and func not in _MIX and any(each.dim() and not isinstance(each, OnGpu) for each in tensors):
         places = ", ".join(f"{tuple(each.shape)} on {each.device}" for each in tensors)
         raise RuntimeError(f"{func}: expected all tensors to be on the same device, got {places}")
+    if func.namespace == "c10d" and tensors and not from_gpu and _OF_OBJECTS.isdisjoint(name for _, name in _stack()):
+        raise RuntimeError(f"{func}: No backend type associated with device type cpu")
     to_gpu = from_gpu
     if func is aten.copy_.default:
         to_gpu = isinstance(args[0], OnGpu)
@@ -109,8 +117,12 @@ def _placed(value: Any, on_gpu: bool) -> Any:
 
 
 def _note_read() -> None:
-    frames = traceback.extract_stack()[:-2]
-    reads.append([(Path(frame.filename).name, frame.name) for frame in frames if frame.filename != __file__])
+    reads.append(_stack())
+
+
+def _stack() -> list[tuple[str, str]]:
+    frames = traceback.extract_stack()
+    return [(Path(frame.filename).name, frame.name) for frame in frames if frame.filename != __file__]
 
 
 class _Accelerator(Accelerator):
@@ -127,7 +139,7 @@ class _Accelerator(Accelerator):
 
     @staticmethod
     def get_parallel_devices(devices: Any) -> list[torch.device]:
-        return [GPU]
+        return [GPU] * int(devices)
 
     @staticmethod
     def auto_device_count() -> int:
@@ -142,17 +154,44 @@ class _Accelerator(Accelerator):
         return NAME
 
 
+class _Ranks(DDPStrategy):
+    """Ranks that average their gradients one by one: the C++ of DDP cannot be pretended."""
+
+    def setup_distributed(self) -> None:
+        self.set_world_ranks()
+        if not distributed.is_initialized():
+            distributed.init_process_group("gloo")
+
+    def _setup_model(self, model: Any) -> Any:
+        for tensor in (*model.parameters(), *model.buffers()):
+            distributed.broadcast(tensor.detach(), 0)
+        return model
+
+    def _register_ddp_hooks(self) -> None: ...
+
+    def post_backward(self, closure_loss: torch.Tensor) -> None:
+        for parameter in self.lightning_module.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                distributed.all_reduce(parameter.grad)
+                parameter.grad /= self.world_size
+
+
 def main(report: Path, commands: list[list[str]]) -> None:
     """Run each command on the pretended GPU, and write how it ended and what it read."""
-    from lesionseg import cascade, cli
+    from lesionseg import cascade, cli, run_cli
 
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
     AcceleratorRegistry.register(NAME, _Accelerator)
     StrategyRegistry.register(NAME, SingleDeviceStrategy, device=GPU)
+    run_cli.joined = _Ranks  # type: ignore[assignment]
     cascade._device = lambda name: GPU  # type: ignore[assignment]
     told = []
     for command in commands:
         reads.clear()
-        options = [f"--trainer.{what}={NAME}" for what in ("accelerator", "strategy")] if command[0] == "fit" else []
+        strategy = "ddp" if ranks > 1 else NAME
+        trainer = {"accelerator": NAME, "strategy": strategy, "devices": ranks} if command[0] == "fit" else {}
+        options = [f"--trainer.{name}={value}" for name, value in trainer.items()]
         with Pretence():
             status = cli.main([*command, *options])
         told.append({"status": status, "reads": list(reads)})

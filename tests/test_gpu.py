@@ -147,7 +147,7 @@ def test_no_step_reads_a_number(on_gpu, row):
 
 
 def test_what_a_gpu_does_not_do_is_not_done_there():
-    """Tensors of two devices meet, NumPy reads one; a number that is read is noted."""
+    """Tensors of two devices meet, NumPy reads one, NCCL takes one of the CPU; a number that is read is noted."""
     code = f"""
 import sys; sys.path.insert(0, {str(PROGRAM.parent)!r})
 import torch
@@ -160,6 +160,13 @@ with pretended.Pretence():
         except (RuntimeError, TypeError):
             continue
         sys.exit("done")
+    try:
+        torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+        torch.distributed.all_reduce(there)
+        torch.distributed.all_reduce(here)
+        sys.exit("exchanged")
+    except RuntimeError as error:
+        assert "No backend type" in str(error), error
     assert not pretended.reads
     assert (there + 1).cpu().tolist() == [2, 2]
     assert bool(there.sum() == 2) and there.tolist() == [1, 1]

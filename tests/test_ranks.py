@@ -399,6 +399,25 @@ def test_the_first_rank_is_killed_and_another_number_of_ranks_goes_on(tmp_path, 
     assert_same_run(run, alone, ranks=1)
 
 
+def test_on_two_gpus_that_are_pretended_a_run_of_a_cpu_goes_on(tmp_path, command, alone, monkeypatch):
+    """Nothing that lies on the CPU is exchanged, which NCCL would refuse; it had been stopped within an epoch."""
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setenv("INTERRUPT", "0:1")
+        assert main(command(run)) == 130
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    both = []
+    for rank in map(str, range(2)):
+        words = [sys.executable, "tests/pretended_gpu.py", str(tmp_path / rank), json.dumps(command(run))]
+        both.append(started(*words, **TORCHRUN | meet | {"RANK": rank, "LOCAL_RANK": rank}))
+    for rank, process in enumerate(both):
+        status, text = ended(process)
+        assert (status, json.loads((tmp_path / str(rank)).read_text())[0]["status"]) == (0, 0), text
+    assert_same_run(run, alone, ranks=2)
+
+
 @needs_make
 def test_two_machines_joined_by_torchrun_are_stopped_lose_a_rank_each_and_the_same_commands_go_on(
     tmp_path, in_make, alone
