@@ -2,39 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import math
 import time
-from dataclasses import asdict, dataclass
-from functools import cached_property, lru_cache
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from lesionseg.boxes import Box, liver_box
 from lesionseg.calibration import vote
-from lesionseg.errors import InputError, first_sentence
+from lesionseg.device import keep_freed_memory, pass_on
+from lesionseg.errors import InputError
 from lesionseg.findings import measure_findings
-from lesionseg.inference import Lesions, Pass, clean_liver, lesion_ids, predict_lesions, predict_liver
-from lesionseg.inputs import InputSpec
+from lesionseg.inference import Lesions, clean_liver, lesion_ids, predict_lesions, predict_liver
 from lesionseg.labels import LESION_IDS, LIVER, UNTYPED_LESION
 from lesionseg.model import Model, Thresholds
-from lesionseg.model_net import Net
-from lesionseg.run_weights import weights_sha256
-from lesionseg.runs import liver_run
 from lesionseg.scan import Scan, array_checksum, canonical, canonical_axes, from_canonical
 from lesionseg.segmentation import UNDETERMINED, Segmentation
 
 #: No liver is lower than this, from its top to its lowest tip; a first look may step over less.
 LEAST_LIVER_MM = 20.0
-#: Slices at once. On a CPU more are no faster: their activations no longer fit what the allocator keeps between calls.
-CPU_BATCH, GPU_BATCH = 1, 8
-#: Of glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 class Cascade:
@@ -190,53 +179,6 @@ class Cascade:
                              got=str(liver.shape), remedy="give the mask that was drawn on this scan")  # fmt: skip
 
 
-@dataclass
-class LiverPredictor:
-    """Finds the liver of a scan with the liver net of a run, on a GPU where there is one.
-
-    Picklable: each process loads the net once.
-
-    Raises:
-        InputError: the run is not a finished one of a liver net, or is of generated CT while the scan is not.
-    """
-
-    run: Path
-
-    def __post_init__(self) -> None:
-        self.generated = liver_run(self.run).generated
-
-    @cached_property
-    def identity(self) -> str:
-        """Hash of the weights."""
-        return weights_sha256(self.run)
-
-    def __call__(self, scan: Scan) -> np.ndarray:
-        """Boolean liver mask (D, H, W) on the grid of the scan."""
-        if self.generated and not scan.generated:
-            raise InputError(self.run, expected="a liver net trained on real CT", got="one trained on the phantom",
-                             remedy="make pretrain LITS=/path/to/LiTS")  # fmt: skip
-        net, spec, how = _liver_net(self.run, self.identity)
-        liver = predict_liver(net, spec, canonical(scan.hu, scan.affine), Thresholds().liver, how=how)
-        return np.ascontiguousarray(from_canonical(clean_liver(liver), scan.affine))
-
-
-@lru_cache(maxsize=1)
-def _liver_net(run: Path, identity: str) -> tuple[nn.Module, InputSpec, Pass]:
-    """That of a run whose weights have the hash `identity`, and how slices go through it."""
-    net, how = Net.from_run(run), pass_on()
-    return net.build().to(how.device), net.spec, how
-
-
-def pass_on(device: str = "auto", batch_size: int | None = None, mirror: bool = False) -> Pass:
-    """How slices go through nets on a device; `Cascade` says what device and batch size are, and what is refused."""
-    where = _device(device)
-    if batch_size is None:
-        batch_size = CPU_BATCH if where.type == "cpu" else GPU_BATCH
-    if batch_size < 1:
-        raise InputError("batch size", expected="1 or more", got=str(batch_size), remedy="leave it out")
-    return Pass(where, batch_size, mirror)
-
-
 def least_voxels(thresholds: Thresholds, scan: Scan) -> float:
     """The size below which a lesion of this scan is removed, in voxels (in pixels for a single slice)."""
     if scan.spacing_mm is None:
@@ -248,18 +190,6 @@ def least_voxels(thresholds: Thresholds, scan: Scan) -> float:
     return thresholds.min_lesion_mm3 / (thickness_mm * down_mm * across_mm)
 
 
-def keep_freed_memory() -> None:
-    """Let this process keep up to 512 MiB that nets have freed, for the next slice.
-
-    Given back after every slice, each 4 kB of it costs a page fault the next time: a tenth of the time of a slice at
-    the size of the paper. Blocks above 32 MiB, whole volumes say, are given back as before. glibc only.
-    """
-    with contextlib.suppress(AttributeError, OSError, TypeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most that glibc takes
-        mallopt(_M_TRIM_THRESHOLD, 512 << 20)
-
-
 class _Clock:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -269,20 +199,6 @@ class _Clock:
         """Give the time since the last lap to a step."""
         now = time.perf_counter()
         self.seconds[name], self._last = now - self._last, now
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    expected, got = "auto, cpu or cuda", name
-    try:
-        if name.partition(":")[0] in ("cpu", "cuda"):
-            device = torch.device(name)
-            torch.empty(0, device=device)
-            return device
-    except (RuntimeError, AssertionError) as error:
-        got = f"{name} ({first_sentence(error)})"
-    raise InputError("device", expected=expected, got=got, remedy="use --device cpu")
 
 
 def _volume_ml(voxels: int, scan: Scan) -> float | None:

@@ -94,7 +94,8 @@ def _prepare_slices(options: argparse.Namespace) -> None:
     predict = None
     if options.liver is not None:
         with collector_at_rest():
-            from lesionseg.cascade import LiverPredictor, pass_on
+            from lesionseg.device import pass_on
+            from lesionseg.liver_predictor import LiverPredictor
 
         predict = LiverPredictor(options.liver)
         if options.workers is None and pass_on().device.type != "cpu":

@@ -13,9 +13,10 @@ import numpy as np
 import yaml
 
 from lesionseg.calibration import TypedLesion, calibrate, true_types
-from lesionseg.cascade import least_voxels, pass_on
+from lesionseg.cascade import least_voxels
 from lesionseg.data.records import CaseRecord
 from lesionseg.data.store import Store
+from lesionseg.device import pass_on
 from lesionseg.errors import InputError, printable
 from lesionseg.grid import SHARED, SHARED_STARTS, read_grid
 from lesionseg.inference import lesion_ids, predict_lesions

@@ -17,6 +17,7 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from lesionseg.boxes import Box
+from lesionseg.device import PLAIN, Pass
 from lesionseg.inputs import InputSpec, paste, resize
 from lesionseg.labels import LESION_TYPES, LIVER
 from lesionseg.lesions import FIRST_TYPE
@@ -26,17 +27,6 @@ from lesionseg.unet import Naming
 
 #: Diameter of the disc that closes gaps of the liver on a slice, in pixels (reference code of arXiv 1907.13409).
 CLOSING_DIAMETER_PX = 10
-
-
-class Pass(NamedTuple):
-    """How slices go through nets: where, how many at once, and whether their mirror images (left-right) go as well."""
-
-    device: torch.device = torch.device("cpu")
-    batch_size: int = 1
-    mirror: bool = False
-
-
-PLAIN = Pass()
 BY_PIXELS = Naming()
 
 

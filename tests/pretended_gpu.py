@@ -34,7 +34,10 @@ GPU = torch.device(NAME, 0)
 aten = torch.ops.aten
 #: Operations of which the CPU needs a result: CUDA waits for it.
 _READ = {aten._local_scalar_dense.default, aten.equal.default, aten.is_nonzero.default, aten.nonzero.default,
-         aten.masked_select.default, aten._unique2.default, aten.unique_dim.default}  # fmt: skip
+         aten.masked_select.default, aten._unique2.default, aten.unique_dim.default, aten.bincount.default,
+         aten.repeat_interleave.Tensor}  # fmt: skip
+#: Those that look for the places where a mask is true, if they are given one.
+_BY_MASK = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default}
 #: Operations that take tensors of two devices, as CUDA does: moves, and places in a tensor.
 _MIX = {aten._to_copy.default, aten.copy_.default, aten.index.Tensor}
 
@@ -101,7 +104,8 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     elif kwargs.get("device") is not None:
         to_gpu = torch.device(kwargs["device"]).type == NAME
         kwargs = {**kwargs, "device": torch.device("cpu")} if to_gpu else kwargs
-    if from_gpu and (func in _READ or not to_gpu):
+    masked = func in _BY_MASK and any(each.dtype == torch.bool for each in tree_leaves(args[1]) if each is not None)
+    if from_gpu and (func in _READ or masked or not to_gpu):
         _note_read()
     out = func(*tree_map(_held, args), **tree_map(_held, kwargs))
     given = {id(each.held): each for each in tensors if isinstance(each, OnGpu)}
@@ -179,13 +183,13 @@ class _Ranks(DDPStrategy):
 
 def main(report: Path, commands: list[list[str]]) -> None:
     """Run each command on the pretended GPU, and write how it ended and what it read."""
-    from lesionseg import cascade, cli, run_cli
+    from lesionseg import cli, device, run_cli
 
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     AcceleratorRegistry.register(NAME, _Accelerator)
     StrategyRegistry.register(NAME, SingleDeviceStrategy, device=GPU)
     run_cli.joined = _Ranks  # type: ignore[assignment]
-    cascade._device = lambda name: GPU  # type: ignore[assignment]
+    device._device = lambda name: GPU  # type: ignore[assignment]
     told = []
     for command in commands:
         reads.clear()

@@ -11,13 +11,14 @@ ROOT = Path(lesionseg.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 FLOORS: list[set[str]] = [
     {"__init__", "addresses", "boxes", "collector", "errors", "machine", "norms", "writing"},
-    {"labels", "locking", "scan", "inputs", "paper", "provenance", "reading", "request", "runs", "trainer", "unet"},
+    {"device", "labels", "locking", "scan", "inputs", "paper", "provenance", "reading", "request", "runs", "trainer",
+     "unet"},
     {"arguments", "lesions", "measurements", "variance", "crops", "networks", "schedules", "run_weights", "ranks",
      "phantom", "figures", "schedule_figure", "parallel"},
     {"segmentation", "metrics", "model_net", "results", "run_folder", "naming", "calibration", "matching", "pacing",
      "burned_in", "implant", "epoch_means"},
     {"formats", "model", "findings", "command_line", "inference"},
-    {"data", "cascade", "grid", "report", "statistics", "studies", "wording"},
+    {"data", "cascade", "liver_predictor", "grid", "report", "statistics", "studies", "wording"},
     {"tasks", "callbacks", "significance", "ranking", "grid_basis", "run_identity", "study_folder", "deliver",
      "outcomes", "cascade_folder"},
     {"compare_table", "comparison_page", "run_cli"},

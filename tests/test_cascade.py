@@ -1,40 +1,23 @@
-"""The cascade put together, and the liver net of a run put to use on the grid of any source."""
+"""The cascade put together."""
 
 import itertools
 import math
-import mmap
-import pickle
-import platform
-import subprocess
-import sys
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from scipy import ndimage
 
-from lesionseg import cascade as cascade_module
 from lesionseg.boxes import liver_box
-from lesionseg.cascade import GPU_BATCH, Cascade, LiverPredictor
+from lesionseg.cascade import Cascade
 from lesionseg.errors import InputError
-from lesionseg.inference import Pass, lesion_ids
-from lesionseg.inputs import InputSpec, paste, resize
+from lesionseg.inference import lesion_ids
+from lesionseg.inputs import paste, resize
 from lesionseg.labels import LESION_IDS
-from lesionseg.networks import build_unet
-from lesionseg.run_weights import LAST_CHECKPOINT
-from lesionseg.runs import RunInfo
 from lesionseg.scan import Case, Scan, array_checksum, to_canonical
-from lesionseg.unet import Naming
 
-ENCODER, CHANNELS, SIZE = "tu-test_resnet", (8, 8, 8, 8, 8), 32
-SPEC = InputSpec(SIZE, "slice", low_hu=-150)
-INFO = RunInfo(
-    name="liver", state="finished", fingerprint="f", request_sha256="r", config_sha256="c", store_sha256="s",
-    weights_sha256=None, trained_on=(), generated=False, target="liver", fold=0, folds=1, seed=0, epochs=1,
-    encoder=ENCODER, encoder_weights=None, commit=None, version="0", machine="any",
-)  # fmt: skip
 #: Canonical: D to the head, H to the back, W to the left.
 AFFINE = np.array([[0, 0, 0.8, -90], [0, 0.7, 0, 20], [5.0, 0, 0, 700], [0, 0, 0, 1]])
 
@@ -44,128 +27,6 @@ def noise(shape: tuple[int, int, int], seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     coarse = rng.normal(60, 90, (shape[0], -(-shape[1] // 8), -(-shape[2] // 8)))
     return coarse.repeat(8, 1).repeat(8, 2)[:, : shape[1], : shape[2]].astype(np.int16)
-
-
-@pytest.fixture(scope="module")
-def net():
-    """A net that calls about half of the pixels liver."""
-    torch.manual_seed(0)
-    net = build_unet(ENCODER, classes=2, encoder_weights=None, decoder_channels=CHANNELS).eval()
-    with torch.no_grad():
-        images = torch.stack(
-            [SPEC.encode(np.stack([plane] * 3), SPEC.box(None, SIZE, SIZE)) for plane in noise((6, SIZE, SIZE))]
-        )
-        scores = net(images)
-        net.segmentation_head[0].bias[1] -= (scores[:, 1] - scores[:, 0]).median()
-    return net
-
-
-@pytest.fixture
-def run(net, tmp_path):
-    """A run folder as a training leaves it."""
-    INFO.write(tmp_path)
-    description = {
-        "task": "LiverTask", "encoder": ENCODER, "decoder_channels": list(CHANNELS), "input": asdict(SPEC),
-        "target": "liver", "classes": ["background", "liver"], "naming": asdict(Naming()),
-    }  # fmt: skip
-    state = {**{f"net.{name}": tensor for name, tensor in net.state_dict().items()}, "loss.weight": torch.ones(2)}
-    (tmp_path / LAST_CHECKPOINT).parent.mkdir()
-    torch.save({"state_dict": state, "lesionseg": description}, tmp_path / LAST_CHECKPOINT)
-    return tmp_path
-
-
-@pytest.mark.parametrize(
-    ("order", "flip"),
-    [*itertools.product(itertools.permutations(range(3)), [(True, False, True), (False, True, True)])],
-)
-def test_the_mask_lies_on_the_grid_of_the_source(run, order, flip):
-    """The same patient stored along other axes has the same liver at the same places."""
-    predict, axes = LiverPredictor(run), [axis for axis in range(3) if flip[axis]]
-    hu = noise((5, 40, 48))
-    expected = predict(Scan(hu, "scan", affine=AFFINE))
-    assert expected.dtype == bool
-    assert 0.05 < expected.mean() < 0.95
-
-    def laid(array):
-        return np.ascontiguousarray(np.flip(array.transpose(order), axes))
-
-    affine = AFFINE[:, [*order, 3]].copy()
-    for axis in axes:
-        affine[:, 3] += affine[:, axis] * (hu.shape[order[axis]] - 1)
-        affine[:, axis] *= -1
-    mask = predict(Scan(laid(hu), "scan", affine=affine))
-    assert mask.flags.c_contiguous
-    np.testing.assert_array_equal(mask, laid(expected))
-
-
-def test_without_affine_a_slice_is_taken_as_it_is(run):
-    hu = noise((1, SIZE, SIZE))
-    predict = LiverPredictor(run)
-    np.testing.assert_array_equal(predict(Scan(hu, "scan")), predict(Scan(hu, "scan", affine=AFFINE)))
-
-
-def test_a_predictor_goes_to_other_processes_without_its_net(run):
-    predict, scan = LiverPredictor(run), Scan(noise((2, SIZE, SIZE)), "scan")
-    before = predict(scan)
-    text = pickle.dumps(predict)
-    assert len(text) < 2000
-    np.testing.assert_array_equal(pickle.loads(text)(scan), before)
-
-
-def test_the_identity_is_that_of_the_weights(run):
-    first = LiverPredictor(run).identity
-    checkpoint = torch.load(run / LAST_CHECKPOINT, weights_only=True)
-    torch.save({**checkpoint, "epoch": 3}, run / LAST_CHECKPOINT)
-    assert LiverPredictor(run).identity == first
-    next(iter(checkpoint["state_dict"].values())).view(-1)[0] += 1
-    torch.save(checkpoint, run / LAST_CHECKPOINT)
-    assert LiverPredictor(run).identity != first
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"target": "lesion"}, "got target lesion"),
-        ({"target": "typed"}, "got target typed"),
-        ({"state": "running"}, "finished run"),
-    ],
-)
-def test_a_run_of_another_net_or_an_unfinished_one_is_refused(run, change, message):
-    replace(INFO, **change).write(run)
-    with pytest.raises(InputError, match=message):
-        LiverPredictor(run)
-
-
-def test_a_folder_without_a_run_or_without_weights_is_refused(run, tmp_path):
-    with pytest.raises(InputError, match="no such folder"):
-        LiverPredictor(tmp_path / "none")
-    (run / LAST_CHECKPOINT).unlink()
-    with pytest.raises(InputError, match="last checkpoint"):
-        LiverPredictor(run)(Scan(noise((1, SIZE, SIZE)), "scan"))
-
-
-def test_a_net_of_generated_ct_serves_generated_ct_only(run):
-    replace(INFO, generated=True).write(run)
-    predict, scan = LiverPredictor(run), Scan(noise((1, SIZE, SIZE)), "scan")
-    with pytest.raises(InputError, match="liver net trained on real CT"):
-        predict(scan)
-    assert predict(replace(scan, generated=True)).shape == scan.hu.shape
-
-
-def test_the_liver_is_looked_for_on_a_gpu_where_there_is_one(run, monkeypatch):
-    seen, scan = [], Scan(noise((1, SIZE, SIZE)), "scan")
-
-    def predicted(net, spec, hu, threshold, how):
-        seen.append((how, {parameter.device.type for parameter in net.parameters()}))
-        return np.ones(hu.shape, dtype=bool)
-
-    monkeypatch.setattr(cascade_module, "_device", {"auto": torch.device("meta")}.__getitem__)
-    monkeypatch.setattr(cascade_module, "predict_liver", predicted)
-    assert LiverPredictor(run)(scan).shape == scan.hu.shape
-    assert seen == [(Pass(torch.device("meta"), GPU_BATCH), {"meta"})]
-
-
-# ---- the whole cascade ----
 
 
 def blobs(shape: tuple[int, int, int], seed: int = 0) -> Scan:
@@ -373,38 +234,9 @@ def test_a_model_of_generated_ct_serves_generated_ct_only(make_model):
     assert cascade.segment(replace(scan, generated=True)).labels.shape == scan.hu.shape
 
 
-def test_a_device_that_is_not_there_is_refused(make_model):
-    with pytest.raises(InputError, match="use --device cpu"):
-        Cascade(make_model(), device="xpu:7")
-    with pytest.raises(InputError, match="use --device cpu"):
-        Cascade(make_model(), device="abacus")
-    with pytest.raises(InputError, match="batch size"):
-        Cascade(make_model(), batch_size=0)
-
-
 def test_a_saved_model_segments_as_the_one_in_memory(make_model, tmp_path):
     model, scan = make_model(members=2), blobs((2, 90, 104))
     model.save(tmp_path / "model")
     held = Cascade.load(tmp_path / "model", device="cpu").segment(scan)
     np.testing.assert_array_equal(held.labels, Cascade(model, device="cpu").segment(scan).labels)
     assert held.model["identity"] == model.identity[:12]
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's allocator")
-def test_memory_that_a_net_frees_is_kept_for_the_next_slice():
-    """Three blocks written and freed again and again: with each round the system hands out new pages, or none."""
-    rounds = """
-import resource
-for n in range(6):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    blocks = [bytearray(b"x") * (25 << 20) for _ in range(3)]
-    del blocks
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-    kept = "from lesionseg.cascade import keep_freed_memory; keep_freed_memory()" + rounds
-    plain, ours = (
-        int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
-        for code in (rounds, kept)
-    )
-    assert ours < 100
-    assert plain > 3 * (25 << 20) / mmap.PAGESIZE / 2

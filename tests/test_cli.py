@@ -12,8 +12,8 @@ from PIL import Image
 from lesionseg import __version__, cli
 from lesionseg.cli import main
 from lesionseg.data.store import Store
+from lesionseg.device import Pass
 from lesionseg.errors import InputError
-from lesionseg.inference import Pass
 
 VERBS = ("phantom", "prepare", "check", "fit", "validate", "test", "compare", "export", "segment", "implant")
 
@@ -198,8 +198,8 @@ def test_a_liver_net_that_is_not_there_is_refused(table, tmp_path, capsys):
 )
 def test_one_process_prepares_where_the_liver_net_has_a_gpu(table, tmp_path, monkeypatch, device, more, workers):
     seen = []
-    monkeypatch.setattr("lesionseg.cascade.LiverPredictor", lambda run: None)
-    monkeypatch.setattr("lesionseg.cascade.pass_on", lambda: Pass(torch.device(device)))
+    monkeypatch.setattr("lesionseg.liver_predictor.LiverPredictor", lambda run: None)
+    monkeypatch.setattr("lesionseg.device.pass_on", lambda: Pass(torch.device(device)))
     monkeypatch.setattr("lesionseg.data.prepare.prepare", lambda *_, **options: seen.append(options["workers"]))
     assert main(["prepare", "slices", str(table), "-o", str(tmp_path / "store"), "--liver", "run", *more]) == 0
     assert seen == [workers]

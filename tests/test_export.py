@@ -24,9 +24,10 @@ from lesionseg.data import slices
 from lesionseg.data.datamodule import LesionDataModule
 from lesionseg.data.prepare import prepare
 from lesionseg.data.store import Store
+from lesionseg.device import Pass
 from lesionseg.errors import InputError
 from lesionseg.export import ENSEMBLE, OPTIMISTIC, best_runs, export
-from lesionseg.inference import Lesions, Pass
+from lesionseg.inference import Lesions
 from lesionseg.inputs import InputSpec, paste, resize
 from lesionseg.labels import LESION_TYPES, is_liver
 from lesionseg.model import MODEL_FILE, Model

@@ -16,7 +16,8 @@ from torch.nn import functional
 from lesionseg.boxes import Box
 from lesionseg.crops import MARGIN, cut
 from lesionseg.data.dataset import Batch
-from lesionseg.inference import Pass, clean_liver, lesion_ids, predict_lesions, predict_liver
+from lesionseg.device import Pass
+from lesionseg.inference import clean_liver, lesion_ids, predict_lesions, predict_liver
 from lesionseg.inputs import InputSpec
 from lesionseg.networks import build_unet
 from lesionseg.tasks import CropClassifierTask, YNetTask

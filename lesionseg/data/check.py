@@ -14,10 +14,11 @@ import numpy as np
 from rich.console import Console
 
 from lesionseg.data import lits, slices
+from lesionseg.data.case_files import CASES, array_damage, case_folder
 from lesionseg.data.plausible import CODES, Problem, case_problems, cohort_problems, unreadable
 from lesionseg.data.pseudonyms import pseudonyms
 from lesionseg.data.records import CaseRecord, describe
-from lesionseg.data.store import CASES, MANIFEST, Store, StoreKind, array_damage, case_folder, read_manifest
+from lesionseg.data.store import MANIFEST, Store, StoreKind, read_manifest
 from lesionseg.errors import InputError, printable
 from lesionseg.figures import Panel, contact_sheet
 from lesionseg.labels import BACKGROUND, LIVER, is_lesion, is_liver

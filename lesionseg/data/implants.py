@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from lesionseg.data.case_files import case_folder
 from lesionseg.data.records import CaseRecord
-from lesionseg.data.store import RECORD, Store, case_folder
+from lesionseg.data.store import RECORD, Store
 from lesionseg.errors import InputError
 from lesionseg.implant import implant
 from lesionseg.implant.draw import IMPLANT_VERSION, known_spacing

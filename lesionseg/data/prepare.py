@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from lesionseg.data.case_files import CASES, HU, LABELS, array_damage, case_folder
 from lesionseg.data.pseudonyms import (
     Job,
     key_table,
@@ -25,19 +26,7 @@ from lesionseg.data.pseudonyms import (
     without_names,
 )
 from lesionseg.data.records import CaseRecord, describe
-from lesionseg.data.store import (
-    CASE_ID,
-    CASES,
-    HU,
-    LABELS,
-    MANIFEST,
-    RECORD,
-    Store,
-    StoreKind,
-    array_damage,
-    case_folder,
-    manifest_text,
-)
+from lesionseg.data.store import CASE_ID, MANIFEST, RECORD, Store, StoreKind, manifest_text
 from lesionseg.errors import InputError
 from lesionseg.locking import one_at_a_time
 from lesionseg.parallel import Cluster, each

@@ -10,24 +10,35 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import math
 import os
 import re
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
-from tokenize import TokenError
 from typing import Literal
 
 import msgspec
 import numpy as np
 
 from lesionseg.collector import collector_at_rest
+from lesionseg.data.case_files import (
+    CASES,
+    DTYPES,
+    HU,
+    LABELS,
+    PREPARE_AGAIN,
+    REMOVE,
+    array_damage,
+    case_folder,
+    damaged,
+    mapped,
+    read_slices,
+    size_damage,
+)
 from lesionseg.data.records import CaseRecord, LesionRecord
 from lesionseg.errors import InputError
 from lesionseg.labels import NAMES
-from lesionseg.scan import Scan, array_checksum
+from lesionseg.scan import Scan
 
 __all__ = ["CaseRecord", "LesionRecord", "Store", "StoreKind"]
 
@@ -36,13 +47,8 @@ StoreKind = Literal["lits", "slices"]
 #: Changes with the layout of a store, its checksums, how a door reads or what is measured of a case; other stores are
 #: made again.
 STORE_FORMAT = 2
-MANIFEST, CASES = "manifest.json", "cases"
-HU, LABELS, RECORD = "hu.npy", "labels.npy", "record.json"
+MANIFEST, RECORD = "manifest.json", "record.json"
 CASE_ID = re.compile(r"p[0-9a-f]{10}-[0-9a-f]{6}")
-_DTYPES: dict[str, np.dtype] = {HU: np.dtype(np.int16), LABELS: np.dtype(np.uint8)}
-_REMEDY = "run `lesionseg prepare` again"
-#: Where sizes are right and voxels are not, which `prepare` does not look for: it would have to read them all.
-_REMOVE = f"remove {{}}, then {_REMEDY}"
 
 
 @dataclass(frozen=True)
@@ -119,7 +125,7 @@ class Store:
         return self._array(case_id, LABELS)
 
     def _array(self, case_id: str, name: str) -> np.memmap:
-        array = _mapped_as(case_folder(self.path, case_id) / name, self.record(case_id).shape, _DTYPES[name])
+        array = mapped(case_folder(self.path, case_id) / name, self.record(case_id).shape, DTYPES[name])
         if isinstance(array, InputError):
             raise array
         return array
@@ -133,13 +139,13 @@ class Store:
         labels = self._slices(case_id, LABELS, part)
         if labels.max(initial=0) > max(NAMES):
             file = case_folder(self.path, case_id) / LABELS
-            raise _damaged(file, f"label ids up to {max(NAMES)}", str(labels.max()), _REMOVE.format(file.parent))
+            raise damaged(file, f"label ids up to {max(NAMES)}", str(labels.max()), REMOVE.format(file.parent))
         return labels
 
     def _slices(self, case_id: str, name: str, part: slice) -> np.ndarray:
         # text: joined as Paths, the names take a tenth of the time of a read
         file = os.path.join(self.path, CASES, case_id, name)
-        return _read_slices(file, self.record(case_id).shape, _DTYPES[name], part)
+        return read_slices(file, self.record(case_id).shape, DTYPES[name], part)
 
     def refuse_changed(self) -> None:
         """Refuse what was made of a store that `prepare` has changed since it was opened.
@@ -181,83 +187,11 @@ def read_manifest(path: Path) -> Store:
     return _last_read
 
 
-def array_damage(folder: Path, record: CaseRecord, *, verify: bool = False) -> InputError | None:
-    """What is wrong with the arrays in the folder of a case, if anything; `verify` recomputes their checksums."""
-    if (problem := size_damage(folder, record)) is not None:
-        return problem
-    for name, checksum in ((HU, record.voxel_checksum), (LABELS, record.labels_checksum)):
-        array = _mapped_as(folder / name, record.shape, _DTYPES[name])
-        if isinstance(array, InputError):
-            return array
-        if verify and array_checksum(array) != checksum:
-            return _damaged(folder / name, f"checksum {checksum}", "other voxels", _REMOVE.format(folder))
-    return None
-
-
-def size_damage(folder: str | Path, record: CaseRecord) -> InputError | None:
-    """What the sizes of the files in the folder of a case tell: an array that is missing, short or long."""
-    for name, dtype in _DTYPES.items():
-        expected = len(_header(record.shape, dtype)) + math.prod(record.shape) * dtype.itemsize
-        try:
-            size = os.stat(file := f"{folder}{os.sep}{name}").st_size
-        except OSError as error:
-            return _damaged(file, f"{dtype} array of shape {record.shape}", f"no file ({error.strerror})")
-        if size != expected:
-            return _damaged(file, f"{dtype} array of shape {record.shape}, {expected} bytes", f"{size} bytes")
-    return None
-
-
-@cache
-def _header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
-    """What `np.save` writes before the values of an array."""
-    text, descr = io.BytesIO(), np.lib.format.dtype_to_descr(dtype)
-    np.lib.format.write_array_header_1_0(text, {"shape": shape, "fortran_order": False, "descr": descr})
-    return text.getvalue()
-
-
-def case_folder(store: Path, case_id: str) -> Path:
-    """The folder of a case."""
-    return store / CASES / case_id
-
-
 def manifest_text(kind: StoreKind, records: tuple[CaseRecord, ...]) -> str:
     """The manifest of these cases: the same cases give the same bytes."""
     ordered = sorted(records, key=lambda record: record.case_id)
     text = msgspec.json.encode(_Manifest(STORE_FORMAT, kind, tuple(ordered)), order="sorted")
     return msgspec.json.format(text, indent=1).decode() + "\n"
-
-
-def _mapped_as(file: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.memmap | InputError:
-    """The array in a file, read-only and mapped, or what is wrong with it."""
-    expected = f"{dtype} array of shape {shape}"
-    try:
-        array = np.load(file, mmap_mode="r")
-    except (OSError, ValueError, EOFError, SyntaxError, TokenError) as error:  # what a garbled header leads to
-        return _damaged(file, expected, f"no readable array ({error})")
-    if not isinstance(array, np.memmap) or array.shape != shape or array.dtype != dtype:
-        return _damaged(file, expected, f"{array.dtype} {array.shape}")
-    return array
-
-
-def _read_slices(file: str, shape: tuple[int, ...], dtype: np.dtype, part: slice) -> np.ndarray:
-    """Slices of the array in a file, whose header is compared and not parsed."""
-    header, (first, stop, _) = _header(shape, dtype), part.indices(shape[0])
-    out = np.empty((stop - first, *shape[1:]), dtype)
-    expected = f"{dtype} array of shape {shape}"
-    try:
-        with io.FileIO(file) as stream:  # what `open` makes, which takes a while to find that out
-            if stream.read(len(header)) != header:
-                raise _damaged(file, expected, "another header")
-            stream.seek(first * math.prod(shape[1:]) * out.itemsize, os.SEEK_CUR)
-            if stream.readinto(out.data.cast("B")) != out.nbytes:
-                raise _damaged(file, expected, "a shorter one")
-    except OSError as error:
-        raise _damaged(file, expected, f"no file that can be read ({error.strerror})") from error
-    return out
-
-
-def _damaged(file: Path | str, expected: str, got: str, remedy: str = _REMEDY) -> InputError:
-    return InputError(file, expected=expected, got=got, remedy=remedy, code="store-array")
 
 
 def _manifest_bytes(path: Path) -> bytes:
@@ -291,7 +225,7 @@ def _parse_manifest(file: Path, text: bytes) -> tuple[StoreKind, tuple[CaseRecor
         expected, got = f"format {STORE_FORMAT}", f"format {version}"
     except (ValueError, RecursionError) as error:
         expected, got = "the manifest of a store", f"{error}"
-    raise InputError(file, expected=expected, got=got, remedy=_REMEDY, code="store-manifest")
+    raise InputError(file, expected=expected, got=got, remedy=PREPARE_AGAIN, code="store-manifest")
 
 
 def _check_ids(ids: list[str]) -> None:

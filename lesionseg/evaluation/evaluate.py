@@ -1,67 +1,45 @@
-"""`evaluate`: the whole cascade scored on the cases of a store that its nets have not seen.
-
-OUT/request.json                  what is evaluated on what; a folder holds one evaluation
-OUT/cases/<case_id>.json          the score of a case, so that an interrupted evaluation continues
-OUT/submission/test-segmentation-<case_id>.nii
-OUT/{cases,lesions}.csv, OUT/evaluation.{json,md}
-OUT/.lock                         one evaluation at a time
-"""
+"""`evaluate`: the whole cascade scored on the cases of a store that its nets have not seen."""
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from lesionseg import __version__
 from lesionseg.boxes import Box, liver_box
 from lesionseg.cascade_folder import CascadeFolder, fitting_into_memory, process_count
+from lesionseg.data.case_files import array_damage, case_folder
 from lesionseg.data.records import CaseRecord
-from lesionseg.data.store import MANIFEST, Store, array_damage, case_folder
-from lesionseg.errors import InputError, printable
+from lesionseg.data.store import MANIFEST, Store
+from lesionseg.errors import InputError
 from lesionseg.evaluation.figures import (
     CASCADE,
     PREDICTED_BOX,
     REFERENCE_BOX,
-    pooled_figures,
-    slice_figures,
-    slice_rows,
 )
+from lesionseg.evaluation.folder import CASES, SUBMISSION, begun
 from lesionseg.evaluation.scoring import (
-    LESION_COLUMNS,
     CaseScore,
     SliceTables,
     score_case,
     slice_tables,
-    without_nan,
 )
-from lesionseg.evaluation.text import definitions, markdown, summary
+from lesionseg.evaluation.tables import write_tables
 from lesionseg.formats.nifti_write import write_nifti_labels
 from lesionseg.grid_basis import few_patients
 from lesionseg.labels import LESION_TYPES, TARGETS, is_liver
-from lesionseg.locking import one_at_a_time
 from lesionseg.model import Model
 from lesionseg.parallel import Cluster, each
 from lesionseg.provenance import provenance
 from lesionseg.scan import Scan
-from lesionseg.segmentation import RESEARCH_USE_ONLY, UNDETERMINED
-from lesionseg.statistics import confusion
+from lesionseg.segmentation import UNDETERMINED
 from lesionseg.writing import remove_parts, write_text
 
-#: Changes with what is kept of a case; folders of another format are not continued.
-EVALUATION_FORMAT = 1
-REQUEST, CASES, SUBMISSION = "request.json", "cases", "submission"
-_LOCK = ".lock"
-#: What an evaluation that was killed before it had its request leaves: the lock, and a part of the request.
-_BEFORE_REQUEST = re.compile(rf"{re.escape(_LOCK)}|\.{re.escape(REQUEST)}\.\d+")
 #: Classes of the LiTS challenge: background, liver, lesion.
 _LITS = TARGETS["lesion"]
 
@@ -107,7 +85,7 @@ def evaluate(
     at = CascadeFolder(model, loaded.identity, device, batch_size, tta)
     count = process_count(workers, len(records), at.build(loaded)) if dask is None else 1
     cluster = None if dask is None else Cluster(dask, output, partial(at.ready, store / MANIFEST))
-    with _begun(output, {"store": opened.manifest_sha256, "model": loaded.identity, "tta": tta}):
+    with begun(output, {"store": opened.manifest_sha256, "model": loaded.identity, "tta": tta}):
         work = _Work(at, replace(opened, records=()), output, _types(loaded, records), submission)
         todo = [record for record in records if not work.done(record)]
         for _ in each(work, todo, workers=count, dask=cluster, title="evaluate"):
@@ -116,7 +94,7 @@ def evaluate(
             remove_parts(folder)
         scores = _scores(work, records)
         facts = _facts(opened, loaded, records, scores, tta=tta, seen=seen)
-        return _write_tables(output, scores, work.types, opened.content, facts, loaded)
+        return write_tables(output, scores, work.types, opened.content, facts, loaded)
 
 
 @dataclass(frozen=True)
@@ -212,35 +190,6 @@ def _types(model: Model, records: Sequence[CaseRecord]) -> tuple[str, ...]:
     return (*model.lesion_types, UNDETERMINED) if typed else ("lesion",)
 
 
-@contextmanager
-def _begun(output: Path, request: dict[str, Any]) -> Iterator[None]:
-    """Make the folder, or see that it is of the same evaluation, and hold it: one evaluation there at a time."""
-    text = json.dumps({"format": EVALUATION_FORMAT, "version": __version__, **request}, indent=1) + "\n"
-    busy = InputError(output, expected="one `lesionseg evaluate` at a time", got="another at work",
-                      remedy="wait until it ends, or name another folder", code="output-busy")  # fmt: skip
-    _refuse_other(output, text)  # before a lock lies in it
-    with one_at_a_time(output, _LOCK, busy):
-        _refuse_other(output, text)  # as another may have begun there since
-        remove_parts(output)
-        write_text(output / REQUEST, text)  # first: a folder with anything else is known by it
-        (output / CASES).mkdir(exist_ok=True)
-        yield
-
-
-def _refuse_other(output: Path, request: str) -> None:
-    """Raise `InputError` unless the folder is not there, as good as empty, or of an evaluation with this request."""
-    path = output / REQUEST
-    # Before the request is read: one that begins meanwhile shows nothing else without it.
-    empty = not output.exists() or (
-        output.is_dir() and all(_BEFORE_REQUEST.fullmatch(entry.name) for entry in output.iterdir())
-    )
-    held = path.read_text() if path.is_file() else None
-    if held != request and not (held is None and empty):
-        got = "other files" if held is None else "one of another store, model, setting or version"
-        raise InputError(output, expected="a new folder, or one of this evaluation", got=got,
-                         remedy="name another folder")  # fmt: skip
-
-
 def _scores(work: _Work, records: Sequence[CaseRecord]) -> list[CaseScore]:
     """Those of all cases; figures of some would pass for figures of all."""
     scores = [score for record in records if (score := kept(work.score(record))) is not None]
@@ -278,52 +227,3 @@ def _facts(
         lines.append(f"{slices} slices hold no liver in the reference and are not among those of the slice figures; "
                      f"the whole cascade finds {extra} lesion components on them.")  # fmt: skip
     return lines + few_patients(patients)
-
-
-def _write_tables(
-    output: Path, scores: Sequence[CaseScore], types: Sequence[str], kind: str, facts: Sequence[str], model: Model
-) -> dict[str, Any]:
-    """Pool the scores, write every table, the text last, and say what came out."""
-    volumes, slices, table = pooled_figures(scores), slice_figures(scores), None
-    if len(types) > 1:
-        table = confusion(slice_rows(scores, CASCADE)[1], types).drop(index=UNDETERMINED)
-    ways = {str(way): rows.drop(columns="schedule").set_index("figure") for way, rows in slices.groupby("schedule")}
-    content = {
-        "use": RESEARCH_USE_ONLY,
-        "facts": list(facts),
-        "volumes": volumes,
-        "slices": {way: rows.to_dict("index") for way, rows in ways.items()},
-        "confusion": None if table is None else table.to_dict("index"),
-        "definitions": definitions(table is not None).splitlines(),
-        "model": model.card,
-    }
-    write_text(output / "cases.csv", _csv([_case_row(score) for score in scores]))
-    lesions = [{"case_id": score.case_id, "patient_id": score.patient_id, **row}
-               for score in scores for row in score.lesions]  # fmt: skip
-    write_text(output / "lesions.csv", _csv(lesions, ("case_id", "patient_id", *LESION_COLUMNS)))
-    write_text(output / "evaluation.json", json.dumps(without_nan(content), indent=1, allow_nan=False) + "\n")
-    write_text(output / "evaluation.md", markdown(kind, facts, volumes, slices, table))
-    print(printable(f"{summary(volumes)}\n{output / 'evaluation.md'}"))
-    return content
-
-
-def _case_row(score: CaseScore) -> dict[str, Any]:
-    return {
-        "case_id": score.case_id,
-        "patient_id": score.patient_id,
-        "liver_dice": None if score.liver is None else score.liver.dice,
-        "lesion_dice": score.lesion.dice,
-        "liver_assd_mm": score.liver_assd_mm,
-        "lesion_assd_mm": score.lesion_assd_mm,
-        "burden_predicted": None if score.burden is None else score.burden.predicted,
-        "burden_reference": None if score.burden is None else score.burden.reference,
-        "reference_lesions": score.at_iou.reference,
-        "predicted_lesions": score.at_iou.predicted,
-        "paired_lesions": score.at_iou.found,
-        "found_lesions_any_overlap": score.at_any_overlap.found,
-        "right_lesions_any_overlap": score.at_any_overlap.right,
-    }
-
-
-def _csv(rows: Sequence[Mapping[str, Any]], columns: tuple[str, ...] | None = None) -> str:
-    return pd.DataFrame(rows, columns=columns).to_csv(index=False, lineterminator="\n")

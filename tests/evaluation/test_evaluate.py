@@ -22,7 +22,7 @@ from lesionseg.cascade import Cascade
 from lesionseg.cli import INTERRUPTED, WRONG_INPUT, main
 from lesionseg.data.store import Store
 from lesionseg.errors import InputError
-from lesionseg.evaluation import evaluate as module
+from lesionseg.evaluation import folder as module
 from lesionseg.evaluation.evaluate import evaluate, kept
 from lesionseg.evaluation.figures import CASCADE, PREDICTED_BOX, REFERENCE_BOX
 from lesionseg.labels import LESION_TYPES, TARGETS

@@ -10,8 +10,9 @@ from test_segment import content, dicom, nifti
 
 from lesionseg import parallel
 from lesionseg.cli import main
+from lesionseg.data.case_files import CASES
 from lesionseg.data.prepare import prepare
-from lesionseg.data.store import CASES, Store
+from lesionseg.data.store import Store
 
 QUICK = ("--formats", "nifti,csv,json")
 

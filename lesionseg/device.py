@@ -1,0 +1,63 @@
+"""Where trained nets run, and how slices go through them there."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+from typing import NamedTuple
+
+import torch
+
+from lesionseg.errors import InputError, first_sentence
+
+#: Slices at once. On a CPU more are no faster: their activations no longer fit what the allocator keeps between calls.
+CPU_BATCH, GPU_BATCH = 1, 8
+#: Of glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+
+class Pass(NamedTuple):
+    """How slices go through nets: where, how many at once, and whether their mirror images (left-right) go as well."""
+
+    device: torch.device = torch.device("cpu")
+    batch_size: int = 1
+    mirror: bool = False
+
+
+PLAIN = Pass()
+
+
+def pass_on(device: str = "auto", batch_size: int | None = None, mirror: bool = False) -> Pass:
+    """How slices go through nets on a device; `Cascade` says what device and batch size are, and what is refused."""
+    where = _device(device)
+    if batch_size is None:
+        batch_size = CPU_BATCH if where.type == "cpu" else GPU_BATCH
+    if batch_size < 1:
+        raise InputError("batch size", expected="1 or more", got=str(batch_size), remedy="leave it out")
+    return Pass(where, batch_size, mirror)
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep up to 512 MiB that nets have freed, for the next slice.
+
+    Given back after every slice, each 4 kB of it costs a page fault the next time: a tenth of the time of a slice at
+    the size of the paper. Blocks above 32 MiB, whole volumes say, are given back as before. glibc only.
+    """
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most that glibc takes
+        mallopt(_M_TRIM_THRESHOLD, 512 << 20)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    expected, got = "auto, cpu or cuda", name
+    try:
+        if name.partition(":")[0] in ("cpu", "cuda"):
+            device = torch.device(name)
+            torch.empty(0, device=device)
+            return device
+    except (RuntimeError, AssertionError) as error:
+        got = f"{name} ({first_sentence(error)})"
+    raise InputError("device", expected=expected, got=got, remedy="use --device cpu")

@@ -1,0 +1,42 @@
+"""Where trained nets run: devices that are not there, and memory that a net frees."""
+
+import mmap
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from lesionseg.device import pass_on
+from lesionseg.errors import InputError
+
+
+@pytest.mark.parametrize("device", ["xpu:7", "abacus", "meta"])
+def test_a_device_that_is_not_there_is_refused(device):
+    with pytest.raises(InputError, match="use --device cpu"):
+        pass_on(device)
+
+
+def test_no_slice_at_once_is_refused():
+    with pytest.raises(InputError, match="batch size"):
+        pass_on("cpu", batch_size=0)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's allocator")
+def test_memory_that_a_net_frees_is_kept_for_the_next_slice():
+    """Three blocks written and freed again and again: with each round the system hands out new pages, or none."""
+    rounds = """
+import resource
+for n in range(6):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    blocks = [bytearray(b"x") * (25 << 20) for _ in range(3)]
+    del blocks
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    kept = "from lesionseg.device import keep_freed_memory; keep_freed_memory()" + rounds
+    plain, ours = (
+        int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+        for code in (rounds, kept)
+    )
+    assert ours < 100
+    assert plain > 3 * (25 << 20) / mmap.PAGESIZE / 2
