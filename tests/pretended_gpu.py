@@ -194,7 +194,7 @@ def main(report: Path, commands: list[list[str]]) -> None:
     for command in commands:
         reads.clear()
         strategy = "ddp" if ranks > 1 else NAME
-        trainer = {"accelerator": NAME, "strategy": strategy, "devices": ranks} if command[0] == "fit" else {}
+        trainer = {"accelerator": NAME, "strategy": strategy, "devices": ranks} if command[0] in ("fit", "test") else {}
         options = [f"--trainer.{name}={value}" for name, value in trainer.items()]
         with Pretence():
             status = cli.main([*command, *options])

@@ -82,28 +82,15 @@ def on_gpu(tmp_path_factory, trainings, finetuning, pretrained, segment, slices_
         patch.setattr(CropClassifierTask, "on_train_batch_start", stop, raising=False)
         assert main(trainings(root)["crop_classifier"]) == 130
     nets, model = ["--liver", str(root / "liver"), "--lesion", str(root / "crop_classifier")], str(root / "model")
-    short = (
-        "--model.init_args.weights",
-        str(pretrained),
-        "--trainer.max_epochs",
-        "1",
-        "--trainer.check_val_every_n_epoch",
-        "1",
-    )
+    one_epoch = ["--trainer.max_epochs", "1", "--data.inner_validation", "0"]
+    short = ["--model.init_args.weights", str(pretrained), *one_epoch]
     commands = {
         **trainings(root),
         **{row: finetuning(root / row, *short, schedule=row) for row in MORE},
         "segment": segment(root / "study"),
         "export": ["export", *nets, "--output", model],
-        "evaluate": [
-            "evaluate",
-            str(slices_store),
-            "--model",
-            model,
-            "--exclude-trained",
-            "--output",
-            str(root / "out"),
-        ],
+        "evaluate": ["evaluate", str(slices_store), "--model", model, *f"--exclude-trained -o {root}/out".split()],
+        "test": ["test", *trainings(root)["crop_classifier"][1:]],
     }
     program = [sys.executable, str(PROGRAM), str(root / "report.json"), *map(json.dumps, commands.values())]
     done = subprocess.run(program, capture_output=True, text=True, check=False)
