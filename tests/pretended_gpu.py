@@ -40,7 +40,6 @@ _READ = {aten._local_scalar_dense.default, aten.equal.default, aten.is_nonzero.d
 _BY_MASK = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default}
 #: Operations that take tensors of two devices, as CUDA does: moves, and places in a tensor.
 _MIX = {aten._to_copy.default, aten.copy_.default, aten.index.Tensor}
-
 #: What exchanges Python objects, by tensors on the CPU, which by NCCL would be on the GPU; and what exchanges nothing.
 _OF_OBJECTS = {"broadcast_object_list", "all_gather_object", "barrier"}
 
@@ -193,9 +192,9 @@ def main(report: Path, commands: list[list[str]]) -> None:
     told = []
     for command in commands:
         reads.clear()
-        strategy = "ddp" if ranks > 1 else NAME
-        trainer = {"accelerator": NAME, "strategy": strategy, "devices": ranks} if command[0] in ("fit", "test") else {}
-        options = [f"--trainer.{name}={value}" for name, value in trainer.items()]
+        trainer = {"accelerator": NAME, "strategy": "ddp" if ranks > 1 else NAME, "devices": ranks}
+        trains = command[0] in ("fit", "validate", "test")
+        options = [f"--trainer.{name}={value}" for name, value in trainer.items() if trains]
         with Pretence():
             status = cli.main([*command, *options])
         told.append({"status": status, "reads": list(reads)})
