@@ -156,7 +156,5 @@ def _source(name: str, volume: Path, mask: Path, patient_id: str, strict: bool) 
 
 def _read_case(volume: Path, mask: Path, patient_id: str, strict: bool) -> Case:
     scan, warnings = read_nifti(volume, strict=strict)
-    labels = read_nifti_labels(mask, scan, allowed=(BACKGROUND, LIVER, _LESION))
-    for plane in labels:  # a table of all values would cost several times the memory
-        plane[plane == _LESION] = UNTYPED_LESION
+    labels = read_nifti_labels(mask, scan, (BACKGROUND, LIVER, _LESION), renamed={_LESION: UNTYPED_LESION})
     return Case(scan, labels, patient_id, warnings=warnings)

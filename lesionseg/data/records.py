@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -153,13 +154,35 @@ def lesions_of(
         if label <= LIVER:
             continue
         of_type = labels[around] == label
-        # Only the box of the type is searched: the component map takes four bytes a voxel.
-        window = _window(of_type.any((1, 2)), of_type.any(0))
-        components, _ = ndimage.label(of_type[window], FULL_CONNECTIVITY)
-        for i, box in enumerate(ndimage.find_objects(components), start=1):
-            first = around[0].start + window[0].start + box[0].start
-            found.append(_measure(components[box] == i, name, first, spacing_mm))
+        lesions: dict[tuple[int, ...], LesionRecord] = {}  # by first voxel
+        for island in islands(of_type):
+            components, _ = ndimage.label(of_type[island], FULL_CONNECTIVITY)
+            for i, box in enumerate(ndimage.find_objects(components), start=1):
+                lesion = components[box] == i
+                corner = [outer.start + inner.start for outer, inner in zip(island, box, strict=True)]
+                first = np.add(corner, np.unravel_index(lesion.argmax(), lesion.shape))
+                lesions[tuple(first)] = _measure(lesion, name, around[0].start + corner[0], spacing_mm)
+        found += [lesions[first] for first in sorted(lesions)]
     return tuple(found)
+
+
+def islands(mask: np.ndarray) -> Iterator[tuple[slice, ...]]:
+    """Windows of a mask (D, H, W), none with an empty plane in it, that hold all of it, and each component whole.
+
+    Searching them for components takes a fraction of the time and memory that their common box would.
+    """
+    waiting = [tuple(slice(0, n) for n in mask.shape)]
+    while waiting:
+        window = waiting.pop()
+        for axis in range(mask.ndim):
+            filled = mask[window].any(tuple(i for i in range(mask.ndim) if i != axis))
+            edges = window[axis].start + np.flatnonzero(np.diff(filled, prepend=False, append=False))
+            parts = [slice(start, stop) for start, stop in edges.reshape(-1, 2).tolist()]
+            if parts != [window[axis]]:
+                waiting += [(*window[:axis], part, *window[axis + 1 :]) for part in parts]
+                break
+        else:
+            yield window
 
 
 def _measure(

@@ -168,11 +168,9 @@ def _liver(path: Path, row: Row, scan: Scan) -> np.ndarray:
 def _label_map(row: Row, scan: Scan, values: Mapping[str, int]) -> np.ndarray:
     if is_seg(row.mask):
         return _coded(row, scan)
-    found = to_labels(_read_mask(row.mask, scan), scan.hu.shape, row.mask, (0, *values.values()))
-    table = np.full(256, BACKGROUND, dtype=np.uint8)
-    for name, value in values.items():
-        table[value] = LIVER if name == "liver" else LESION_IDS[name]
-    return table[found]
+    ids = {value: LIVER if name == "liver" else LESION_IDS[name] for name, value in values.items()}
+    found = _read_mask(row.mask, scan)
+    return to_labels(found, found.shape, row.mask, (BACKGROUND, *ids), renamed=ids)
 
 
 def _coded(row: Row, scan: Scan) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -66,16 +66,19 @@ def read_nifti(path: Path, *, strict: bool = False) -> tuple[Scan, tuple[str, ..
     return Scan(hu, stem(path), spacing_mm, affine, generated), warnings
 
 
-def read_nifti_labels(path: Path, scan: Scan, allowed: Collection[int]) -> np.ndarray:
+def read_nifti_labels(
+    path: Path, scan: Scan, allowed: Collection[int], renamed: Mapping[int, int] | None = None
+) -> np.ndarray:
     """Read a label map that lies on the grid of `scan`.
 
     Args:
         path: `.nii` or `.nii.gz`; integers, or floats with integral values.
         scan: where its geometry is unknown, only the shape is compared.
         allowed: the label values (0…255) that may occur.
+        renamed: value → what it becomes; the others stay.
 
     Returns:
-        uint8 (D, H, W), the values as the file has them.
+        uint8 (D, H, W).
 
     Raises:
         InputError: unreadable; another shape or grid than the scan's (corners more than 0.1 voxel apart); a value that
@@ -83,7 +86,7 @@ def read_nifti_labels(path: Path, scan: Scan, allowed: Collection[int]) -> np.nd
     """
     with _opened(path) as volume:
         check_same_grid(path, volume.shape, volume.affine, scan)
-        return to_labels(volume.planes, volume.shape, path, allowed, scan.affine)
+        return to_labels(volume.planes, volume.shape, path, allowed, scan.affine, renamed)
 
 
 def check_same_grid(path: Path, shape: tuple[int, ...], affine: np.ndarray | None, scan: Scan) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +32,8 @@ def to_int16(
             nearest = np.rint(plane)
             broken += plane.size - int(np.count_nonzero(np.isfinite(plane)))
             fractions = fractions or bool(np.any(nearest != plane))
-        low, high = min(low, plane.min()), max(high, plane.max())
+        if not np.can_cast(plane.dtype, np.int16):
+            low, high = min(low, plane.min()), max(high, plane.max())
         with np.errstate(invalid="ignore"):  # what does not fit is refused below
             rounded[:] = nearest.astype(np.int16, copy=False)
     if broken:
@@ -58,8 +59,9 @@ def to_labels(
     path: Path,
     allowed: Collection[int],
     affine: np.ndarray | None = None,
+    renamed: Mapping[int, int] | None = None,
 ) -> np.ndarray:
-    """Label values → uint8 (D, H, W), as they are.
+    """Label values → uint8 (D, H, W).
 
     Args:
         planes: D slices (H, W).
@@ -67,6 +69,7 @@ def to_labels(
         path: what the error names.
         allowed: the values (0…255) that may occur.
         affine: for which `scan.empty` lays the array out; None: in the order of its axes.
+        renamed: value → what it becomes; the others stay.
 
     Raises:
         InputError: a value that is not whole, does not fit or is not allowed.
@@ -80,6 +83,9 @@ def to_labels(
         labels[:] = plane
         if not known.issuperset(range(int(low), int(high) + 1)):
             wrong.update(set(np.unique(labels).tolist()) - known)
+        for value, new in (renamed or {}).items():
+            if low <= value <= high:
+                labels[plane == value] = new
     if whole and not wrong:
         return out
     raise InputError(

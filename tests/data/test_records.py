@@ -4,10 +4,14 @@ import math
 import msgspec
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis.extra.numpy import array_shapes, arrays
+from hypothesis.strategies import sampled_from
 from made_cases import AFFINE, made
+from skimage import measure
 
 from lesionseg.boxes import Box
-from lesionseg.data.records import CaseRecord, describe, highest_of, lesions_of
+from lesionseg.data.records import CaseRecord, describe, highest_of, islands, lesions_of
 from lesionseg.scan import Case, Scan
 
 IDS = {"case_id": "p0123456789-abcdef", "patient_id": "p0123456789", "source_checksum": "0" * 32}
@@ -37,6 +41,27 @@ def test_lesions_are_components_of_one_type():
     assert found == [("cyst", 2, (0, 1)), ("cyst", 4, (2, 2)), ("hemangioma", 1, (1, 1))]
     liver = np.ones((1, 4, 4), np.uint8)
     assert lesions_of(liver, highest_of(liver), None) == ()
+
+
+@given(arrays(np.uint8, array_shapes(min_dims=3, max_dims=3, max_side=9), elements=sampled_from([1, 1, 1, 1, 2, 5])))
+def test_lesions_are_those_of_a_search_of_all_voxels(labels):
+    expected = []
+    for label, name in ((2, "cyst"), (5, "lesion")):
+        regions = measure.regionprops(measure.label(labels == label, connectivity=3))
+        expected += [(name, int(region.area), (region.bbox[0], region.bbox[3] - 1)) for region in regions]
+    found = [(lesion.type, lesion.voxels, lesion.slices) for lesion in lesions_of(labels, highest_of(labels), None)]
+    assert found == expected  # in the same order: by type, then by first voxel
+
+
+@given(arrays(bool, array_shapes(min_dims=3, max_dims=3, max_side=9)))
+def test_islands_hold_a_mask_once_and_no_empty_plane(mask):
+    times = np.zeros(mask.shape, int)
+    for island in islands(mask):
+        times[island] += 1
+        for axis in range(3):
+            assert mask[island].any(tuple(i for i in range(3) if i != axis)).all()
+    assert times.max() <= 1
+    assert times[mask].all()
 
 
 def test_unknown_spacing_leaves_millimetres_out():

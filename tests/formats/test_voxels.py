@@ -40,3 +40,18 @@ def test_a_value_that_is_no_label_is_refused(value):
     values[2, 3, 4] = value
     with pytest.raises(InputError, match="not whole numbers"):
         to_labels(values, SHAPE, FILE, range(256))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float64])
+def test_values_are_renamed_at_once(dtype):
+    values = (np.arange(60) % 5).reshape(SHAPE).astype(dtype)
+    found = to_labels(values, SHAPE, FILE, range(5), renamed={2: 3, 3: 2, 4: 255})
+    np.testing.assert_array_equal(found, np.array([0, 1, 3, 2, 255])[values.astype(int)])
+
+
+@pytest.mark.parametrize(("value", "dtype"), [(40000, np.uint16), (-32769, np.int32), (1e5, np.float32)])
+def test_a_value_that_int16_cannot_hold_is_refused(value, dtype):
+    values = np.zeros(SHAPE, dtype)
+    values[1, 2, 3] = value
+    with pytest.raises(InputError, match="finite, within int16"):
+        to_int16(values, SHAPE, FILE)
