@@ -1,8 +1,8 @@
 """nnU-Net v2, 2-D, its own trainer on a cell of the grid, on the CPU; only the length of the training is ours.
 
-Usage: nnunet.py CELL FOLDER DATASETS [--pretrained CHECKPOINT]   a row: from scratch, or its own fine-tuning path
-       nnunet.py CELL FOLDER DATASETS --adam                      a row: from scratch, by its trainer with Adam at 1e-3
-       nnunet.py PRETRAINING FOLDER DATASETS --pretrain           what that starts from: FOLDER/checkpoint_final.pth
+Usage: nnunet.py CELL FOLDER DATASETS [--pretrained CHECKPOINT] [--adam]   a row: from scratch, or its fine-tuning path
+       nnunet.py PRETRAINING FOLDER DATASETS --pretrain [--adam]           leaves FOLDER/checkpoint_final.pth for that
+    --adam: by its trainer with Adam at 1e-3, in the place of its default
 
 As many epochs as ours, each over as many slices as one of ours (steps x batch, the batch as it plans it), and a fifth
 as many validation steps as training steps, as it does by default. Its network, loss, optimizer, rates, augmentation and
@@ -29,7 +29,6 @@ from lesionseg.data.dataset import Batch
 from lesionseg.tasks import LesionTask
 from lesionseg.trainer import limited
 
-SCRATCH, FINETUNED, ADAM = "nnunet", "nnunet_finetuned", "nnunet_adam"
 #: Trainers of nnU-Net: its default, plain SGD at 1e-2; and the one that gets further in a short training.
 DEFAULT_TRAINER, ADAM_TRAINER = "nnUNetTrainer", "nnUNetTrainerAdam1en3"
 CHECKPOINT = "checkpoint_final.pth"
@@ -46,10 +45,11 @@ class PredictedTask(LesionTask):
         return [self.predictions[place.position] for place in batch.places]
 
 
-def trainer_of(dataset: str, fold: int, slices: int, epochs: int, name: str = DEFAULT_TRAINER) -> Any:
+def trainer_of(dataset: str, fold: int, slices: int, epochs: int, adam: bool) -> Any:
     """nnU-Net's trainer for a fold, set to an epoch of so many slices and to so many epochs."""
     from nnunetv2.run.run_training import get_trainer_from_args
 
+    name = ADAM_TRAINER if adam else DEFAULT_TRAINER
     trainer = get_trainer_from_args(dataset, "2d", fold, name, PLANS, device=torch.device("cpu"))
     steps = max(round(slices / trainer.configuration_manager.batch_size), 1)
     trainer.num_epochs, trainer.num_iterations_per_epoch = epochs, steps
@@ -82,12 +82,12 @@ def predict(trainer: Any, data: LesionDataModule, images: Path) -> dict[int, Ten
     return predictions
 
 
-def pretrain(run: Path, folder: Path, datasets: Path) -> None:
+def pretrain(run: Path, folder: Path, datasets: Path, adam: bool) -> None:
     """Train on the slices that our pretraining saw, and leave the last checkpoint in the folder."""
     environment(datasets, folder)
     cell = Cell.read(run)
     pl.seed_everything(cell.info.seed)
-    trainer = trainer_of(PRETRAINING, 0, slices_per_epoch(cell, cell.data()), cell.info.epochs)
+    trainer = trainer_of(PRETRAINING, 0, slices_per_epoch(cell, cell.data()), cell.info.epochs, adam)
     trainer.run_training()
     Path(trainer.output_folder, CHECKPOINT).rename(folder / CHECKPOINT)
 
@@ -100,8 +100,7 @@ def train(run: Path, folder: Path, datasets: Path, pretrained: Path | None, adam
     cell = Cell.read(run)
     data = cell.data()
     pl.seed_everything(cell.info.seed)
-    name = ADAM_TRAINER if adam else DEFAULT_TRAINER
-    trainer = trainer_of(CELLS, cell.info.fold, slices_per_epoch(cell, data), cell.info.epochs, name)
+    trainer = trainer_of(CELLS, cell.info.fold, slices_per_epoch(cell, data), cell.info.epochs, adam)
     trainer.disable_checkpointing = True
     trainer.initialize()
     if pretrained is not None:
@@ -109,12 +108,13 @@ def train(run: Path, folder: Path, datasets: Path, pretrained: Path | None, adam
     trainer.run_training()
     task = cell.task(PredictedTask)
     task.predictions = predict(trainer, data, datasets / "raw" / CELLS / "imagesTr")
-    scratch = (ADAM if adam else SCRATCH, "nothing")
-    row, start = scratch if pretrained is None else (FINETUNED, "nnU-Net's own pretraining")
+    row = "nnunet" + "_adam" * adam + "_finetuned" * (pretrained is not None)
+    start = "nothing" if pretrained is None else "nnU-Net's own pretraining"
     cell.leave(
-        folder, row, task, data, start=start, neighbour=f"nnunetv2 {version('nnunetv2')}", trainer=name,
-        parameters=sum(p.numel() for p in trainer.network.parameters()), patch=trainer.configuration_manager.patch_size,
-        batch=trainer.batch_size, steps=trainer.num_epochs * trainer.num_iterations_per_epoch,
+        folder, row, task, data, start=start, neighbour=f"nnunetv2 {version('nnunetv2')}",
+        trainer=type(trainer).__name__, parameters=sum(p.numel() for p in trainer.network.parameters()),
+        patch=trainer.configuration_manager.patch_size, batch=trainer.batch_size,
+        steps=trainer.num_epochs * trainer.num_iterations_per_epoch,
     )  # fmt: skip
 
 
@@ -127,7 +127,7 @@ def main() -> None:
         parser.add_argument(flag, action="store_true")
     options = parser.parse_args()
     if options.pretrain:
-        pretrain(options.run, options.folder, options.datasets)
+        pretrain(options.run, options.folder, options.datasets, options.adam)
     else:
         train(options.run, options.folder, options.datasets, options.pretrained, options.adam)
 

@@ -35,7 +35,13 @@ SCRIPTS = {
     "finetuning_scheduler": "fts.py",
     "fastai_gradual_unfreezing": "gradual_unfreezing.py",
 }
-NNUNET, NNUNET_FINETUNED, NNUNET_ADAM = NNUNETS = "nnunet", "nnunet_finetuned", "nnunet_adam"
+#: nnU-Net's rows: which of its trainers ("": its default), and whether from its own pretraining (by that trainer).
+NNUNETS = {
+    "nnunet": ("", False),
+    "nnunet_finetuned": ("", True),
+    "nnunet_adam": ("--adam", False),
+    "nnunet_adam_finetuned": ("--adam", True),
+}
 
 
 @dataclass(frozen=True)
@@ -97,30 +103,36 @@ class Plan:
         return [_peer("nnunet_data.py", self.pretraining, self.datasets, *folds, rests_on=folds)]
 
     def nnunet_from_scratch(self) -> list[Job]:
-        """Its pretraining, and its cells that do not need it."""
-        jobs = []
-        if NNUNET_FINETUNED in self.neighbours:
-            jobs.append(_peer("nnunet.py", self.pretraining, self.pretrained.parent, self.datasets, "--pretrain"))
-        if NNUNET in self.neighbours:
-            jobs += [_peer("nnunet.py", *pair, self.datasets) for pair in self._pairs(NNUNET)]
-        if NNUNET_ADAM in self.neighbours:
-            jobs += [_peer("nnunet.py", *pair, self.datasets, "--adam") for pair in self._pairs(NNUNET_ADAM)]
+        """Its pretrainings, and its cells that need none."""
+        jobs = [
+            _peer("nnunet.py", self.pretraining, self.nnunet_pretraining(row), self.datasets, "--pretrain", *words)
+            for row, words in self._nnunets(finetuned=True)
+        ]
+        for row, words in self._nnunets(finetuned=False):
+            jobs += [_peer("nnunet.py", *pair, self.datasets, *words) for pair in self._pairs(row)]
         return jobs
 
     def nnunet_finetuned(self) -> list[Job]:
-        """Its cells that start from its pretraining."""
-        if NNUNET_FINETUNED not in self.neighbours:
-            return []
-        more = (self.datasets, "--pretrained", self.pretrained)
-        return [_peer("nnunet.py", *pair, *more, rests_on=[self.pretrained]) for pair in self._pairs(NNUNET_FINETUNED)]
+        """Its cells that start from its pretrainings."""
+        jobs = []
+        for row, words in self._nnunets(finetuned=True):
+            held = self.nnunet_pretraining(row) / "checkpoint_final.pth"
+            more = (self.datasets, "--pretrained", held, *words)
+            jobs += [_peer("nnunet.py", *pair, *more, rests_on=[held]) for pair in self._pairs(row)]
+        return jobs
+
+    def _nnunets(self, *, finetuned: bool) -> list[tuple[str, list[str]]]:
+        """Its rows of one kind, each with the words that choose its trainer."""
+        asked = {row: trainer for row, (trainer, kind) in NNUNETS.items() if kind == finetuned}
+        return [(row, trainer.split()) for row, trainer in asked.items() if row in self.neighbours]
+
+    def nnunet_pretraining(self, row: str) -> Path:
+        """Folder of the pretraining that a row starts from."""
+        return self.out / "nnunet" / f"pretraining_of_{row}"
 
     @property
     def datasets(self) -> Path:
         return self.out / "nnunet" / "datasets"
-
-    @property
-    def pretrained(self) -> Path:
-        return self.out / "nnunet" / "pretraining" / "checkpoint_final.pth"
 
     def _fit(self, row: str, fold: int, seed: int, folder: Path) -> Job:
         configs = [HERE.parent / "finetune" / "lesion.yaml", HERE.parent / "schedules" / f"{row}.yaml"]

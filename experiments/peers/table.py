@@ -76,8 +76,7 @@ def markdown(out: Path, grid: Grid, table: pd.DataFrame, order: Sequence[str], a
     rows = {row: [r for _, r in _of(table, row).iterrows()] for row in order}
     others = [row for row in order if row != against]
     lines = [*provenance(grid), *(facts(row, peer) for row, peer in theirs.items())]
-    if any(row.startswith("nnunet") for row in theirs):
-        lines += preparations(out)
+    lines += preparations(out, [row for row in theirs if row.startswith("nnunet")])
     heads = ["row", *HEADINGS.values()]
     return "\n\n".join((
         f"# Against the neighbours ({data_kind(grid)})",
@@ -96,13 +95,15 @@ def markdown(out: Path, grid: Grid, table: pd.DataFrame, order: Sequence[str], a
     )) + "\n"  # fmt: skip
 
 
-def preparations(out: Path) -> list[str]:
-    """What nnU-Net needed before its cells, one line each."""
-    names = {"datasets": "planning and preprocessing", "pretraining": "pretraining"}
-    costs = {name: out / "nnunet" / name / "cost.json" for name in names}
+def preparations(out: Path, rows: Sequence[str]) -> list[str]:
+    """What these rows of nnU-Net needed before their cells, one line each."""
+    names = {f"pretraining_of_{row}": f"pretraining of {title(row)}" for row in rows}
+    if rows:
+        names = {"datasets": "planning and preprocessing", **names}
+    costs = {name: out / "nnunet" / folder / "cost.json" for folder, name in names.items()}
     held = {name: json.loads(path.read_text()) for name, path in costs.items() if path.exists()}
     return [
-        f"nnU-Net's {names[name]}: {c['wall_s']:.0f} s, {c['cpu_s']:.0f} s of CPU, {c['peak_mib']:.0f} MiB."
+        f"nnU-Net's {name}: {c['wall_s']:.0f} s, {c['cpu_s']:.0f} s of CPU, {c['peak_mib']:.0f} MiB."
         for name, c in held.items()
     ]
 

@@ -143,6 +143,29 @@ def test_nnunet_trains_and_validates_on_our_parts(cell):
         assert nnunet.slices_per_epoch(held, data) == 2 * batches
 
 
+def test_rows_of_nnunet_start_from_the_pretraining_of_their_own_trainer(tmp_path):
+    rows = ["no_freezing", "nnunet_adam_finetuned", "nnunet", "nnunet_adam", "nnunet_finetuned"]
+    plan = run.Plan(tmp_path, tmp_path / "ours", rows[:1], rows[1:], folds=2, seeds=[0, 1], fit_options=[])
+    from_scratch, finetuned = plan.nnunet_from_scratch(), plan.nnunet_finetuned()
+    pretrainings = {job.folder: "--adam" in job.command for job in from_scratch if "--pretrain" in job.command}
+    assert {folder.name: adam for folder, adam in pretrainings.items()} == {
+        "pretraining_of_nnunet_finetuned": False,
+        "pretraining_of_nnunet_adam_finetuned": True,
+    }
+    for row, jobs in (("nnunet", from_scratch), ("nnunet_adam", from_scratch), ("nnunet_finetuned", finetuned),
+                      ("nnunet_adam_finetuned", finetuned)):  # fmt: skip
+        cells = [job for job in jobs if job.folder.parent == tmp_path / "rows" / row]
+        assert len(cells) == 4
+        assert {"--adam" in job.command for job in cells} == {"adam" in row}
+        held = {word for job in cells for word in job.command if str(word).endswith(nnunet.CHECKPOINT)}
+        assert {(path.parent, pretrainings[path.parent]) for path in held} == (
+            {(tmp_path / "nnunet" / f"pretraining_of_{row}", "adam" in row)} if "finetuned" in row else set()
+        )
+    alone = replace(plan, neighbours=["nnunet_adam"])
+    assert len(alone.nnunet_from_scratch()) == 4
+    assert alone.nnunet_finetuned() == []
+
+
 def test_a_measured_job_is_done_once_and_again_when_what_it_rests_on_changed(tmp_path):
     source, made = tmp_path / "source.yaml", tmp_path / "made"
     source.write_text("a: 1")
@@ -180,6 +203,9 @@ def test_the_table_joins_figures_and_costs(cell, rows, capsys):
             assert RunInfo.read(folder).weights_sha256 is None
         (folder / "cost.json").write_text(json.dumps({"wall_s": 60.4, "cpu_s": 30.0, "peak_mib": 1000.0}))
     (rows / "nnunet" / "fold0-seed1").mkdir()  # asked for at another time, and not finished
+    for name in ("datasets", "pretraining_of_nnunet"):
+        (rows.parent / "nnunet" / name).mkdir(parents=True)
+        (rows.parent / "nnunet" / name / "cost.json").write_text('{"wall_s": 7, "cpu_s": 6, "peak_mib": 5}')
     table.write(rows.parent, "no_freezing", ["no_freezing", "nnunet"], folds=4, seeds=[0])
     with pytest.raises(InputError, match="2 unfinished or missing: nnunet/fold0-seed1, no_freezing/fold0-seed1"):
         table.write(rows.parent, "no_freezing", ["no_freezing", "nnunet"], folds=4, seeds=[0, 1])
@@ -190,3 +216,5 @@ def test_the_table_joins_figures_and_costs(cell, rows, capsys):
     nnunet_row = next(line for line in text.splitlines() if line.startswith("| nnunet | nothing | 0.000"))
     assert nnunet_row.endswith("| 60 | 30 | 1000 |")
     assert "- nnunet: nnunetv2 2." in text
+    assert "- nnU-Net's planning and preprocessing: 7 s, 6 s of CPU, 5 MiB." in text
+    assert "- nnU-Net's pretraining of nnunet: 7 s, 6 s of CPU, 5 MiB." in text
