@@ -1,4 +1,4 @@
-"""Gradual unfreezing as fastai does it (ULMFiT, arXiv 1801.06146) on a cell of the grid, in plain PyTorch.
+"""Gradual unfreezing as in ULMFiT (arXiv 1801.06146), with fastai's optimizer, on a cell of the grid, in plain PyTorch.
 
 Usage: gradual_unfreezing.py CELL FOLDER
 
@@ -6,7 +6,8 @@ Decoder and head first, then stage by stage, at the epochs of our row `hierarchi
 one-cycle of its own (`fit_one_cycle`: from 1/25 of the rate up in a quarter of the phase, down to 1/100000; momentum
 0.95 to 0.85 and back), and each stage has the rate of the next deeper one divided by 2.6. Batch norm trains while
 frozen (`train_bn`). The optimizer is fastai's: Adam with decoupled weight decay of 0.01, none on biases and norms, a
-memory of 0.99 for squares, eps 1e-5. The peak of the cycle is our constant rate, which is fastai's own default (1e-3).
+memory of 0.99 for squares, eps 1e-5, its moments forgotten at every thaw (`Learner.freeze_to`). The peak of a cycle is
+our constant rate, which is fastai's own default (1e-3). fastai's `fine_tune` is another way: it thaws all at once.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class GradualUnfreezing(pl.Callback):
         for name, block in blocks(pl_module.net).items():
             learn(block, step.rates[name] > 0)
         optimizer, batches = trainer.optimizers[0], int(trainer.num_training_batches)
+        optimizer.state.clear()
         peaks = [group["peak"] for group in optimizer.param_groups]
         steps = (step.stop - step.start) * batches + 1
         # The rise ends at steps * pct_start - 1, and torch divides by that.

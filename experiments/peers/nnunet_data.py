@@ -6,7 +6,8 @@ Usage: nnunet_data.py PRETRAINING DATASETS CELL [CELL ...]
 Every slice is a case: the liver box that our nets get, HU as they are, one channel; at its own resolution, but with no
 more pixels than our nets get, as two cores could not train on them. The splits are ours; nnU-Net's validation cases are
 those of our inner validation (the training cases where there is none). It plans for the cells, and the pretraining
-follows that plan, as its documentation of fine-tuning says.
+follows that plan, as its documentation of fine-tuning says. It draws cases alike, ours in the pretraining few slices
+without a lesion (`keep_empty`): a slice with one is listed so often that it sees about as large a share of them.
 """
 
 from __future__ import annotations
@@ -103,7 +104,16 @@ def _write_nifti(path: Path, plane: Tensor, spacing_mm: Sequence[float]) -> None
 
 def splits(folds: Iterable[LesionDataModule]) -> list[dict[str, list[str]]]:
     """What nnU-Net's `splits_final.json` holds, for the data module of each fold."""
-    return [{"train": _names(data.train), "val": _names(data.validation) or _names(data.train)} for data in folds]
+    return [{"train": names_to_draw(data), "val": _names(data.validation) or _names(data.train)} for data in folds]
+
+
+def names_to_draw(data: LesionDataModule) -> list[str]:
+    """Names of the training slices; drawn alike, those with foreground have the share that they have in our epochs."""
+    times = round(1 / data.keep_empty) if data.keep_empty else 1
+    names, foreground = _names(data.train), data.train.slices.foreground
+    found = [name for name, holds in zip(names, foreground, strict=True) if holds]
+    empty = [name for name, holds in zip(names, foreground, strict=True) if not holds] if data.keep_empty else []
+    return found * times + empty
 
 
 def _names(part: SliceDataset) -> list[str]:

@@ -28,6 +28,8 @@ from lesionseg.machine import cores
 from lesionseg.request import request_sha256
 
 HERE = Path(__file__).parent
+#: The row whose phases the gradual neighbours follow, as in `cell.py`, which loads torch.
+PHASES = HERE.parent / "schedules" / "hierarchical_unfreezing.yaml"
 STAND_IN, COST_FILE = "no_freezing", "cost.json"
 #: Neighbours that train our net, by row: their scripts.
 SCRIPTS = {
@@ -152,7 +154,9 @@ class Plan:
 
 def _peer(script: str, run: Path, folder: Path, *more: object, rests_on: Sequence[object] = ()) -> Job:
     """A script of this folder that reads a run and makes a folder."""
-    sources = [HERE / name for name in (script, "cell.py", "nnunet_data.py")]
+    sources = [HERE / name for name in (script, "cell.py", *({"nnunet_data.py"} if "nnunet" in script else ()))]
+    if script in SCRIPTS.values():
+        sources.append(PHASES)
     return Job(folder, [sys.executable, HERE / script, run, folder, *more], [*sources, run, *rests_on])
 
 
@@ -165,6 +169,9 @@ def measure(job: Job, log: Path, threads: int, placed: Sequence[str] = ()) -> fl
     shutil.rmtree(job.folder, ignore_errors=True)
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    request = (
+        job.request
+    )  # before it runs: who edits a script meanwhile does not get its result for that of the new one
     began = time.perf_counter()
     with log.open("w") as file:
         process = subprocess.Popen([*placed, *(str(w) for w in job.command)], stdout=file, stderr=file, env=environment)
@@ -173,7 +180,7 @@ def measure(job: Job, log: Path, threads: int, placed: Sequence[str] = ()) -> fl
     if process.returncode:
         raise RuntimeError(f"{job.folder} failed: see {log}")
     wall_s = time.perf_counter() - began
-    cost = {"request": job.request, "wall_s": wall_s, "cpu_s": used.ru_utime + used.ru_stime,
+    cost = {"request": request, "wall_s": wall_s, "cpu_s": used.ru_utime + used.ru_stime,
             "peak_mib": used.ru_maxrss / 1024, "threads": threads}  # fmt: skip
     (job.folder / COST_FILE).write_text(json.dumps(cost, indent=1) + "\n")
     return wall_s

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import Counter
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -166,6 +167,17 @@ def test_rows_of_nnunet_start_from_the_pretraining_of_their_own_trainer(tmp_path
     assert alone.nnunet_finetuned() == []
 
 
+def test_nnunet_which_draws_cases_alike_sees_as_many_slices_with_a_lesion_as_our_nets(cell):
+    data = Cell.read(cell).data()
+    assert sorted(nnunet_data.names_to_draw(data)) == sorted(map(nnunet_data.identifier, data.train.slices))
+    data.train.slices.foreground[::2] = False
+    foreground = {nnunet_data.identifier(ref): ref.foreground for ref in data.train.slices}
+    data.keep_empty = 0.25
+    assert Counter(nnunet_data.names_to_draw(data)) == {name: 4 if found else 1 for name, found in foreground.items()}
+    data.keep_empty = 0
+    assert nnunet_data.names_to_draw(data) == [name for name, found in foreground.items() if found]
+
+
 def test_a_measured_job_is_done_once_and_again_when_what_it_rests_on_changed(tmp_path):
     source, made = tmp_path / "source.yaml", tmp_path / "made"
     source.write_text("a: 1")
@@ -178,6 +190,15 @@ def test_a_measured_job_is_done_once_and_again_when_what_it_rests_on_changed(tmp
     assert cost["peak_mib"] > 1
     assert 0 < cost["cpu_s"] < 60
     source.write_text("a: 2")
+    assert not job.done
+
+
+def test_a_source_that_is_edited_while_the_job_runs_makes_it_run_again(tmp_path):
+    source, made = tmp_path / "source.yaml", tmp_path / "made"
+    source.write_text("a: 1")
+    script = f"import pathlib; pathlib.Path({str(made)!r}).mkdir(); pathlib.Path({str(source)!r}).write_text('a: 2')"
+    job = run.Job(made, [sys.executable, "-c", script], [source])
+    run.measure(job, tmp_path / "log", threads=1)
     assert not job.done
 
 
