@@ -17,7 +17,7 @@ import finetuning_scheduler
 import lightning.pytorch as lightning
 import torch
 from cell import Cell, places
-from finetuning_scheduler import FinetuningScheduler
+from finetuning_scheduler import FinetuningScheduler, FTSCheckpoint
 
 from lesionseg.callbacks.seeding import SeedEveryStep
 from lesionseg.networks import blocks
@@ -62,7 +62,8 @@ def train(folder: Path, out: Path) -> None:
     cell = Cell.read(folder)
     data, task = cell.data(), cell.task(ScheduledTask)
     scheduler = FinetuningScheduler(explicit(cell.phases(task), task), epoch_transitions_only=True, restore_best=False)
-    trainer = lightning.Trainer(**cell.budget(out), callbacks=[scheduler, SeedEveryStep(cell.info.seed)])
+    last = FTSCheckpoint(monitor=None)  # of its own accord it would look for `val_loss`
+    trainer = lightning.Trainer(**cell.budget(out), callbacks=[scheduler, last, SeedEveryStep(cell.info.seed)])
     trainer.fit(task, data.train_dataloader(), data.val_dataloader())
     tested = cell.task(LesionTask)
     tested.net.load_state_dict(task.net.state_dict())
