@@ -178,7 +178,7 @@ endif
 
 # ---- training ----
 .PHONY: pretrain pretrain-liver pretrain-lesion
-pretrain: pretrain-liver pretrain-lesion ## train the liver net and the lesion net on LiTS
+pretrain: pretrain-liver pretrain-lesion ## train the liver net and the lesion net on LiTS (pretrain-liver, pretrain-lesion: one of them)
 
 # Before hours of pretraining, what would stop the grid after them. Slices that need no net of it are prepared first.
 FIRST := $(if $(NODES)$(IMPLANT)$(LIVER)$(if $(SLICES),,$(PREPARED)),,data-slices)

@@ -35,7 +35,7 @@ class Cascade:
     Args:
         model: see `lesionseg.model`.
         device: `cpu`, `cuda`, `cuda:1` …, or `auto`: a GPU where there is one.
-        batch_size: slices that go through a net at once; None: `CPU_BATCH` or `GPU_BATCH`.
+        batch_size: slices that go through a net at once; None: `CPU_BATCH` or `GPU_BATCH` of `lesionseg.device`.
         tta: average with the left-right mirror image of every slice in the lesion nets (test-time augmentation).
 
     Raises:

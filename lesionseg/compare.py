@@ -24,7 +24,7 @@ from lesionseg.writing import whole, write_text
 def compare(root: Path, output: Path, *, against: str | None = None) -> pd.DataFrame:
     """Compare the runs below `root`; write table, figure and page to `output`; print the table.
 
-    The files are `table.md`, `table.csv`, `schedules.png`, and `report.html`, which holds them all.
+    The files are `table.md`, `table.csv`, `schedules.png`, and `report.html`, the page for people.
 
     Args:
         root: folder of the runs, `<schedule>/fold<k>-seed<s>`.

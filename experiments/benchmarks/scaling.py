@@ -100,7 +100,10 @@ def text(prepared: dict, grown: list[dict]) -> str:
         for wish in WISHES
     )
     side = prepared["side"]
-    return f"{chr(10).join(lines)}\n\nn: slices of {side} x {side}. Setup, order and memory measured at {sizes}.\n"
+    return (
+        f"{chr(10).join(lines)}\n\nn: slices of {side} x {side}. A formula is a straight line; where it begins below "
+        f"zero, nothing does. Setup, order and memory measured at {sizes}.\n"
+    )
 
 
 def main() -> None:

@@ -31,7 +31,7 @@ def write_page(path: Path, grid: Grid, titles: Mapping[str, str], text: str, fig
         path: the file.
         grid: the runs; what they did not log is said to be missing.
         titles: schedule → how it is called, in the order of the rows.
-        text: `table.md`; every section of it stands on the page as it is.
+        text: `table.md`; its sections stand on the page as they are, but for the confusions, which are drawn.
         figure: `schedules.png`.
     """
     runs = {name: [run for run in grid.runs if run.info.name == name] for name in titles}

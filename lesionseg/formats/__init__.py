@@ -1,4 +1,4 @@
-"""Files of the outside world, one file a format, reading beside writing; `read_scan` tells them apart."""
+"""Files of the outside world, reading beside writing; `read_scan` tells them apart."""
 
 from __future__ import annotations
 

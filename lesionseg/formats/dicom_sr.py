@@ -5,8 +5,8 @@ those of PS3.16: measurements of its context group 218, derivations of 7464, pre
 probability of a type; there the private scheme `99LESIONSEG` stands: `P-` and the SNOMED code of the type is its
 probability (0…1), and `TYPE` with the value `Undetermined` (SNOMED) says that no type is probable enough.
 
-`dciodvfy` (dicom3tools) and the template check of PixelMed find no errors in the files; `docs/data.md` lists and
-explains what they warn of.
+`dciodvfy` (dicom3tools) and the template check of PixelMed find no errors in the files; `docs/segment.md` tells what
+dciodvfy warns of.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ class Scanner:
     Attributes:
         name: written as ManufacturerModelName.
         thickness_mm: of a slice, and the distance of slices.
-        noise_hu: standard deviation at the centre of a body at 128 px.
+        noise_hu: standard deviation at the centre of a body at 128 px, before `DIFFICULTY.noise_scale`.
         noise_peak_per_mm: frequency at which the noise power peaks.
         psf_mm: full width at half maximum of the point spread in the plane.
         least_fov_mm: field of view; larger patients get a larger one.
@@ -57,7 +57,7 @@ class Scanner:
         return np.clip(np.rint(pixels + noise + self.offset_hu), -1024, 3071).astype(np.int16)
 
     def noise(self, shape: tuple[int, ...], pixel_mm: float, rng: np.random.Generator) -> np.ndarray:
-        """Correlated noise (D, H, W) of standard deviation `noise_hu`: power ∝ f · exp(−(f / f₀)² / 2) in the plane."""
+        """Correlated noise (D, H, W): power ∝ f · exp(−(f / f₀)² / 2) in the plane."""
         depth, height, width = shape
         frequency = np.hypot(np.fft.fftfreq(height, pixel_mm)[:, None], np.fft.rfftfreq(width, pixel_mm)[None])
         peak = min(self.noise_peak_per_mm, 0.3 / pixel_mm)

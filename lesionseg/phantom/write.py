@@ -6,7 +6,7 @@ The two sets differ, as LiTS and a hospital's own slices do:
 |---|---|---|
 | what | volumes of 5 or 4 mm slices | 2 to 4 single slices a patient, 2.5, 3 or 5 mm |
 | scanners | Phantom L1, L2 | Phantom S1, S2, S3: other blur, field of view, calibration |
-| noise | 11 and 13 HU | 18, 16 and 13 HU |
+| noise | 14 and 17 HU | 23, 21 and 17 HU |
 | lesions | 1–3 hepatocellular carcinomas or 2–8 metastases | 1–3 cysts, 1–3 hemangiomas or 1–6 metastases |
 | beside them | 1–3 cysts in a third | one lesion of another type in a sixth |
 | labels | liver, lesion; **cysts are left unlabelled**, as LiTS does | liver; cyst, hemangioma, metastasis |

@@ -33,7 +33,7 @@ _HERE = Path(__file__).parent
 
 
 def write_report(path: Path, segmentation: Segmentation, *, title: str) -> None:
-    """Write the page, whole or not at all. It holds nothing that names the patient: no header, no scan id.
+    """Write the page, whole or not at all. But for the title nothing in it names the patient: no header, no scan id.
 
     The CT is cut to the liver box and reduced to the 8 bits of `figures.WINDOW_HU`; on large scans it is thinned out
     until the page has at most `MAX_BYTES`, which the page then says.
