@@ -82,7 +82,7 @@ VISIBLE := $(filter-out -1,$(subst $(COMMA), ,$(CUDA_VISIBLE_DEVICES)))
 GPUS := $(if $(filter undefined,$(origin CUDA_VISIBLE_DEVICES)),$(MACHINE_GPUS),$(if $(MACHINE_GPUS),$(VISIBLE)))
 EACH := $(or $(DEVICES),$(if $(NODES)$(MEET),$(if $(GPUS),$(words $(GPUS)))),1)
 FITTING := $(shell n=$$(( $(or $(if $(GPUS),$(words $(GPUS))),2) / $(EACH) )); echo $$(( n > 1 ? n : 1 )))
-SIDE_BY_SIDE := $(if $(NODES),1,$(FITTING))
+SIDE_BY_SIDE := $(if $(NODES)$(MEET),1,$(FITTING))
 ifeq ($(filter -j% --jobserver%,$(MAKEFLAGS)),)
 MAKEFLAGS += -j$(SIDE_BY_SIDE)
 endif

@@ -11,10 +11,16 @@ locks=$1/$(uname -n) each=$2 gpus=($3)
 shift 3
 
 mkdir -p "$locks" || exit
+listed=$(nvidia-smi -L 2> /dev/null)
+name_of() { # a GPU by its number → its UUID, as jobs that see but some of the GPUs number them otherwise
+  local uuid=
+  [[ $1 =~ ^[0-9]+$ ]] && uuid=$(sed -nE "s/^GPU $1:.*\(UUID: ([^)]*)\).*/\1/p" <<< "$listed")
+  echo "${uuid:-${1//\//-}}"
+}
 for ((place = 0; ; place++)); do
   round=$((place / (${#gpus[@]} / each))) mine=("${gpus[@]:place % (${#gpus[@]} / each) * each:each}") held=()
   for gpu in "${mine[@]}"; do
-    exec {lock}> "$locks/${gpu//\//-}.$round" || exit
+    exec {lock}> "$locks/$(name_of "$gpu").$round" || exit
     held+=("$lock")
     flock --nonblock "$lock" && continue
     (($? == 1)) || continue # this file system, or machine, has no locks

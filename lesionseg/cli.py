@@ -34,7 +34,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         status, message = _explain(error)
         print(f"lesionseg: {message}", file=sys.stderr)
+        _leave(status)
         return status
+    except Exception as error:
+        _leave(FAILED, error)
+        raise
+
+
+def _leave(status: int, error: BaseException | None = None) -> None:
+    """See `lesionseg.ranks.leave`; no verb without ranks loads torch for it."""
+    if "lesionseg.ranks" in sys.modules:
+        from lesionseg.ranks import leave
+
+        leave(status, error)
 
 
 def _explain(error: BaseException) -> tuple[int, str]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import traceback
 from collections.abc import Mapping
+from contextlib import nullcontext
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -15,8 +17,9 @@ import torch
 from pytorch_lightning.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from pytorch_lightning.strategies import DDPStrategy, ParallelStrategy
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 
 from lesionseg.addresses import address_towards, leads_here
 from lesionseg.errors import InputError
@@ -62,6 +65,32 @@ class _Joined(DDPStrategy):
             assert self.cluster_environment is not None
             listen_for(self.cluster_environment.main_address)
         super().setup_distributed()
+
+    def _setup_model(self, model: nn.Module) -> DistributedDataParallel:
+        """As Lightning's, but that DDP moves no tensor of a batch: `Batch.to` did, and leaves some on the CPU."""
+        aside = torch.cuda.stream(torch.cuda.Stream()) if self.root_device.type == "cuda" else nullcontext()
+        with aside:  # https://docs.pytorch.org/docs/stable/notes/cuda.html, on DDP and graphs
+            return DistributedDataParallel(model, **self._ddp_kwargs)
+
+
+def leave(status: int, error: BaseException | None = None) -> None:
+    """End this process where NCCL joins it to others: its own way out would wait for them, who may never come.
+
+    Lightning destroys NCCL's group as Python ends; that is a collective of all ranks of a machine, and one that fails
+    alone would stand there, unseen by what waits for it to end. Nothing is done before the end but to tell `error`.
+    """
+    if joined_by_nccl():
+        if error is not None:
+            traceback.print_exception(error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def joined_by_nccl() -> bool:
+    """Whether this process and others are ranks on GPUs."""
+    running = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return running and torch.distributed.get_backend() == "nccl"
 
 
 def listen_for(first: str) -> None:

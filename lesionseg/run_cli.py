@@ -161,13 +161,14 @@ class RunCLI(LightningCLI):
         bar = progress_bar(config.trainer.enable_progress_bar)
         finite = FiniteLoss()
         stop = StopOnSignal(self.run_dir / LAST_CHECKPOINT, finite)
+        self.lost_ranks = LostRanks()
         callbacks: list[pl.Callback] = [
             finite,  # before what would log such figures
             *logs(self.run_dir),
             Results(self.run_dir),
             SeedEveryStep(self.datamodule.seed),
             stop,
-            LostRanks(),
+            self.lost_ranks,
             GlobalBatch(),
             TimeLeft(config.cell),
             *bar,
@@ -229,6 +230,7 @@ class RunCLI(LightningCLI):
         if self.trainer.interrupted or self.plain["trainer"]["fast_dev_run"]:  # a trial, which leaves no net
             return
         if self.datamodule.folds > 1:
+            self.lost_ranks.watch(self.trainer)
             self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
         self.datamodule.store.refuse_changed()
         rank_zero_only(RunInfo.write)(replace(self.run, state="finished"), self.run_dir)

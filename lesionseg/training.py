@@ -17,7 +17,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from lesionseg.callbacks.guards import Interrupted
 from lesionseg.errors import InputError, input_error_in
-from lesionseg.ranks import told_elsewhere
+from lesionseg.ranks import leave, told_elsewhere
 from lesionseg.run_cli import RunCLI, RunIsDone
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def _run(args: list[str]) -> int:
         rank_zero_info(f"{done} is done already")
     except (Interrupted, FloatingPointError) as error:
         if told_elsewhere():
+            leave(0)
             return 0
         if isinstance(error, Interrupted):
             raise KeyboardInterrupt from None

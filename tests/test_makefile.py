@@ -457,10 +457,36 @@ def test_trainings_of_several_makes_have_gpus_of_their_own(on_gpus, makes, group
 
 
 @needs_flock
+def test_jobs_that_number_the_gpus_of_a_machine_otherwise_keep_apart(tmp_path):
+    """As SLURM's, each of which sees its own GPUs alone, from 0 on."""
+    script, locks = ROOT / "experiments" / "on_free_gpus.sh", tmp_path / "locks"
+    held = []
+    try:
+        for seen, expected in ((["a", "b"], "0"), (["c", "a"], "0"), (["a", "b", "c"], "1")):
+            listed = "\n".join(f"GPU {i}: NVIDIA A100 (UUID: GPU-{name})" for i, name in enumerate(seen))
+            (tmp_path / "nvidia-smi").write_text(f"#!/bin/bash\ncat <<'END'\n{listed}\nEND\n")
+            (tmp_path / "nvidia-smi").chmod(0o755)
+            gpus = " ".join(map(str, range(len(seen))))
+            words = ["bash", script, locks, "1", gpus, "bash", "-c", 'echo "$CUDA_VISIBLE_DEVICES"; read']
+            path = f"{tmp_path}:{os.environ['PATH']}"
+            held.append(subprocess.Popen(words, stdin=-1, stdout=-1, text=True, env={**os.environ, "PATH": path}))
+            assert held[-1].stdout.readline() == f"{expected}\n"
+    finally:
+        for process in held:
+            process.communicate("\n")
+
+
+@needs_flock
 def test_makes_with_other_numbers_of_gpus_keep_apart(on_gpus):
     makes = [(*CELL_OF_EACH[0], "DEVICES=2"), CELL_OF_EACH[1], CELL_OF_EACH[2]]
     taken = [gpu for gpus, _, _ in on_gpus(6, *makes, AT_ONCE=str(len(makes))) for gpu in gpus.split(",")]
     assert len(taken) == len(set(taken)) == 4
+
+
+@pytest.mark.parametrize(("given", "together"), [([], 4), (["MEET=gpu1:29500"], 1), (["NODES=2"], 1)])
+def test_trainings_that_meet_at_one_place_follow_each_other(given, together):
+    told = make("-pn", "help", "DEVICES=2", "GPUS=0 1 2 3 4 5 6 7", *given).stdout
+    assert f"SIDE_BY_SIDE := {together}\n" in told
 
 
 def test_a_training_on_many_machines_takes_what_is_there():

@@ -226,6 +226,23 @@ def test_what_is_synchronised_computes_the_same():
     torch.testing.assert_close(after, before)
 
 
+def test_ddp_moves_no_tensor_of_a_batch(monkeypatch, tmp_path):
+    """On GPUs Lightning's would: a batch keeps references and targets on the CPU."""
+    strategy = ranks.joined()
+    strategy.parallel_devices, strategy.cluster_environment = [torch.device("cuda", 0)], LightningEnvironment()
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: None)
+    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+    torch.distributed.init_process_group("gloo", f"file://{tmp_path}/group", rank=0, world_size=1)
+    try:
+        with pytest.raises(ValueError, match="device_ids"):  # the net of this test lies on the CPU
+            DDPStrategy._setup_model(strategy, nn.Linear(1, 1))
+        wrapped = strategy._setup_model(nn.Linear(1, 1))
+        assert wrapped.device_ids is None
+        assert wrapped.find_unused_parameters
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])])
 @pytest.mark.parametrize("happened", [True, False])
 def test_what_happened_on_the_only_rank_is_answered(device, happened):

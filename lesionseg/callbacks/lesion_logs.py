@@ -64,8 +64,7 @@ class LesionLogs(pl.Callback):
         table = lesion_table(metric, data, data.validation)
         counts = confusion_counts(table, metric.lesion_types)
         log_figures(trainer, {f"val/confusion/{k}": float(n) for k, n in counts.items()})
-        if not told_to_wandb(trainer):
-            return
+        # Also where W&B is off: it may be on elsewhere, and all ranks must gather.
         noted = {lesion: row for each in of_all_ranks(self._noted) for lesion, row in each.items()}
         with wandb_run(trainer) as run:
             if run is not None:

@@ -15,6 +15,7 @@ import torch
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 
 from lesionseg.errors import first_sentence
+from lesionseg.ranks import joined_by_nccl, leave, told_elsewhere
 
 #: How often a rank looks whether what started it is still there.
 LOOK_EVERY_S = 1.0
@@ -33,9 +34,14 @@ class LostRanks(pl.Callback):
 
     def __init__(self) -> None:
         self._at_work, self._watches = threading.Event(), False
+        self._sigterm: signal.Handlers | object = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Watch from now on, where there is more than one rank."""
+        """Watch from now on."""
+        self.watch(trainer)
+
+    def watch(self, trainer: pl.Trainer) -> None:
+        """Watch from now on, where there is more than one rank: ranks wait for each other before `setup`, too."""
         if trainer.world_size == 1:
             return
         self._at_work.set()
@@ -48,12 +54,34 @@ class LostRanks(pl.Callback):
             if not processes:
                 _in_background(self._look_after, os.getppid(), trainer)
 
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take SIGTERM for Ctrl-C, as `StopOnSignal` has it in a training alone.
+
+        Lightning's handler tells the other ranks by a collective, which those that got no signal, or another number of
+        them, never enter.
+        """
+        if trainer.world_size > 1:
+            self._sigterm = signal.signal(signal.SIGTERM, _interrupt)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The same, outside of a training."""
+        if trainer.state.fn == "validate":
+            self.on_test_start(trainer, pl_module)
+
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Training or test is over: ranks may end one by one."""
         self._at_work.clear()
+        self._give_back()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Tell an error of this rank, which is raised, from the loss of another, which ends here."""
+        """Tell an error of this rank, which is raised, from the loss of another, which ends here.
+
+        So does an interrupt where NCCL joins the ranks: Lightning would first wait for what the GPU has to do, and that
+        for the other ranks, each of which the interrupt may have met at another place.
+        """
+        self._give_back()
+        if trainer.world_size > 1 and isinstance(exception, KeyboardInterrupt | SystemExit) and joined_by_nccl():
+            self._interrupted(trainer)
         if trainer.world_size == 1 or not _of_the_group(exception):
             self._at_work.clear()
             return
@@ -64,6 +92,20 @@ class LostRanks(pl.Callback):
         time.sleep(GRACE_S)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # or it would be told twice
         _end(what)
+
+    def _give_back(self) -> None:
+        if self._sigterm is not None:
+            signal.signal(signal.SIGTERM, self._sigterm)  # type: ignore[arg-type]
+            self._sigterm = None
+
+    def _interrupted(self, trainer: pl.Trainer) -> None:
+        launcher = trainer.strategy.launcher
+        for process in launcher.procs if isinstance(launcher, _SubprocessScriptLauncher) else []:
+            process.kill()
+        if told_elsewhere():
+            leave(0)
+        print("lesionseg: interrupted; the same command continues", file=sys.stderr)
+        leave(130)
 
     def _wait_for(self, process: subprocess.Popen, rank: str, processes: Sequence[subprocess.Popen]) -> None:
         status = process.wait()
@@ -84,13 +126,20 @@ class LostRanks(pl.Callback):
         _end(f"what had started rank {trainer.global_rank} of {trainer.world_size} is gone, as if killed")
 
 
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def _in_background(function: object, *args: object) -> None:
     threading.Thread(target=function, args=args, daemon=True).start()  # type: ignore[arg-type]
 
 
 def _of_the_group(error: BaseException) -> bool:
-    """Whether the process group has failed: gloo raises a plain RuntimeError that names its source file."""
-    return isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+    """Whether the process group has failed: gloo and NCCL may raise a plain RuntimeError, which names them."""
+    names = ("gloo", "NCCL")
+    return isinstance(error, torch.distributed.DistError) or (
+        isinstance(error, RuntimeError) and any(name in str(error) for name in names)
+    )
 
 
 def _end(what: str) -> None:
