@@ -13,7 +13,7 @@ import torch
 
 from lesionseg.boxes import Box, liver_box
 from lesionseg.calibration import vote
-from lesionseg.device import keep_freed_memory, pass_on
+from lesionseg.device import keep_freed_memory, moved, pass_on
 from lesionseg.errors import InputError
 from lesionseg.findings import measure_findings
 from lesionseg.inference import Lesions, clean_liver, lesion_ids, predict_lesions, predict_liver
@@ -48,8 +48,8 @@ class Cascade:
         if where.type == "cpu":
             keep_freed_memory()
         layout = torch.channels_last  # an eighth faster on a CPU
-        self.liver_net = model.liver.build().to(where).to(memory_format=layout)
-        self.lesion_nets = [net.build().to(where).to(memory_format=layout) for net in model.lesions]
+        self.liver_net = moved(model.liver.build(), where).to(memory_format=layout)
+        self.lesion_nets = [moved(net.build(), where).to(memory_format=layout) for net in model.lesions]
         self.spec, self.naming = model.lesions[0].spec, model.lesions[0].naming
 
     @classmethod

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
+import warnings
 from typing import NamedTuple
 
 import torch
+from torch import Tensor, nn
 
 from lesionseg.errors import InputError, first_sentence
 
@@ -37,6 +40,38 @@ def pass_on(device: str = "auto", batch_size: int | None = None, mirror: bool = 
     return Pass(where, batch_size, mirror)
 
 
+def moved(net: nn.Module, device: torch.device) -> nn.Module:
+    """A net on a device; `InputError` where a GPU has no room for it, or is in use by another program alone."""
+    try:
+        return net.to(device)
+    except (torch.OutOfMemoryError, torch.AcceleratorError) as error:
+        raise InputError("device", expected="a GPU with room for the nets", got=first_sentence(error),
+                         remedy="free it of other programs, or use --device cpu or another one") from error  # fmt: skip
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on a device, without waiting for what a GPU has to do before it takes it."""
+    pinned = tensor.pin_memory() if device.type == "cuda" else tensor
+    return pinned.to(device, non_blocking=True)
+
+
+def gpu_works() -> bool:
+    """Whether torch can use a GPU. One that it cannot is hidden from all that asks later, with a warning.
+
+    Lightning lets torch ask the driver alone (`PYTORCH_NVML_BASED_CUDA_CHECK`), which counts GPUs also where it is too
+    old for this torch. Even a training on the CPU would then fail: it asks them for their name and random numbers.
+    """
+    if not torch.cuda.is_available():
+        return False
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        warnings.warn(f"the GPU is left alone, as torch cannot use it: {first_sentence(error)}", stacklevel=2)
+        return False
+    return True
+
+
 def keep_freed_memory() -> None:
     """Let this process keep up to 512 MiB that nets have freed, for the next slice.
 
@@ -51,7 +86,7 @@ def keep_freed_memory() -> None:
 
 def _device(name: str) -> torch.device:
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda" if gpu_works() else "cpu")
     expected, got = "auto, cpu or cuda", name
     try:
         if name.partition(":")[0] in ("cpu", "cuda"):

@@ -16,7 +16,7 @@ from lesionseg.calibration import TypedLesion, calibrate, true_types
 from lesionseg.cascade import least_voxels
 from lesionseg.data.records import CaseRecord
 from lesionseg.data.store import Store
-from lesionseg.device import pass_on
+from lesionseg.device import moved, pass_on
 from lesionseg.errors import InputError, printable
 from lesionseg.grid import SHARED, SHARED_STARTS, read_grid
 from lesionseg.inference import lesion_ids, predict_lesions
@@ -208,7 +208,7 @@ def _held_out_lesions(
     A predicted lesion that touches no reference lesion has no true type.
     """
     how, target = pass_on(), TARGETS[net.description["target"]]
-    built = net.build().to(how.device)
+    built = moved(net.build(), how.device)
     typed: list[TypedLesion] = []
     predicted = 0
     for record in cases:

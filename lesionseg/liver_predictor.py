@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from lesionseg.device import Pass, pass_on
+from lesionseg.device import Pass, moved, pass_on
 from lesionseg.errors import InputError
 from lesionseg.inference import clean_liver, predict_liver
 from lesionseg.inputs import InputSpec
@@ -54,4 +54,4 @@ class LiverPredictor:
 def _liver_net(run: Path, identity: str) -> tuple[nn.Module, InputSpec, Pass]:
     """That of a run whose weights have the hash `identity`, and how slices go through it."""
     net, how = Net.from_run(run), pass_on()
-    return net.build().to(how.device), net.spec, how
+    return moved(net.build(), how.device), net.spec, how

@@ -16,6 +16,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from lesionseg.callbacks.guards import Interrupted
+from lesionseg.device import gpu_works
 from lesionseg.errors import InputError, input_error_in
 from lesionseg.ranks import leave, told_elsewhere
 from lesionseg.run_cli import RunCLI, RunIsDone
@@ -47,6 +48,7 @@ def run(args: list[str]) -> int:
 
 
 def _run(args: list[str]) -> int:
+    gpu_works()
     try:
         with ExitStack() as ending:
             RunCLI(args, ending)

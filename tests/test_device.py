@@ -6,8 +6,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from torch import nn
 
-from lesionseg.device import pass_on
+from lesionseg.device import moved, pass_on, sent
 from lesionseg.errors import InputError
 
 
@@ -20,6 +22,19 @@ def test_a_device_that_is_not_there_is_refused(device):
 def test_no_slice_at_once_is_refused():
     with pytest.raises(InputError, match="batch size"):
         pass_on("cpu", batch_size=0)
+
+
+@pytest.mark.parametrize("full", [torch.OutOfMemoryError, torch.AcceleratorError])
+def test_a_gpu_without_room_for_a_net_is_told_in_a_line(monkeypatch, full):
+    net = nn.Linear(1, 1)
+    monkeypatch.setattr(net, "to", lambda _: (_ for _ in ()).throw(full("CUDA error: out of memory. See the manual.")))
+    with pytest.raises(InputError, match=r"room for the nets; got CUDA error: out of memory; free it"):
+        moved(net, torch.device("cuda"))
+
+
+def test_what_is_sent_arrives():
+    assert torch.equal(sent(torch.arange(5), torch.device("cpu")), torch.arange(5))
+    assert sent(torch.arange(5), torch.device("meta")).device.type == "meta"
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's allocator")

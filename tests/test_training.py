@@ -516,6 +516,21 @@ def test_a_gpu_whose_memory_is_full_is_told_in_a_line(tmp_path, command, monkeyp
     assert "expected a step that fits into the memory of the GPU; got CUDA out of memory; lower it" in line
 
 
+def test_a_gpu_whose_driver_is_too_old_is_left_alone(tmp_path, command, monkeypatch):
+    """Lightning counts it all the same, and then asks it for its name and for random numbers."""
+
+    def too_old(*_):
+        raise RuntimeError("The NVIDIA driver on your system is too old (found version 11040). Please update")
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: os.environ["CUDA_VISIBLE_DEVICES"] != "")
+    for asked in ("init", "get_device_name", "get_rng_state_all"):
+        monkeypatch.setattr(torch.cuda, asked, too_old)
+    with pytest.warns(UserWarning, match="GPU is left alone, as torch cannot use it: The NVIDIA driver on your system"):
+        assert main(command(tmp_path / "run", "--trainer.max_epochs", "2", schedule="freeze_encoder")) == 0
+    assert RunInfo.read(tmp_path / "run").machine.startswith("CPU only")
+
+
 def test_ddp_by_its_name_knows_frozen_blocks(tmp_path, command):
     one = ("--trainer.strategy", "ddp", "--trainer.devices", "1", "--trainer.max_epochs", "2")
     assert main(command(tmp_path / "run", *one, schedule="freeze_encoder")) == 0

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from lesionseg.crops import cut, lesion_squares, on_input, shaken, type_scores
 from lesionseg.data.dataset import Batch
+from lesionseg.device import sent
 from lesionseg.errors import InputError
 from lesionseg.lesions import FIRST_TYPE, components
 from lesionseg.tasks.two_step import TwoStepTask
@@ -63,10 +64,10 @@ class CropClassifierTask(TwoStepTask):
         owners, squares, types = reference_squares(batch.targets_on_cpu.numpy())
         if not len(types):
             return {**segmentation, "types": batch.images.new_zeros(())}
-        device = batch.images.device
-        crops = cut(batch.images, owners.to(device), shaken(squares).to(device), self.naming.crop_px)
+        owners, squares, types = (sent(each, batch.images.device) for each in (owners, shaken(squares), types))
+        crops = cut(batch.images, owners, squares, self.naming.crop_px)
         scores = self.net.get_submodule("classifier")(crops)  # all at once: they are one batch to its batch norms
-        return {**segmentation, "types": functional.cross_entropy(scores, types.to(device))}
+        return {**segmentation, "types": functional.cross_entropy(scores, types)}
 
     def predict_slices(self, batch: Batch) -> list[Tensor]:
         """Lesions as the pixels say, each component named by its crop."""
