@@ -1,4 +1,4 @@
-"""Where trained nets run, and how slices go through them there."""
+"""Where nets run, and how slices go through trained ones there."""
 
 from __future__ import annotations
 
