@@ -13,6 +13,9 @@ from torch.nn import functional
 
 from lesionseg.boxes import Box, crop, overlap, slice_box
 
+#: CUDA smooths by kernels whose weights lie in 48 KB; a shrinking of 95 times and more has no room there.
+MOST_SHRUNK_ON_CUDA = 94
+
 
 @dataclass(frozen=True)
 class InputSpec:
@@ -95,10 +98,12 @@ def paste(patch: Tensor, box: Box, height: int, width: int) -> Tensor:
 
 
 def resize(image: Tensor, side: int) -> Tensor:
-    """Bilinear resize of (C, H, W) to (C, side, side), smoothed before shrinking; the identity at equal size."""
+    """Bilinear resize of (C, S, S) to (C, side, side), smoothed before shrinking; the identity at equal size."""
     if image.shape[-2:] == (side, side):
         return image
-    return functional.interpolate(image[None], (side, side), mode="bilinear", antialias=True)[0]
+    # A liver of one pixel, as a net may find in a scan without one.
+    taken = image.cpu() if image.shape[-1] > MOST_SHRUNK_ON_CUDA * side else image
+    return functional.interpolate(taken[None], (side, side), mode="bilinear", antialias=True)[0].to(image.device)
 
 
 def resize_labels(labels: Tensor, side: int) -> Tensor:

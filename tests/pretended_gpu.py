@@ -11,6 +11,7 @@ What it cannot show: kernels, memory, precision, speed, NCCL itself, the C++ of 
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import traceback
@@ -97,6 +98,8 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         raise RuntimeError(f"{func}: expected all tensors to be on the same device, got {places}")
     if func.namespace == "c10d" and tensors and not from_gpu and _OF_OBJECTS.isdisjoint(name for _, name in _stack()):
         raise RuntimeError(f"{func}: No backend type associated with device type cpu")
+    if from_gpu and func is aten._upsample_bilinear2d_aa.default:
+        _refuse_large_kernels(args[0].shape[-2:], args[1])
     to_gpu = from_gpu
     if func is aten.copy_.default:
         to_gpu = isinstance(args[0], OnGpu)
@@ -109,6 +112,14 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     out = func(*tree_map(_held, args), **tree_map(_held, kwargs))
     given = {id(each.held): each for each in tensors if isinstance(each, OnGpu)}
     return tree_map(lambda each: given[id(each)] if id(each) in given else _placed(each, to_gpu), out)
+
+
+def _refuse_large_kernels(before: torch.Size, after: list[int]) -> None:
+    """CUDA keeps the weights of a smoothed resize, and a buffer, in the shared memory of a block: 48 KB."""
+    height, width = (2 * math.ceil(max(old / new, 1)) + 1 for old, new in zip(before, after, strict=True))
+    needed = 4 * (32 * width + height + 32 * height)
+    if needed > 48 * 1024:
+        raise RuntimeError(f"Too much shared memory required: {needed} vs {48 * 1024}")
 
 
 def _held(value: Any) -> Any:

@@ -134,14 +134,17 @@ def test_no_step_reads_a_number(on_gpu, row):
 
 
 def test_what_a_gpu_does_not_do_is_not_done_there():
-    """Tensors of two devices meet, NumPy reads one, NCCL takes one of the CPU; a number that is read is noted."""
+    """Tensors of two devices meet, NumPy reads one, NCCL takes one of the CPU, a resize takes more memory than a block
+    of CUDA's has; a number that is read is noted."""
     code = f"""
 import sys; sys.path.insert(0, {str(PROGRAM.parent)!r})
 import torch
 import pretended_gpu as pretended
 with pretended.Pretence():
     here, there = torch.ones(2), torch.ones(2, device=pretended.GPU)
-    for wrong in (lambda: here + there, lambda: there.numpy()):
+    large = torch.ones(1, 1, 320, 320, device=pretended.GPU)
+    by_far = lambda: torch.nn.functional.interpolate(large, (3, 3), mode="bilinear", antialias=True)
+    for wrong in (lambda: here + there, lambda: there.numpy(), by_far):
         try:
             wrong()
         except (RuntimeError, TypeError):
@@ -161,3 +164,20 @@ assert len(pretended.reads) == 4, pretended.reads
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("side", [3, 4, 400])
+def test_scores_come_back_to_the_smallest_box(side):
+    """That of a liver of one pixel, for which CUDA's own resize has no room; values those of a CPU."""
+    code = f"""
+import sys; sys.path.insert(0, {str(PROGRAM.parent)!r})
+import torch
+import pretended_gpu as pretended
+from lesionseg.inputs import resize
+scores = torch.randn(3, 320, 320)
+with pretended.Pretence():
+    found = resize(scores.to(pretended.GPU), {side})
+    assert found.device == pretended.GPU
+    assert torch.equal(found.cpu(), resize(scores, {side}))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
