@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytorch_lightning as pl
 import yaml
+from torch import Tensor
 
 from lesionseg.callbacks.results import Results
 from lesionseg.data.augment import Augmentation
 from lesionseg.data.datamodule import LesionDataModule
+from lesionseg.data.dataset import Batch
 from lesionseg.inputs import InputSpec
 from lesionseg.networks import blocks
 from lesionseg.provenance import provenance
@@ -32,6 +36,15 @@ PHASES = Path(__file__).parents[1] / "schedules" / "hierarchical_unfreezing.yaml
 PEER_FILE = "peer.json"
 
 Task = TypeVar("Task", bound=LesionTask)
+
+
+class PredictedTask(LesionTask):
+    """A task whose slices were predicted elsewhere: class indices (H, W), uint8, by position in the test part."""
+
+    predictions: Mapping[int, Tensor]
+
+    def predict_slices(self, batch: Batch) -> list[Tensor]:
+        return [self.predictions[place.position] for place in batch.places]
 
 
 @dataclass(frozen=True)
@@ -58,8 +71,9 @@ class Cell:
     def task(self, kind: type[Task]) -> Task:
         """The task of the cell as another class, with the weights that the cell's own began with."""
         pl.seed_everything(self.info.seed)
-        settings = self.config["model"]["init_args"]
-        return kind(**{**settings, "input": InputSpec(**settings["input"])})
+        settings, known = self.config["model"]["init_args"], signature(kind).parameters
+        shared = {name: value for name, value in settings.items() if name in known}
+        return kind(**{**shared, "input": InputSpec(**settings["input"])})
 
     def budget(self, folder: Path) -> dict[str, Any]:
         """Arguments of a `Trainer` for as many steps on the same batches; the neighbour's own logs go to the folder."""

@@ -13,20 +13,17 @@ whole slices like ours.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from cell import Cell
+from cell import Cell, PredictedTask
 from nnunet_data import CELLS, FILE_ENDING, PLANS, PRETRAINING, back_on_slice, environment, identifier
 from torch import Tensor
 
 from lesionseg.data.datamodule import LesionDataModule
-from lesionseg.data.dataset import Batch
-from lesionseg.tasks import LesionTask
 from lesionseg.trainer import limited
 
 #: Trainers of nnU-Net: its default, plain SGD at 1e-2; and the one that gets further in a short training.
@@ -34,15 +31,6 @@ DEFAULT_TRAINER, ADAM_TRAINER = "nnUNetTrainer", "nnUNetTrainerAdam1en3"
 CHECKPOINT = "checkpoint_final.pth"
 #: nnU-Net's own share: 250 training steps and 50 of validation an epoch.
 STEPS_PER_VALIDATION_STEP = 5
-
-
-class PredictedTask(LesionTask):
-    """A task whose slices were predicted elsewhere: class indices (H, W), uint8, by position in the test part."""
-
-    predictions: Mapping[int, Tensor]
-
-    def predict_slices(self, batch: Batch) -> list[Tensor]:
-        return [self.predictions[place.position] for place in batch.places]
 
 
 def trainer_of(dataset: str, fold: int, slices: int, epochs: int, adam: bool) -> Any:

@@ -37,6 +37,8 @@ SCRIPTS = {
     "finetuning_scheduler": "fts.py",
     "fastai_gradual_unfreezing": "gradual_unfreezing.py",
 }
+#: Behind the name of one of our rows: its nets tested again, with mirror images averaged.
+MIRRORED = "_mirrored"
 #: nnU-Net's rows: which of its trainers ("": its default), and whether from its own pretraining (by that trainer).
 NNUNETS = {
     "nnunet": ("", False),
@@ -96,6 +98,15 @@ class Plan:
     def lightning(self) -> list[Job]:
         """Cells of the neighbours that train our net."""
         return [_peer(SCRIPTS[row], *pair) for row in self.neighbours if row in SCRIPTS for pair in self._pairs(row)]
+
+    def mirrored(self) -> list[Job]:
+        """Cells of our rows that are tested again."""
+        jobs = []
+        for row in self.schedules:
+            if (again := f"{row}{MIRRORED}") in self.neighbours:
+                pairs = zip(self.cells(row), self.cells(again), strict=True)
+                jobs += [_peer("mirrored.py", cell, folder) for (*_, cell), (*_, folder) in pairs]
+        return jobs
 
     def nnunet_data(self) -> list[Job]:
         """nnU-Net's planning and preprocessing."""
@@ -226,8 +237,8 @@ def main() -> None:
         parser.error(f"--schedules must name {STAND_IN}, whose cells the neighbours take the place of")
     plan = Plan(**given, fit_options=words[end + 1 :])
     try:
-        for stage in (plan.ours, lambda: plan.nnunet_data() + plan.lightning(), plan.nnunet_from_scratch,
-                      plan.nnunet_finetuned):  # fmt: skip
+        for stage in (plan.ours, lambda: plan.nnunet_data() + plan.mirrored() + plan.lightning(),
+                      plan.nnunet_from_scratch, plan.nnunet_finetuned):  # fmt: skip
             run_all(stage(), plan.out, side_by_side, placed)
     except RuntimeError as error:
         sys.exit(f"peers: {error}")

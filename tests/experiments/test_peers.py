@@ -14,15 +14,19 @@ import torch
 from lesionseg.cli import main
 from lesionseg.errors import InputError
 from lesionseg.grid import read_grid
+from lesionseg.inputs import paste, resize
+from lesionseg.model_net import Net
 from lesionseg.results import REFERENCE
 from lesionseg.run_weights import read_net
 from lesionseg.runs import RunInfo
+from lesionseg.tasks import LesionTask
 
 PEERS = Path(__file__).parents[2] / "experiments" / "peers"
 sys.path.insert(0, str(PEERS))  # as when one of its scripts is run
 
 import backbone_finetuning  # noqa: E402
 import gradual_unfreezing  # noqa: E402
+import mirrored  # noqa: E402
 import nnunet  # noqa: E402
 import nnunet_data  # noqa: E402
 import run  # noqa: E402
@@ -84,6 +88,39 @@ def test_gradual_unfreezing_ends_every_phase_near_zero_and_slows_down_towards_th
     assert sum(len(group["params"]) for group in groups) == len(list(task.net.parameters()))
     first = described.phases(task).steps[0].rates
     assert [name for name, rate in first.items() if rate] == ["decoder", "head"]
+
+
+def test_a_row_is_tested_again_with_mirror_images(cell, rows):
+    """Slice by slice against probabilities averaged by hand; and some pixel must change, or nothing was averaged."""
+    described = Cell.read(cell)
+    mirrored.test(cell, rows / "no_freezing_mirrored" / "fold0-seed0")
+    run = next(run for run in read_grid(rows).runs if run.info.name == "no_freezing_mirrored")
+    data, task, plain = described.data(), described.task(LesionTask), described.task(LesionTask)
+    task.net = plain.net = Net.from_run(cell).build()
+
+    def averaged(batch):
+        both = []
+        for images, flip in ((batch.images, False), (batch.images.flip(-1), True)):
+            scores = task(images).flip(-1) if flip else task(images)
+            both.append([resize(s, box.side).softmax(0) for s, box in zip(scores, batch.boxes, strict=True)])
+        sizes = [reference.shape for reference in batch.references]
+        pairs = zip(*both, batch.boxes, sizes, strict=True)
+        return [paste(((a + b) / 2).argmax(0).to(torch.uint8), box, *size) for a, b, box, size in pairs]
+
+    task.predict_slices = averaged
+    tested = {}
+    for name, one in (("mirrored", task), ("plain", plain)):
+        described.leave(rows / f"{name}_by_hand" / "fold0-seed0", f"{name}_by_hand", one, data, neighbour="none")
+        tested[name] = (rows / f"{name}_by_hand" / "fold0-seed0" / "slices.csv").read_bytes()
+    assert (run.folder / "slices.csv").read_bytes() == tested["mirrored"] != tested["plain"]
+
+
+def test_rows_are_tested_again_where_they_are_asked_for(tmp_path):
+    rows = ["no_freezing", "crop_classifier"]
+    plan = run.Plan(tmp_path, tmp_path / "ours", rows, ["crop_classifier_mirrored"], folds=2, seeds=[0], fit_options=[])
+    jobs = plan.mirrored()
+    assert [job.folder.relative_to(tmp_path / "rows").parts[0] for job in jobs] == ["crop_classifier_mirrored"] * 2
+    assert all(str(job.command[2]).startswith(str(tmp_path / "rows" / "crop_classifier/")) for job in jobs)
 
 
 @pytest.mark.skipif(find_spec("SimpleITK") is None, reason="needs SimpleITK")
