@@ -1,6 +1,7 @@
 """nnU-Net v2, 2-D, its own trainer on a cell of the grid, on the CPU; only the length of the training is ours.
 
 Usage: nnunet.py CELL FOLDER DATASETS [--pretrained CHECKPOINT] [--adam]   a row: from scratch, or its fine-tuning path
+       nnunet.py CELL FOLDER DATASETS --unmirrored RUN [--adam]            the net of a row's run without mirror images
        nnunet.py PRETRAINING FOLDER DATASETS --pretrain [--adam]           leaves FOLDER/checkpoint_final.pth for that
     --adam: by its trainer with Adam at 1e-3, in the place of its default
 
@@ -13,22 +14,27 @@ whole slices like ours.
 from __future__ import annotations
 
 import argparse
+import json
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from cell import Cell, PredictedTask
+from cell import PEER_FILE, Cell, PredictedTask
 from nnunet_data import CELLS, FILE_ENDING, PLANS, PRETRAINING, back_on_slice, environment, identifier
 from torch import Tensor
 
 from lesionseg.data.datamodule import LesionDataModule
+from lesionseg.paper import title
+from lesionseg.runs import RunInfo
 from lesionseg.trainer import limited
 
 #: Trainers of nnU-Net: its default, plain SGD at 1e-2; and the one that gets further in a short training.
 DEFAULT_TRAINER, ADAM_TRAINER = "nnUNetTrainer", "nnUNetTrainerAdam1en3"
 CHECKPOINT = "checkpoint_final.pth"
+#: The state dict that a row leaves beside its run.
+NET_FILE = "nnunet.pt"
 #: nnU-Net's own share: 250 training steps and 50 of validation an epoch.
 STEPS_PER_VALIDATION_STEP = 5
 
@@ -50,18 +56,20 @@ def slices_per_epoch(cell: Cell, data: LesionDataModule) -> int:
     return data.batch_size * limited(len(data.train_dataloader()), cell.config["trainer"]["limit_train_batches"])
 
 
-def predict(trainer: Any, data: LesionDataModule, images: Path) -> dict[int, Tensor]:
-    """Class indices of every test slice by its position, with the last weights, as nnU-Net predicts by default."""
+def predict(trainer: Any, data: LesionDataModule, datasets: Path, *, mirrored: bool = True) -> dict[int, Tensor]:
+    """Class indices of every test slice by its position, with the last weights, as nnU-Net predicts: mirrored."""
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
     trainer.set_deep_supervision_enabled(False)
     trainer.network.eval()
-    predictor = nnUNetPredictor(perform_everything_on_device=False, device=torch.device("cpu"), allow_tqdm=False)
+    predictor = nnUNetPredictor(
+        use_mirroring=mirrored, perform_everything_on_device=False, device=torch.device("cpu"), allow_tqdm=False
+    )
     predictor.manual_initialization(
         trainer.network, trainer.plans_manager, trainer.configuration_manager, [trainer.network.state_dict()],
         trainer.dataset_json, type(trainer).__name__, trainer.inference_allowed_mirroring_axes,
     )  # fmt: skip
-    reader = trainer.plans_manager.image_reader_writer_class()
+    reader, images = trainer.plans_manager.image_reader_writer_class(), datasets / "raw" / CELLS / "imagesTr"
     predictions = {}
     for position, ref in enumerate(data.test.slices):
         image, properties = reader.read_images([str(images / f"{identifier(ref)}_0000{FILE_ENDING}")])
@@ -95,7 +103,7 @@ def train(run: Path, folder: Path, datasets: Path, pretrained: Path | None, adam
         load_pretrained_weights(trainer.network, str(pretrained))
     trainer.run_training()
     task = cell.task(PredictedTask)
-    task.predictions = predict(trainer, data, datasets / "raw" / CELLS / "imagesTr")
+    task.predictions = predict(trainer, data, datasets)
     row = "nnunet" + "_adam" * adam + "_finetuned" * (pretrained is not None)
     start = "nothing" if pretrained is None else "nnU-Net's own pretraining"
     cell.leave(
@@ -104,18 +112,35 @@ def train(run: Path, folder: Path, datasets: Path, pretrained: Path | None, adam
         patch=trainer.configuration_manager.patch_size, batch=trainer.batch_size,
         steps=trainer.num_epochs * trainer.num_iterations_per_epoch,
     )  # fmt: skip
+    torch.save(trainer.network.state_dict(), folder / NET_FILE)
+
+
+def test_unmirrored(run: Path, folder: Path, datasets: Path, trained: Path, adam: bool) -> None:
+    """Test the net that a row left without mirror images, and leave the run of another row."""
+    environment(datasets, folder)
+    cell, row = Cell.read(run), RunInfo.read(trained).name
+    data, task = cell.data(), cell.task(PredictedTask)
+    trainer = trainer_of(CELLS, cell.info.fold, slices_per_epoch(cell, data), cell.info.epochs, adam)
+    trainer.initialize()
+    trainer.network.load_state_dict(torch.load(trained / NET_FILE, weights_only=True))
+    task.predictions = predict(trainer, data, datasets, mirrored=False)
+    facts = json.loads((trained / PEER_FILE).read_text())
+    cell.leave(folder, f"{row}_unmirrored", task, data, **{**facts, "neighbour": f"the nets of {title(row)}"})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     for name in ("run", "folder", "datasets"):
         parser.add_argument(name, type=Path)
-    parser.add_argument("--pretrained", type=Path)
+    for name in ("--pretrained", "--unmirrored"):
+        parser.add_argument(name, type=Path)
     for flag in ("--pretrain", "--adam"):
         parser.add_argument(flag, action="store_true")
     options = parser.parse_args()
     if options.pretrain:
         pretrain(options.run, options.folder, options.datasets, options.adam)
+    elif options.unmirrored:
+        test_unmirrored(options.run, options.folder, options.datasets, options.unmirrored, options.adam)
     else:
         train(options.run, options.folder, options.datasets, options.pretrained, options.adam)
 

@@ -37,8 +37,8 @@ SCRIPTS = {
     "finetuning_scheduler": "fts.py",
     "fastai_gradual_unfreezing": "gradual_unfreezing.py",
 }
-#: Behind the name of one of our rows: its nets tested again, with mirror images averaged.
-MIRRORED = "_mirrored"
+#: Behind the name of one of our rows: its nets tested again, with mirror images averaged; of one of nnU-Net's: without.
+MIRRORED, UNMIRRORED = "_mirrored", "_unmirrored"
 #: nnU-Net's rows: which of its trainers ("": its default), and whether from its own pretraining (by that trainer).
 NNUNETS = {
     "nnunet": ("", False),
@@ -101,12 +101,8 @@ class Plan:
 
     def mirrored(self) -> list[Job]:
         """Cells of our rows that are tested again."""
-        jobs = []
-        for row in self.schedules:
-            if (again := f"{row}{MIRRORED}") in self.neighbours:
-                pairs = zip(self.cells(row), self.cells(again), strict=True)
-                jobs += [_peer("mirrored.py", cell, folder) for (*_, cell), (*_, folder) in pairs]
-        return jobs
+        again = [triple for row in self.schedules for triple in self._again(row, MIRRORED)]
+        return [_peer("mirrored.py", trained, folder) for _, trained, folder in again]
 
     def nnunet_data(self) -> list[Job]:
         """nnU-Net's planning and preprocessing."""
@@ -132,6 +128,15 @@ class Plan:
             held = self.nnunet_pretraining(row) / "checkpoint_final.pth"
             more = (self.datasets, "--pretrained", held, *words)
             jobs += [_peer("nnunet.py", *pair, *more, rests_on=[held]) for pair in self._pairs(row)]
+        return jobs
+
+    def nnunet_unmirrored(self) -> list[Job]:
+        """Cells of its rows that are tested again."""
+        jobs = []
+        for row, words in [*self._nnunets(finetuned=False), *self._nnunets(finetuned=True)]:
+            for cell, trained, folder in self._again(row, UNMIRRORED):
+                more = (self.datasets, "--unmirrored", trained, *words)
+                jobs.append(_peer("nnunet.py", cell, folder, *more, rests_on=[trained]))
         return jobs
 
     def _nnunets(self, *, finetuned: bool) -> list[tuple[str, list[str]]]:
@@ -161,6 +166,14 @@ class Plan:
         """Each cell that a neighbour takes the place of, and the folder of its run."""
         stands_in = [folder for *_, folder in self.cells(STAND_IN)]
         return list(zip(stands_in, [folder for *_, folder in self.cells(row)], strict=True))
+
+    def _again(self, row: str, suffix: str) -> list[tuple[Path, Path, Path]]:
+        """Of each cell of a row that is to be tested again: ours in its place, its run, the folder of the new one."""
+        again = f"{row}{suffix}"
+        if again not in self.neighbours:
+            return []
+        return [(cell, trained, folder) for (cell, trained), (_, folder)
+                in zip(self._pairs(row), self._pairs(again), strict=True)]  # fmt: skip
 
 
 def _peer(script: str, run: Path, folder: Path, *more: object, rests_on: Sequence[object] = ()) -> Job:
@@ -238,7 +251,7 @@ def main() -> None:
     plan = Plan(**given, fit_options=words[end + 1 :])
     try:
         for stage in (plan.ours, lambda: plan.nnunet_data() + plan.mirrored() + plan.lightning(),
-                      plan.nnunet_from_scratch, plan.nnunet_finetuned):  # fmt: skip
+                      plan.nnunet_from_scratch, plan.nnunet_finetuned, plan.nnunet_unmirrored):  # fmt: skip
             run_all(stage(), plan.out, side_by_side, placed)
     except RuntimeError as error:
         sys.exit(f"peers: {error}")

@@ -116,11 +116,15 @@ def test_a_row_is_tested_again_with_mirror_images(cell, rows):
 
 
 def test_rows_are_tested_again_where_they_are_asked_for(tmp_path):
-    rows = ["no_freezing", "crop_classifier"]
-    plan = run.Plan(tmp_path, tmp_path / "ours", rows, ["crop_classifier_mirrored"], folds=2, seeds=[0], fit_options=[])
-    jobs = plan.mirrored()
-    assert [job.folder.relative_to(tmp_path / "rows").parts[0] for job in jobs] == ["crop_classifier_mirrored"] * 2
-    assert all(str(job.command[2]).startswith(str(tmp_path / "rows" / "crop_classifier/")) for job in jobs)
+    rows, neighbours = ["no_freezing", "crop_classifier"], ["nnunet_adam", "nnunet", "nnunet_adam_finetuned"]
+    again = ["crop_classifier_mirrored", "nnunet_adam_unmirrored", "nnunet_adam_finetuned_unmirrored"]
+    plan = run.Plan(tmp_path, tmp_path / "ours", rows, [*neighbours, *again], folds=2, seeds=[0], fit_options=[])
+    jobs = plan.mirrored() + plan.nnunet_unmirrored()
+    assert [job.folder for job in jobs] == [tmp_path / "rows" / row / f"fold{k}-seed0" for row in again for k in (0, 1)]
+    for job in jobs:
+        trained = tmp_path / "rows" / job.folder.parent.name.rpartition("_")[0] / job.folder.name
+        assert trained in job.command
+        assert trained in job.rests_on
 
 
 @pytest.mark.skipif(find_spec("SimpleITK") is None, reason="needs SimpleITK")
