@@ -103,7 +103,8 @@ help: ## list the targets
 	@echo "            [NODES=n] [MEET=host:port]"
 	@echo "            [SCHEDULE=a] [FOLD=0] [SEED=0] [INPUT=/path/to/study] [OUT=folder] [IMPLANT=1] [HOLD='case case']"
 	@echo "            [LITS_OPTIONS=...] [SLICES_OPTIONS=...] [IMPLANT_OPTIONS=...] of lesionseg prepare and implant"
-	@echo "            [PRETRAIN_OPTIONS=...] [FIT_OPTIONS=...] of lesionseg fit [NEIGHBOURS='a b'] [PYTHON=python3.12]"
+	@echo "            [PRETRAIN_OPTIONS=...] [FIT_OPTIONS=...] of lesionseg fit [SEGMENT_OPTIONS=...] of lesionseg segment"
+	@echo "            [NEIGHBOURS='a b'] [PYTHON=python3.12]"
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 16
 
 # ---- set-up: an environment of its own, from pinned and hashed packages ----
@@ -273,6 +274,8 @@ peers: .venv/.peers pretrain-lesion data-slices ## ours beside Lightning, finetu
 # ---- a model to share, and its use ----
 INPUT :=
 OUT := $(RUN)/segmented
+# More options of `lesionseg segment`, e.g. SEGMENT_OPTIONS='--tta --probabilities'
+SEGMENT_OPTIONS :=
 
 .PHONY: export segment
 export: setup $(filter pretrain finetune,$(MAKECMDGOALS)) ## a model folder of the trained runs: SCHEDULE=name, or the best of the comparison
@@ -281,7 +284,7 @@ export: setup $(filter pretrain finetune,$(MAKECMDGOALS)) ## a model folder of t
 
 ifneq ($(INPUT),)
 segment: setup $(filter export,$(MAKECMDGOALS)) ## find the lesions of INPUT=study (DICOM or NIfTI) with the exported model, into OUT=folder
-	@$(LESIONSEG) segment "$(INPUT)" --model $(RUN)/model --output "$(OUT)"
+	@$(LESIONSEG) segment "$(INPUT)" --model $(RUN)/model --output "$(OUT)" $(SEGMENT_OPTIONS)
 else
 segment:
 	@echo "lesionseg: wrong input: INPUT: expected a study, DICOM or NIfTI; got none; add INPUT=/path/to/study" >&2; exit 2

@@ -584,6 +584,8 @@ def test_segment_takes_the_exported_model():
         ["segment", "/a study", *model, "runs/given/segmented"]
     ]
     assert commands("segment", "NAME=given", "INPUT=a.nii", "OUT=b") == [["segment", "a.nii", *model, "b"]]
+    words = commands("segment", "NAME=given", "INPUT=a.nii", "SEGMENT_OPTIONS=--tta --device cpu")
+    assert words == [["segment", "a.nii", *model, "runs/given/segmented", "--tta", "--device", "cpu"]]
     done = make("segment")
     assert done.returncode == 2
     assert "lesionseg: wrong input: INPUT: expected a study" in done.stderr
