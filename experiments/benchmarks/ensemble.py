@@ -1,4 +1,5 @@
-"""The ensemble of the folds of one schedule against the mean of its single nets, on slices that none of them saw.
+"""The ensemble of the folds of one schedule against the mean of its single nets, and against itself with mirror images
+averaged (`--tta`), on slices that none of them saw.
 
 Usage: ensemble.py RUNS [--schedule NAME] [--slices N] [--seed N] [--output JSON]
 
@@ -27,22 +28,22 @@ from lesionseg.statistics import FIGURES, PatientSums, estimates, intervals, pat
 from lesionseg.variance import effective_patients
 
 
-def sums_of(liver: Path, lesions: list[Path], store: Path, folder: Path) -> PatientSums:
+def sums_of(liver: Path, lesions: list[Path], store: Path, folder: Path, *, tta: bool = False) -> PatientSums:
     """Sums of the figures of the whole cascade with these lesion nets on every case of a store."""
     export(liver, lesions, folder / "model")
-    evaluate(store, folder / "model", folder / "scores", device="cpu")
+    evaluate(store, folder / "model", folder / "scores", device="cpu", tta=tta)
     scores = [score for path in sorted((folder / "scores" / CASES).iterdir()) if (score := kept(path)) is not None]
     return patient_sums(*slice_rows(scores, CASCADE), sorted({score.patient_id for score in scores}), [0])
 
 
-def table(ensemble: PatientSums, singles: list[PatientSums]) -> dict[str, dict[str, float]]:
-    """For each figure: the ensemble, the mean of the single nets, their difference with a 95 % interval."""
-    mean = np.mean([estimates(single) for single in singles], axis=0)
-    difference, resamples = estimates(ensemble) - mean, resamples_of(ensemble)
-    draws = resampled(ensemble, resamples) - np.mean([resampled(single, resamples) for single in singles], axis=0)
-    low, high = intervals(draws, effective_patients(ensemble.counts.mean(axis=0)))
-    rows = zip(estimates(ensemble), mean, difference, low, high, strict=True)
-    names = ("ensemble", "mean_single", "difference", "low", "high")
+def table(one: PatientSums, others: list[PatientSums]) -> dict[str, dict[str, float]]:
+    """For each figure: that of one way, the mean of the others, their difference with a 95 % interval."""
+    mean = np.mean([estimates(other) for other in others], axis=0)
+    difference, resamples = estimates(one) - mean, resamples_of(one)
+    draws = resampled(one, resamples) - np.mean([resampled(other, resamples) for other in others], axis=0)
+    low, high = intervals(draws, effective_patients(one.counts.mean(axis=0)))
+    rows = zip(estimates(one), mean, difference, low, high, strict=True)
+    names = ("one", "others", "difference", "low", "high")
     return {figure: dict(zip(names, map(float, row), strict=True)) for figure, row in zip(FIGURES, rows, strict=True)}
 
 
@@ -60,18 +61,20 @@ def main() -> None:
         write_phantom(folder / "source", volumes=0, slices=options.slices, size=128, seed=options.seed)
         prepare(slices.cases(folder / "source" / "slices" / "slices.csv"), store, kind="slices")
         ensemble = sums_of(liver, nets, store, folder / "ensemble")
+        mirrored = sums_of(liver, nets, store, folder / "mirrored", tta=True)
         singles = [sums_of(liver, [net], store, folder / f"single-{i}") for i, net in enumerate(nets)]
-    figures = table(ensemble, singles)
+    tables = {"ensemble, mean single net": table(ensemble, singles),
+              "ensemble with mirror images, ensemble": table(mirrored, [ensemble])}  # fmt: skip
     patients = ensemble.sums.shape[1]
-    print(
-        f"{options.schedule}: ensemble of {len(nets)} nets and their mean, {options.slices} slices, {patients} patients"
-    )
-    for figure, row in figures.items():
-        print(f"  {figure:26s} {row['ensemble']:.3f}  {row['mean_single']:.3f}  "
-              f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]")  # fmt: skip
+    print(f"{options.schedule}: {len(nets)} nets, {options.slices} slices, {patients} patients")
+    for compared, figures in tables.items():
+        print(f"{compared}, difference")
+        for figure, row in figures.items():
+            print(f"  {figure:26s} {row['one']:.3f}  {row['others']:.3f}  "
+                  f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]")  # fmt: skip
     options.output.parent.mkdir(parents=True, exist_ok=True)
     record = {"schedule": options.schedule, "slices": options.slices, "seed": options.seed, "patients": patients,
-              "nets": len(nets), "figures": figures, **provenance()}  # fmt: skip
+              "nets": len(nets), "tables": tables, **provenance()}  # fmt: skip
     options.output.write_text(json.dumps(record, indent=1) + "\n")
 
 
