@@ -3,6 +3,8 @@
 Usage: run.py OUT --pretraining RUN --schedules NAME ... [--neighbours NAME ...] [--folds N] [--seeds N ...] [--jobs N]
               [--against ROW] [--placed 'WORD ...'] -- OPTION ...
     OUT: takes rows/ROW/foldK-seedS, logs/, nnunet/ and table.md
+    --neighbours: of `SCRIPTS` and `NNUNETS`, by default all of them; ROW_mirrored: a row of ours tested again with mirror
+        images averaged; ROW_unmirrored: one of nnU-Net's without
     OPTION: what `lesionseg fit` is told of every cell: profile, store, epochs
 
 A training is a process of its own, from its start to the tables of its test, with its share of the cores. What is done
@@ -231,6 +233,12 @@ def run_all(jobs: Sequence[Job], out: Path, side_by_side: int, placed: Sequence[
                 future.result()
 
 
+def rows_for(schedules: Sequence[str], neighbours: Sequence[str]) -> list[str]:
+    """The neighbours that there are beside these rows of ours and these neighbours."""
+    again = [f"{row}{MIRRORED}" for row in schedules] + [f"{row}{UNMIRRORED}" for row in NNUNETS if row in neighbours]
+    return [*SCRIPTS, *NNUNETS, *again]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
@@ -248,6 +256,9 @@ def main() -> None:
     side_by_side, against, placed = (given.pop(name) for name in ("jobs", "against", "placed"))
     if STAND_IN not in given["schedules"]:
         parser.error(f"--schedules must name {STAND_IN}, whose cells the neighbours take the place of")
+    known = rows_for(given["schedules"], given["neighbours"])
+    if unknown := [row for row in given["neighbours"] if row not in known]:
+        parser.error(f"--neighbours: {', '.join(unknown)}: expected some of {', '.join(known)}")
     plan = Plan(**given, fit_options=words[end + 1 :])
     try:
         for stage in (plan.ours, lambda: plan.nnunet_data() + plan.mirrored() + plan.lightning(),

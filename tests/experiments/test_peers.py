@@ -127,6 +127,19 @@ def test_rows_are_tested_again_where_they_are_asked_for(tmp_path):
         assert trained in job.rests_on
 
 
+@pytest.mark.parametrize("neighbour", ["fastai", "l2_sp_mirrored", "nnunet_adam_unmirrored", "no_freezing_unmirrored"])
+def test_a_neighbour_that_there_is_not_is_told_before_anything_is_trained(neighbour, tmp_path, monkeypatch, capsys):
+    words = [str(tmp_path), "--pretraining", "p", "--schedules", "no_freezing", "--neighbours", "nnunet", neighbour]
+    monkeypatch.setattr(sys, "argv", ["run.py", *words])
+    with pytest.raises(SystemExit, match="2"):
+        run.main()
+    told = capsys.readouterr().err
+    assert f"{neighbour}: expected some of" in told
+    assert "nnunet_unmirrored" in told
+    assert "no_freezing_mirrored" in told
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.skipif(find_spec("SimpleITK") is None, reason="needs SimpleITK")
 def test_what_nnunet_is_given_and_gives_back_fits_the_slices(cell, rows, tmp_path):
     """Its own label files as predictions: every figure is perfect, so cut, size, order and place are right."""
