@@ -3,8 +3,8 @@
 Usage: run.py OUT --pretraining RUN --schedules NAME ... [--neighbours NAME ...] [--folds N] [--seeds N ...] [--jobs N]
               [--against ROW] [--placed 'WORD ...'] -- OPTION ...
     OUT: takes rows/ROW/foldK-seedS, logs/, nnunet/ and table.md
-    --neighbours: of `SCRIPTS` and `NNUNETS`, by default all of them; ROW_mirrored: a row of ours tested again with mirror
-        images averaged; ROW_unmirrored: one of nnU-Net's without
+    --neighbours: of `SCRIPTS` and `NNUNETS`, by default all of them; ROW_mirrored: a row of ours tested again with
+        mirror images averaged; ROW_unmirrored: one of nnU-Net's without
     OPTION: what `lesionseg fit` is told of every cell: profile, store, epochs
 
 A training is a process of its own, from its start to the tables of its test, with its share of the cores. What is done
