@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from lesionseg.boxes import Box, crop, overlap, slice_box
 
-#: CUDA smooths by kernels whose weights lie in 48 KB; a shrinking of 95 times and more has no room there.
+#: CUDA smooths by weights in the 48 KB of a block's shared memory, where those of a larger factor have no room.
 MOST_SHRUNK_ON_CUDA = 94
 
 

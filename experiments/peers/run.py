@@ -195,9 +195,8 @@ def measure(job: Job, log: Path, threads: int, placed: Sequence[str] = ()) -> fl
     shutil.rmtree(job.folder, ignore_errors=True)
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    request = (
-        job.request
-    )  # before it runs: who edits a script meanwhile does not get its result for that of the new one
+    # before it runs: who edits a script meanwhile does not get its result for that of the new one
+    request = job.request
     began = time.perf_counter()
     with log.open("w") as file:
         process = subprocess.Popen([*placed, *(str(w) for w in job.command)], stdout=file, stderr=file, env=environment)
