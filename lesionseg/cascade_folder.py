@@ -10,10 +10,11 @@ from pathlib import Path
 import torch
 
 from lesionseg.cascade import Cascade
+from lesionseg.device import gpu_count, take_gpu
 from lesionseg.errors import InputError
 from lesionseg.machine import free_memory
 from lesionseg.model import Model
-from lesionseg.parallel import worker_count
+from lesionseg.parallel import worker_count, worker_number
 from lesionseg.parallel.cluster import visible
 from lesionseg.scan import Scan
 
@@ -53,6 +54,8 @@ class CascadeFolder:
         if model.identity != self.identity:
             raise InputError(self.folder, expected=f"the model {self.identity[:12]}", got=model.identity[:12],
                              remedy="leave the folder as it is while it is in use", code="model")  # fmt: skip
+        if self.device in ("auto", "cuda"):
+            take_gpu(worker_number())
         return self.build(model)
 
     def ready(self, *paths: Path) -> None:
@@ -76,10 +79,11 @@ _BUILT: dict[CascadeFolder, Cascade] = {}
 
 
 def process_count(wanted: int | None, items: int, cascade: Cascade) -> int:
-    """Local processes that run a cascade each: `wanted`, by default one on a GPU, else one a core that has memory.
+    """Local processes that run a cascade each: `wanted`, by default one a GPU, else one a core that has memory.
 
     Raises:
         InputError: `wanted` below 1.
     """
     room = int(free_memory() // PROCESS_BYTES)
-    return worker_count(wanted, items, most=1 if cascade.how.device.type != "cpu" else max(1, room))
+    device = cascade.how.device
+    return worker_count(wanted, items, most=max(1, room) if device.type == "cpu" else gpu_count(device))

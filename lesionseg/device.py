@@ -72,6 +72,17 @@ def gpu_works() -> bool:
     return True
 
 
+def gpu_count(device: torch.device) -> int:
+    """GPUs that processes may share out among them: all, unless `device` is one of them by its number; else 1."""
+    return torch.cuda.device_count() if device.type == "cuda" and device.index is None else 1
+
+
+def take_gpu(number: int) -> None:
+    """Let `cuda` mean another GPU in each of several processes: number 0 has the first, and so on, and round again."""
+    if gpu_works() and torch.cuda.device_count() > 1:
+        torch.cuda.set_device(number % torch.cuda.device_count())
+
+
 def keep_freed_memory() -> None:
     """Let this process keep up to 512 MiB that nets have freed, for the next slice.
 

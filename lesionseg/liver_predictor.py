@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from lesionseg.device import Pass, moved, pass_on
+from lesionseg.device import Pass, moved, pass_on, take_gpu
 from lesionseg.errors import InputError
 from lesionseg.inference import clean_liver, predict_liver
 from lesionseg.inputs import InputSpec
 from lesionseg.model import Thresholds
 from lesionseg.model_net import Net
+from lesionseg.parallel import worker_number
 from lesionseg.run_weights import weights_sha256
 from lesionseg.runs import liver_run
 from lesionseg.scan import Scan, canonical, from_canonical
@@ -53,5 +54,6 @@ class LiverPredictor:
 @lru_cache(maxsize=1)
 def _liver_net(run: Path, identity: str) -> tuple[nn.Module, InputSpec, Pass]:
     """That of a run whose weights have the hash `identity`, and how slices go through it."""
+    take_gpu(worker_number())
     net, how = Net.from_run(run), pass_on()
     return moved(net.build(), how.device), net.spec, how

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from lesionseg.device import moved, pass_on, sent
+from lesionseg.device import gpu_count, moved, pass_on, sent, take_gpu
 from lesionseg.errors import InputError
 
 
@@ -30,6 +30,24 @@ def test_a_gpu_without_room_for_a_net_is_told_in_a_line(monkeypatch, full):
     monkeypatch.setattr(net, "to", lambda _: (_ for _ in ()).throw(full("CUDA error: out of memory. See the manual.")))
     with pytest.raises(InputError, match=r"room for the nets; got CUDA error: out of memory; free it"):
         moved(net, torch.device("cuda"))
+
+
+@pytest.mark.parametrize(("gpus", "taken"), [(0, []), (1, []), (3, [0, 1, 2, 0])])
+def test_processes_take_gpus_in_turn(monkeypatch, gpus, taken):
+    seen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "set_device", seen.append)
+    for number in range(4):
+        take_gpu(number)
+    assert seen == taken
+
+
+@pytest.mark.parametrize(("device", "count"), [("cpu", 1), ("cuda", 3), ("cuda:1", 1)])
+def test_who_names_a_gpu_shares_out_none(monkeypatch, device, count):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert gpu_count(torch.device(device)) == count
 
 
 def test_what_is_sent_arrives():

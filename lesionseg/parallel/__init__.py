@@ -15,10 +15,10 @@ from rich.progress import Progress
 from lesionseg.errors import InputError
 from lesionseg.machine import cores
 from lesionseg.parallel.cluster import Cluster, on_cluster
-from lesionseg.parallel.processes import in_processes
+from lesionseg.parallel.processes import in_processes, worker_number
 from lesionseg.parallel.window import KILLED
 
-__all__ = ["KILLED", "Cluster", "each", "worker_count"]
+__all__ = ["KILLED", "Cluster", "each", "worker_count", "worker_number"]
 
 #: More workers than this rarely help (the disk is the limit), and each holds a volume.
 MOST_WORKERS = 8

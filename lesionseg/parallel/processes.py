@@ -13,6 +13,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
+from multiprocessing.sharedctypes import Synchronized
 from typing import TypeVar
 
 from lesionseg.machine import cores
@@ -21,6 +22,13 @@ from lesionseg.parallel.window import as_done, without_result
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+_number = 0
+
+
+def worker_number() -> int:
+    """Which of the processes that work side by side this one is, counted from 0, which is also any other process."""
+    return _number
 
 
 def in_processes(
@@ -70,7 +78,8 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     # Spawned, not forked: a fork would copy the locks of torch's threads.
     context = multiprocessing.get_context("spawn")
     lifeline, held = context.Pipe(duplex=False)
-    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(workers, lifeline))
+    started = context.Value("i", 0)
+    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(workers, lifeline, started))
     try:
         yield pool
     except BaseException:
@@ -82,8 +91,12 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
         lifeline.close()
 
 
-def _start_worker(workers: int, lifeline: Connection) -> None:
-    """Share the CPUs, leave Ctrl-C to the parent, and end with the parent even if that is killed."""
+def _start_worker(workers: int, lifeline: Connection, started: Synchronized[int]) -> None:
+    """Take a number, share the CPUs, leave Ctrl-C to the parent, and end with the parent even if that is killed."""
+    global _number
+    with started.get_lock():
+        _number = started.value
+        started.value += 1
     gc.disable()  # until the first item, with which what the function needs is imported (`collector_at_rest`)
     limit_threads(max(1, cores() // workers))
     signal.signal(signal.SIGINT, signal.SIG_IGN)

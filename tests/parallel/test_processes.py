@@ -10,7 +10,7 @@ import pytest
 from lesionseg import parallel
 from lesionseg.errors import InputError
 from lesionseg.machine import cores
-from lesionseg.parallel import each, worker_count
+from lesionseg.parallel import each, worker_count, worker_number
 from lesionseg.parallel.window import without_result
 
 
@@ -35,6 +35,14 @@ def die_once(path: Path) -> str:
 def sleep_over_zero(number: int) -> int:
     time.sleep(0 if number else 600)
     return double(number)
+
+
+def number_beside_others(folder: Path) -> int:
+    """This process's, once as many have come as there are items."""
+    (folder / str(os.getpid())).touch()
+    while len(list(folder.iterdir())) < 3:
+        time.sleep(0.01)
+    return worker_number()
 
 
 def collects(_: int) -> bool:
@@ -68,6 +76,11 @@ def test_quick_work_needs_no_further_process():
     assert sorted(each(here, range(5), workers=4, title="x")) == list(range(5))
     assert seen == {os.getpid()}
     assert list(each(double, [], workers=4, title="x")) == []
+
+
+def test_processes_are_numbered(at_once, tmp_path):
+    assert sorted(each(number_beside_others, [tmp_path] * 3, workers=3, title="x")) == [0, 1, 2]
+    assert worker_number() == 0
 
 
 class Clock:
