@@ -153,7 +153,7 @@ def _add_model(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--tta", action="store_true", help="average with the mirror image of every slice")
     verb.add_argument("--device", default="auto", help="auto, cpu or cuda (%(default)s)")
     verb.add_argument("--batch-size", type=int, metavar="N", help="slices at once (1 on a CPU, 8 on a GPU)")
-    _add_engine(verb, "one a GPU, else one a core with 3 GB of memory each")
+    _add_engine(verb, "one on a GPU, else one a core with 3 GB of memory each")
 
 
 def _add_labels(verb: argparse.ArgumentParser) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from lesionseg.cascade import Cascade
-from lesionseg.device import gpu_count, take_gpu
+from lesionseg.device import on_own_gpu
 from lesionseg.errors import InputError
 from lesionseg.machine import free_memory
 from lesionseg.model import Model
@@ -18,8 +18,8 @@ from lesionseg.parallel import worker_count, worker_number
 from lesionseg.parallel.cluster import visible
 from lesionseg.scan import Scan
 
-#: What a process holds at most with nets of the paper's size and a scan of 600 slices, see docs/segment.md.
-PROCESS_BYTES = 3e9
+#: What a process holds at most besides the nets, with a scan of 600 slices: see docs/segment.md.
+PROCESS_BYTES = 2.7e9
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class CascadeFolder:
             raise InputError(self.folder, expected=f"the model {self.identity[:12]}", got=model.identity[:12],
                              remedy="leave the folder as it is while it is in use", code="model")  # fmt: skip
         if self.device in ("auto", "cuda"):
-            take_gpu(worker_number())
+            return on_own_gpu(worker_number(), lambda: self.build(model))
         return self.build(model)
 
     def ready(self, *paths: Path) -> None:
@@ -79,11 +79,12 @@ _BUILT: dict[CascadeFolder, Cascade] = {}
 
 
 def process_count(wanted: int | None, items: int, cascade: Cascade) -> int:
-    """Local processes that run a cascade each: `wanted`, by default one a GPU, else one a core that has memory.
+    """Local processes that run a cascade each: `wanted`, by default one on a GPU, else one a core that has memory.
 
     Raises:
         InputError: `wanted` below 1.
     """
-    room = int(free_memory() // PROCESS_BYTES)
-    device = cascade.how.device
-    return worker_count(wanted, items, most=max(1, room) if device.type == "cpu" else gpu_count(device))
+    nets = (cascade.model.liver, *cascade.model.lesions)
+    nets_bytes = 2 * sum(tensor.nbytes for net in nets for tensor in net.tensors.values())  # as read, and as built
+    room = int(free_memory() // (PROCESS_BYTES + nets_bytes))
+    return worker_count(wanted, items, most=1 if cascade.how.device.type != "cpu" else max(1, room))

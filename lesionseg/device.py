@@ -6,12 +6,15 @@ import contextlib
 import ctypes
 import os
 import warnings
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from lesionseg.errors import InputError, first_sentence
+
+Made = TypeVar("Made")
 
 #: Slices at once. On a CPU more are no faster: their activations no longer fit what the allocator keeps between calls.
 CPU_BATCH, GPU_BATCH = 1, 8
@@ -42,8 +45,14 @@ def pass_on(device: str = "auto", batch_size: int | None = None, mirror: bool = 
 
 def moved(net: nn.Module, device: torch.device) -> nn.Module:
     """A net on a device; `InputError` where a GPU has no room for it, or is in use by another program alone."""
-    try:
+    with _room():
         return net.to(device)
+
+
+@contextlib.contextmanager
+def _room() -> Iterator[None]:
+    try:
+        yield
     except (torch.OutOfMemoryError, torch.AcceleratorError) as error:
         raise InputError("device", expected="a GPU with room for the nets", got=first_sentence(error),
                          remedy="free it of other programs, or use --device cpu or another one") from error  # fmt: skip
@@ -72,15 +81,26 @@ def gpu_works() -> bool:
     return True
 
 
-def gpu_count(device: torch.device) -> int:
-    """GPUs that processes may share out among them: all, unless `device` is one of them by its number; else 1."""
-    return torch.cuda.device_count() if device.type == "cuda" and device.index is None else 1
+def on_own_gpu(number: int, make: Callable[[], Made]) -> Made:
+    """What `make` makes while `cuda` means another GPU in each of several processes.
 
+    Process 0 has the first, and so on, and round again; where that one has no room, the process takes the next.
 
-def take_gpu(number: int) -> None:
-    """Let `cuda` mean another GPU in each of several processes: number 0 has the first, and so on, and round again."""
-    if gpu_works() and torch.cuda.device_count() > 1:
-        torch.cuda.set_device(number % torch.cuda.device_count())
+    Raises:
+        InputError: of `make`, on every GPU.
+    """
+    count = torch.cuda.device_count() if gpu_works() else 1
+    if count == 1:
+        return make()
+    refused: list[InputError] = []
+    for i in range(count):
+        try:
+            with _room():
+                torch.cuda.set_device((number + i) % count)
+            return make()
+        except InputError as error:
+            refused.append(error)
+    raise refused[0]
 
 
 def keep_freed_memory() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from lesionseg.device import Pass, moved, pass_on, take_gpu
+from lesionseg.device import Pass, moved, on_own_gpu, pass_on
 from lesionseg.errors import InputError
 from lesionseg.inference import clean_liver, predict_liver
 from lesionseg.inputs import InputSpec
@@ -54,6 +54,5 @@ class LiverPredictor:
 @lru_cache(maxsize=1)
 def _liver_net(run: Path, identity: str) -> tuple[nn.Module, InputSpec, Pass]:
     """That of a run whose weights have the hash `identity`, and how slices go through it."""
-    take_gpu(worker_number())
     net, how = Net.from_run(run), pass_on()
-    return moved(net.build(), how.device), net.spec, how
+    return on_own_gpu(worker_number(), lambda: moved(net.build(), how.device)), net.spec, how

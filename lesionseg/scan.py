@@ -11,6 +11,8 @@ import xxhash
 
 #: Corners of scan and mask may lie this many voxels apart before the two count as different grids.
 GEOMETRY_TOLERANCE_VOXELS = 0.1
+#: The least that a CT measures: lower values are padding outside of the reconstruction.
+LEAST_HU = -1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +26,7 @@ class Scan:
             slice that states no thickness.
         affine: (4, 4) float64, array index (d, h, w, 1) → patient position in mm, LPS as in DICOM; None: unknown.
         generated: made by `lesionseg phantom`, not by a scanner.
+        study: StudyInstanceUID, where the source is DICOM and states one; like the name, it never leaves `prepare`.
     """
 
     hu: np.ndarray
@@ -31,6 +34,7 @@ class Scan:
     spacing_mm: tuple[float, float, float] | None = None
     affine: np.ndarray | None = None
     generated: bool = False
+    study: str | None = None
 
     def __post_init__(self) -> None:
         if self.hu.ndim != 3 or self.hu.dtype != np.int16:
@@ -84,6 +88,11 @@ class CaseSource:
     read: Callable[[], Case]
     options: str = ""
     pseudonymous: bool = False
+
+
+def holds_fat_or_air(hu: np.ndarray) -> bool:
+    """Whether a voxel (D, H, W) lies below 0 HU and is no padding; where none does, values are no Hounsfield units."""
+    return any(bool(((plane < 0) & (plane >= LEAST_HU)).any()) for plane in hu)
 
 
 def spacing_of(affine: np.ndarray) -> tuple[float, float, float]:

@@ -15,12 +15,13 @@ from typing import NamedTuple
 import numpy as np
 
 from lesionseg.errors import InputError
+from lesionseg.folders import walk
 from lesionseg.formats import is_nifti, read_scan
 from lesionseg.formats.dicom import SUFFIXES, is_dicom, read_dicom_file, read_dicom_series
 from lesionseg.formats.dicom_checks import word
 from lesionseg.formats.dicom_index import StudyFiles, by_study
 from lesionseg.formats.nifti import read_nifti, stem
-from lesionseg.scan import Scan
+from lesionseg.scan import Scan, holds_fat_or_air
 
 #: File that `lesionseg segment` leaves in every folder it makes; nothing in such a folder is input again.
 RECORD = "segment.json"
@@ -163,24 +164,20 @@ def _walk(root: Path) -> tuple[list[Path], list[Path], int, list[Path]]:
     nifti: list[Path] = []
     dicom: list[Path] = []
     closed: list[Path] = []
-    earlier, seen = 0, set()
+    earlier = 0
 
     def note(error: OSError) -> None:
         if Path(error.filename) == root:
             raise error
         closed.append(Path(error.filename))
 
-    for here, folders, names in os.walk(root, onerror=note, followlinks=True):
-        place = os.path.realpath(here)
-        if place in seen or RECORD in names:
+    for here, folders, names in walk(root, note):
+        if RECORD in names:
             folders.clear()
-            earlier += place not in seen
-            seen.add(place)
+            earlier += 1
             continue
-        seen.add(place)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            path = Path(here, name)
+        for name in names:
+            path = here / name
             if name.startswith(".") or name.upper() == "DICOMDIR":
                 continue
             if is_nifti(path):
@@ -246,8 +243,8 @@ def _may_be_dicom(path: Path) -> bool:
 
 
 def _check_hounsfield(path: Path, hu: np.ndarray) -> None:
-    """Refuse what has no voxel below 0 HU, so neither fat nor air: a label map, or grey values of another kind."""
-    if hu.min() < 0:
+    """Refuse what has neither fat nor air: a label map, or grey values of another kind."""
+    if holds_fat_or_air(hu):
         return
     same = np.count_nonzero(hu[..., 1:] == hu[..., :-1]) >= LABEL_MAP_SHARE * max(hu[..., 1:].size, 1)
     if hu.max() <= 255 and same:

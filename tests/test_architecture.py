@@ -11,8 +11,8 @@ ROOT = Path(lesionseg.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 FLOORS: list[set[str]] = [
     {"__init__", "addresses", "boxes", "collector", "errors", "machine", "norms", "writing"},
-    {"device", "labels", "locking", "scan", "inputs", "paper", "provenance", "reading", "request", "runs", "trainer",
-     "unet"},
+    {"device", "folders", "labels", "locking", "scan", "inputs", "paper", "provenance", "reading", "request", "runs",
+     "trainer", "unet"},
     {"arguments", "lesions", "measurements", "variance", "crops", "networks", "schedules", "run_weights", "ranks",
      "phantom", "figures", "schedule_figure", "parallel"},
     {"segmentation", "metrics", "model_net", "results", "run_folder", "naming", "calibration", "matching", "pacing",

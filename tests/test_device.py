@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from lesionseg.device import gpu_count, moved, pass_on, sent, take_gpu
+from lesionseg.device import moved, on_own_gpu, pass_on, sent
 from lesionseg.errors import InputError
 
 
@@ -32,22 +32,41 @@ def test_a_gpu_without_room_for_a_net_is_told_in_a_line(monkeypatch, full):
         moved(net, torch.device("cuda"))
 
 
-@pytest.mark.parametrize(("gpus", "taken"), [(0, []), (1, []), (3, [0, 1, 2, 0])])
-def test_processes_take_gpus_in_turn(monkeypatch, gpus, taken):
-    seen = []
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
-    monkeypatch.setattr(torch.cuda, "init", lambda: None)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    monkeypatch.setattr(torch.cuda, "set_device", seen.append)
-    for number in range(4):
-        take_gpu(number)
-    assert seen == taken
+@pytest.fixture
+def gpus(monkeypatch):
+    """So many GPUs, those that another program has, and the one that each process takes and where it puts its nets."""
+
+    def gpus(count, in_use=(), full=()):
+        current = [0]
+
+        def take(gpu):
+            if gpu in in_use:
+                raise torch.AcceleratorError("CUDA error: device busy")
+            current[0] = gpu
+
+        def made():
+            with pytest.MonkeyPatch.context() as patch:
+                net = nn.Linear(1, 1)
+                if current[0] in full:
+                    patch.setattr(net, "to", lambda _: (_ for _ in ()).throw(torch.OutOfMemoryError("no memory")))
+                moved(net, torch.device("cpu"))
+            return current[0]
+
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "init", lambda: None)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.setattr(torch.cuda, "set_device", take)
+        return [on_own_gpu(number, made) for number in range(4)]
+
+    return gpus
 
 
-@pytest.mark.parametrize(("device", "count"), [("cpu", 1), ("cuda", 3), ("cuda:1", 1)])
-def test_who_names_a_gpu_shares_out_none(monkeypatch, device, count):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    assert gpu_count(torch.device(device)) == count
+def test_processes_take_gpus_in_turn_and_pass_over_one_without_room(gpus):
+    assert gpus(0) == gpus(1) == [0, 0, 0, 0]
+    assert gpus(3) == [0, 1, 2, 0]
+    assert gpus(3, in_use=(1,)) == gpus(3, full=(1,)) == [0, 2, 2, 0]
+    with pytest.raises(InputError, match="a GPU with room for the nets; got no memory"):
+        gpus(2, in_use=(1,), full=(0,))
 
 
 def test_what_is_sent_arrives():

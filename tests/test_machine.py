@@ -107,5 +107,11 @@ def test_memory_without_a_limit_is_that_of_the_machine(tmp_path, host):
 def test_a_container_starts_as_many_cascades_as_it_has_memory_for(monkeypatch):
     monkeypatch.setattr(cascade_folder, "free_memory", lambda: 16 * GB)
     monkeypatch.setattr("lesionseg.parallel.cores", lambda: 64)
-    on_cpu = SimpleNamespace(how=SimpleNamespace(device=SimpleNamespace(type="cpu")))
-    assert cascade_folder.process_count(None, 100, on_cpu) == 5
+    small = SimpleNamespace(tensors={"weight": SimpleNamespace(nbytes=GB // 10)})
+
+    def on_cpu(nets):
+        model = SimpleNamespace(liver=small, lesions=(small,) * (nets - 1))
+        return SimpleNamespace(how=SimpleNamespace(device=SimpleNamespace(type="cpu")), model=model)
+
+    assert cascade_folder.process_count(None, 100, on_cpu(2)) == 5
+    assert cascade_folder.process_count(None, 100, on_cpu(10)) == 3

@@ -172,7 +172,11 @@ def test_masks_are_no_ct(tmp_path):
     mask[5:30, 5:30], mask[10:14, 10:14] = 1, 2
     nifti(tmp_path / "segmentation-0.nii.gz", mask)
     nifti(tmp_path / "grey.nii.gz", np.random.default_rng(0).integers(0, 900, (20, 20, 4)).astype(np.int16))
-    for found, code in zip(find_studies(tmp_path).studies, ("no-negative-hu", LABEL_MAP), strict=True):
+    raw = np.random.default_rng(0).integers(24, 1264, (20, 20, 4)).astype(np.int16)
+    raw[:4] = -2000  # padding outside of the reconstruction
+    nifti(tmp_path / "raw.nii.gz", raw)
+    codes = ("no-negative-hu", "no-negative-hu", LABEL_MAP)
+    for found, code in zip(find_studies(tmp_path).studies, codes, strict=True):
         with pytest.raises(InputError, match="fat and air lie below 0") as error:
             found.read()
         assert error.value.code == code

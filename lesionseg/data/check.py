@@ -16,7 +16,7 @@ from rich.console import Console
 from lesionseg.data import lits, slices
 from lesionseg.data.case_files import CASES, array_damage, case_folder
 from lesionseg.data.plausible import CODES, Problem, case_problems, cohort_problems, unreadable
-from lesionseg.data.pseudonyms import pseudonyms
+from lesionseg.data.pseudonyms import pseudonyms, study_pseudonym
 from lesionseg.data.records import CaseRecord, describe
 from lesionseg.data.store import MANIFEST, Store, StoreKind, read_manifest
 from lesionseg.errors import InputError, printable
@@ -213,7 +213,14 @@ def _look_at_source(source: CaseSource, kind: StoreKind) -> _Looked:
     except InputError as error:
         return _Looked(source.source_id, (unreadable(error),))
     case_id, patient_id = pseudonyms(source, b"")
-    record = describe(case, case_id=case_id, patient_id=patient_id, source_checksum="", warnings=case.warnings)
+    record = describe(
+        case,
+        case_id=case_id,
+        patient_id=patient_id,
+        study=study_pseudonym(case.scan.study, b""),
+        source_checksum="",
+        warnings=case.warnings,
+    )
     if case.liver_predicted:  # by `_AnyLiver`: not known yet
         case.labels[case.labels == LIVER] = BACKGROUND
         record = msgspec.structs.replace(record, liver_slices=(), liver_box=None)

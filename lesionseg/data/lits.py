@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from lesionseg.data.groups import check_excluded, read_groups
 from lesionseg.errors import InputError
+from lesionseg.folders import files_below
 from lesionseg.formats.nifti import read_nifti, read_nifti_labels
 from lesionseg.labels import BACKGROUND, LIVER, UNTYPED_LESION
 from lesionseg.scan import Case, CaseSource
@@ -95,7 +96,11 @@ def _listing(
     root: Path, problems: list[InputError]
 ) -> tuple[dict[int, list[Path]], dict[int, list[Path]], _Layout | None]:
     """Volumes and masks by number, and the layout they come in (None, with a problem noted: none, or two at once)."""
-    files = sorted(path for path in root.rglob("*.nii*") if path.is_file() and not path.name.startswith("."))
+    try:
+        files = [path for path in files_below(root) if ".nii" in path.name]
+    except InputError as error:
+        problems.append(error)
+        return {}, {}, None
     found = []
     for layout in _LAYOUTS:
         volumes, masks = (_numbered(root, files, pattern) for pattern in (layout.volume, layout.mask))

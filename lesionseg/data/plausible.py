@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -17,6 +17,7 @@ from lesionseg.data.store import StoreKind
 from lesionseg.errors import InputError
 from lesionseg.labels import LIVER, NAMES
 from lesionseg.measurements import FULL_CONNECTIVITY
+from lesionseg.scan import holds_fat_or_air
 
 #: What each code of this file means. Faults of files carry the codes of the `InputError` that names them.
 CODES: dict[str, str] = {
@@ -31,16 +32,21 @@ CODES: dict[str, str] = {
     "lesion-tiny": "a lesion of very few voxels: a slip of the brush, perhaps",
     "spacing-unusual": "unusual voxel spacing",
     "same-scan-leak": "one scan under two patients: a leak between folds",
+    "same-study-leak": "slices of one DICOM study under two patients: a leak between folds",
     "same-scan": "one scan twice under one patient",
     "generated-mixed": "generated cases among real ones",
     "few-patients": "fewer patients than folds",
     "scarce-type": "a lesion type in fewer patients than folds",
 }
 
+#: What `prepare` says of a case whose values are `no-negative-hu`.
+NO_FAT_OR_AIR = "no voxel lies below 0 HU, so neither fat nor air: see that the values are Hounsfield units"
 #: Means outside these are no liver: pure fat is about -100 HU, and no parenchyma is enhanced to 300.
 LIVER_LIMITS_HU = (-100.0, 300.0)
 #: A severely fatty liver comes down to about 0 HU, a healthy one in the portal phase lies at 100 to 120.
 LIVER_USUAL_HU = (0.0, 200.0)
+#: So many slices tell the mean of a liver well enough.
+LIVER_SLICES = 16
 #: Usual spacing in mm, through and within the plane, of abdominal CT (LiTS: 0.45 to 6.0, and 0.56 to 1.0).
 USUAL_SLICE_MM, USUAL_PIXEL_MM = (0.3, 10.0), (0.3, 3.5)
 #: Lesions of fewer voxels are reported.
@@ -76,8 +82,9 @@ def unreadable(error: InputError) -> Problem:
 
 def case_problems(record: CaseRecord, hu: np.ndarray, labels: np.ndarray, where: str, kind: StoreKind) -> list[Problem]:
     """What one case tells: `hu` and `labels` are (D, H, W), `record` what was measured of them."""
-    found = [_warning("remark", where, text, "see that this is meant") for text in record.warnings]
-    found += _grey_values(hu, labels, where)
+    remarks = [text for text in record.warnings if text != NO_FAT_OR_AIR]  # which is told below
+    found = [_warning("remark", where, text, "see that this is meant") for text in remarks]
+    found += grey_values(record, hu, labels, where)
     found += _masks(record, labels, where, kind)
     found += _spacing(record, where)
     return found
@@ -85,7 +92,7 @@ def case_problems(record: CaseRecord, hu: np.ndarray, labels: np.ndarray, where:
 
 def cohort_problems(records: Sequence[CaseRecord], where: dict[str, str], cohort: str, folds: int) -> list[Problem]:
     """What no case tells alone; `where` gives the name to print for each case id, `cohort` that of them all."""
-    found = _same_voxels(records, where)
+    found = [*_same_voxels(records, where), *_same_study(records, where)]
     generated = sum(record.generated for record in records)
     if 0 < generated < len(records):
         text = f"{generated} of {len(records)} cases are generated"
@@ -105,13 +112,16 @@ def cohort_problems(records: Sequence[CaseRecord], where: dict[str, str], cohort
     return found
 
 
-def _grey_values(hu: np.ndarray, labels: np.ndarray, where: str) -> Iterable[Problem]:
-    if hu.min() >= 0:
+def grey_values(record: CaseRecord, hu: np.ndarray, labels: np.ndarray, where: str) -> Iterator[Problem]:
+    """Whether the values can be Hounsfield units: of all, and of the liver on at most `LIVER_SLICES` of its slices."""
+    if not holds_fat_or_air(hu):
         remedy = "see that the image is in HU (PNG: the window columns)"
         yield _warning("no-negative-hu", where, f"HU from {hu.min()} to {hu.max()}", remedy)
-    parenchyma = labels == LIVER
-    if parenchyma.any():
-        mean = float(hu[parenchyma].mean())
+    with_liver = record.liver_slices
+    some = [with_liver[i] for i in np.linspace(0, len(with_liver) - 1, min(len(with_liver), LIVER_SLICES)).astype(int)]
+    parenchyma = [hu[i][labels[i] == LIVER] for i in some]
+    if sum(map(len, parenchyma)):
+        mean = float(np.concatenate(parenchyma).mean())
         text, remedy = f"mean of the liver {mean:.0f} HU", "look at the picture: is it in HU, the mask on the liver?"
         if not LIVER_LIMITS_HU[0] <= mean <= LIVER_LIMITS_HU[1]:
             yield _error("liver-hu", where, text, remedy)
@@ -180,3 +190,15 @@ def _same_voxels(records: Sequence[CaseRecord], where: dict[str, str]) -> list[P
                 remedy = "join the patients (`--groups`), or leave one out (`--exclude`)"
                 found.append(_error("same-scan-leak", where[twin.case_id], text, remedy))
     return found
+
+
+def _same_study(records: Sequence[CaseRecord], where: dict[str, str]) -> Iterator[Problem]:
+    first: dict[str, CaseRecord] = {}
+    for record in sorted(records, key=lambda record: record.case_id):
+        if record.study is None:
+            continue
+        sibling = first.setdefault(record.study, record)
+        if sibling.patient_id != record.patient_id:
+            text = f"of the same DICOM study (StudyInstanceUID) as {where[sibling.case_id]}"
+            remedy = "give both the patient that they are of, or leave one out (`--exclude`)"
+            yield _error("same-study-leak", where[record.case_id], text, remedy)

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -16,12 +16,14 @@ import msgspec
 import numpy as np
 
 from lesionseg.data.case_files import CASES, HU, LABELS, array_damage, case_folder
+from lesionseg.data.plausible import NO_FAT_OR_AIR, grey_values
 from lesionseg.data.pseudonyms import (
     Job,
     key_table,
     key_table_path,
     source_checksum,
     source_checksums,
+    study_pseudonym,
     with_pseudonyms,
     without_names,
 )
@@ -34,6 +36,8 @@ from lesionseg.parallel.cluster import visible
 from lesionseg.scan import CaseSource, to_canonical
 
 _LOCK, _TEMPORARY = ".lock", ".tmp-"
+#: Cases that a warning names.
+_NAMED = 3
 
 
 class _Stated(msgspec.Struct):
@@ -76,7 +80,7 @@ def prepare(
                       code="store-busy")  # fmt: skip
     with one_at_a_time(store_path, _LOCK, busy):
         _remove_temporaries(store_path)
-        found = _bring_up_to_date(store_path, jobs, kind, workers, dask)
+        found = _bring_up_to_date(store_path, jobs, partial(_prepare_case, kind=kind, salt=salt), workers, dask)
         _replace_text(key_table_path(store_path), key_table(jobs), mode=0o600)
         records = _compared(store_path, found)
         _replace_text(store_path / MANIFEST, manifest_text(kind, records))
@@ -85,7 +89,11 @@ def prepare(
 
 
 def _bring_up_to_date(
-    store_path: Path, jobs: list[Job], kind: StoreKind, workers: int | None, dask: str | None
+    store_path: Path,
+    jobs: list[Job],
+    prepare_case: Callable[..., tuple[Path, CaseRecord]],
+    workers: int | None,
+    dask: str | None,
 ) -> Collection[CaseRecord]:
     """Case folders as the sources say; the manifest goes before the first change and is not yet written again."""
     records = _finished(store_path, jobs)
@@ -95,10 +103,13 @@ def _bring_up_to_date(
     cluster = None if dask is None else Cluster(dask, store_path, partial(visible, *seen))
     if todo or gone:
         (store_path / MANIFEST).unlink(missing_ok=True)
+    if gone:
+        some = ", ".join(sorted(folder.name for folder in gone)[:_NAMED]) + ", …" * (len(gone) > _NAMED)
+        warnings.warn(f"{len(gone)} cases leave the store, as they are not in the input: {some}", stacklevel=4)
     for folder in gone:
         shutil.rmtree(folder)
     try:
-        prepare_one = partial(_prepare_case, store_path=store_path, kind=kind)
+        prepare_one = partial(prepare_case, store_path=store_path)
         with closing(each(prepare_one, todo, workers=workers, dask=cluster, title="prepare")) as results:
             for folder, record in results:
                 _put_in_place(folder, case_folder(store_path, record.case_id))
@@ -108,7 +119,7 @@ def _bring_up_to_date(
     return records.values()
 
 
-def _prepare_case(job: Job, store_path: Path, kind: StoreKind) -> tuple[Path, CaseRecord]:
+def _prepare_case(job: Job, store_path: Path, kind: StoreKind, salt: bytes) -> tuple[Path, CaseRecord]:
     """Read a case and write it, whole, into a temporary folder of the store; the caller puts it in its place."""
     checksum = source_checksum(job.source)  # here, so that the files come from the disk once and are then in its cache
     case = to_canonical(job.source.read())
@@ -124,8 +135,20 @@ def _prepare_case(job: Job, store_path: Path, kind: StoreKind) -> tuple[Path, Ca
                 code="liver-empty",
             )
         notes += ("no liver in the reference",)
-    names = {"case_id": job.case_id, "patient_id": job.patient_id, "source_checksum": checksum}
-    record = describe(case, warnings=notes, **names)
+    record = describe(
+        case,
+        case_id=job.case_id,
+        patient_id=job.patient_id,
+        study=study_pseudonym(case.scan.study, salt),
+        source_checksum=checksum,
+        warnings=notes,
+    )
+    for problem in grey_values(record, case.scan.hu, case.labels, job.source.source_id):
+        if problem.severity == "error" and not case.liver_predicted:
+            raise InputError(problem.where, expected="a liver in Hounsfield units", got=problem.message,
+                             remedy=problem.remedy, code=problem.code)  # fmt: skip
+        if problem.code == "no-negative-hu":
+            record = msgspec.structs.replace(record, warnings=(*record.warnings, NO_FAT_OR_AIR))
     folder = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=store_path))
     np.save(folder / HU, case.scan.hu)
     np.save(folder / LABELS, case.labels)
@@ -135,7 +158,7 @@ def _prepare_case(job: Job, store_path: Path, kind: StoreKind) -> tuple[Path, Ca
 
 
 def _compared(store_path: Path, records: Collection[CaseRecord]) -> tuple[CaseRecord, ...]:
-    """The records in order, after what no case can tell alone: generated beside real, one scan under two names."""
+    """The records in order, after what no case can tell alone: generated beside real, a scan or study of two."""
     ordered = sorted(records, key=lambda record: record.case_id)
     generated = sum(record.generated for record in ordered)
     if 0 < generated < len(ordered):
@@ -144,7 +167,17 @@ def _compared(store_path: Path, records: Collection[CaseRecord]) -> tuple[CaseRe
             store_path, expected="only generated or only real cases", got=got, remedy=remedy, code="generated-mixed"
         )
     first: dict[str, CaseRecord] = {}
+    of_study: dict[str, CaseRecord] = {}
     for i, record in enumerate(ordered):
+        sibling = of_study.setdefault(record.study or record.case_id, record)
+        if sibling.patient_id != record.patient_id:
+            raise InputError(
+                store_path,
+                expected="each DICOM study (StudyInstanceUID) under one patient",
+                got=f"one in {sibling.case_id} and {record.case_id} (names: {key_table_path(store_path)})",
+                remedy="give them the patient that they are of (or by `--groups`), or leave one out by `--exclude`",
+                code="same-study-leak",
+            )
         twin = first.setdefault(record.voxel_checksum, record)
         if twin.patient_id != record.patient_id:
             raise InputError(

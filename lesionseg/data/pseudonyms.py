@@ -38,6 +38,11 @@ def pseudonyms(source: CaseSource, salt: bytes) -> tuple[str, str]:
     return f"{patient}-{_short_hash(salt, source.source_id, 6)}", patient
 
 
+def study_pseudonym(study: str | None, salt: bytes) -> str | None:
+    """`s` + 16 hex digits of salted SHA-256 of a StudyInstanceUID; None for None."""
+    return None if study is None else "s" + _short_hash(salt, study, 16)
+
+
 def with_pseudonyms(sources: Sequence[CaseSource], salt: bytes) -> list[Job]:
     """Name every source by `pseudonyms`.
 

@@ -57,6 +57,7 @@ class CaseRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
         source_checksum: of the bytes of the source files and all that decided how they were read.
         voxel_checksum: of shape and HU, so that the same scan is known again under another name.
         implanted_in: `voxel_checksum` of the scan that this slice is of, where its lesions are implanted (`Case`).
+        study: pseudonym of the DICOM study; None: the source names none.
     """
 
     case_id: str
@@ -76,6 +77,7 @@ class CaseRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     voxel_checksum: str
     labels_checksum: str
     implanted_in: str | None = None
+    study: str | None = None
 
     @property
     def scans(self) -> frozenset[str]:
@@ -109,7 +111,13 @@ class CaseRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
 
 
 def describe(
-    case: Case, *, case_id: str, patient_id: str, source_checksum: str, warnings: tuple[str, ...] = ()
+    case: Case,
+    *,
+    case_id: str,
+    patient_id: str,
+    source_checksum: str,
+    study: str | None = None,
+    warnings: tuple[str, ...] = (),
 ) -> CaseRecord:
     """Measure a case that is already canonical; `warnings` are those fit for the store (no source names)."""
     scan, labels = case.scan, case.labels
@@ -138,6 +146,7 @@ def describe(
         voxel_checksum=array_checksum(scan.hu),
         labels_checksum=array_checksum(labels),
         implanted_in=case.implanted_in,
+        study=study,
     )
 
 

@@ -24,6 +24,8 @@ from lesionseg.scan import Case, Scan, canonical_axes
 SPACING_TOLERANCE = 0.01
 #: Share of lesion pixels outside of the liver mask from which on the case carries a warning.
 OUTSIDE_LIVER_SHARE = 0.05
+#: Of liver and lesion in a mask of LiTS.
+_LITS_VALUES = {1, 2}
 _NIFTI = (".nii", ".nii.gz")
 
 
@@ -65,7 +67,7 @@ def read_slice_case(
     lesion = is_lesion(labels)
     liver = None
     if first.liver_mask is not None:
-        liver = _liver(first.liver_mask, first, scan)
+        liver = _liver(first.liver_mask, first, scan, values)
         if not liver.any():
             remedy = "draw the liver, or leave the slice out"
             raise InputError(
@@ -74,7 +76,7 @@ def read_slice_case(
     elif predict_liver is not None:
         liver = predict_liver(scan)
     elif first.lesion_type is not None:
-        liver = np.any([_liver(row.mask, row, scan) for row in rows if holds_liver(row.mask)], axis=0)
+        liver = np.any([_liver(row.mask, row, scan, values) for row in rows if holds_liver(row.mask)], axis=0)
     if liver is not None:
         outside = int(np.count_nonzero(lesion & ~liver)) / max(int(np.count_nonzero(lesion)), 1)
         if outside > OUTSIDE_LIVER_SHARE:
@@ -150,10 +152,20 @@ def _read_seg(path: Path, row: Row, scan: Scan) -> np.ndarray:
     return labels
 
 
-def _liver(path: Path, row: Row, scan: Scan) -> np.ndarray:
+def _liver(path: Path, row: Row, scan: Scan, values: Mapping[str, int]) -> np.ndarray:
     """The liver with the lesions in it, bool (1, H, W)."""
     if not is_seg(path):
-        return _read_mask(path, scan) > 0
+        mask = _read_mask(path, scan)
+        kinds = set(np.unique(mask[mask > 0]).tolist())
+        if len(kinds) > 1 and not kinds <= (set(values.values()) if "liver" in values else _LITS_VALUES):
+            raise InputError(
+                path,
+                expected="a mask of the liver",
+                got="several values, as of a map of organs: " + ", ".join(map(str, sorted(kinds)[:8])),
+                remedy="give one of the liver alone",
+                code="mask-values",
+            )
+        return mask > 0
     if not holds_liver(path):
         raise InputError(
             path,

@@ -36,6 +36,8 @@ COUNTED: dict[str, tuple[tuple[str, ...], str]] = {
     "burden_error_absolute": (("burden_n",), "cases"),
     "burden_error_rmse": (("burden_n",), "cases"),
 }
+#: Sums by which a patient weighs in a figure, where they are not its n: one with many voxels may be most of it.
+_WEIGHTS = {"liver_dice_global": "liver_voxels", "lesion_dice_global": "lesion_voxels"}
 #: Has no interval: resampling cannot show a maximum larger than the one seen.
 LARGEST = "burden_error_max"
 
@@ -50,7 +52,10 @@ def pooled_figures(scores: Sequence[CaseScore], seed: int = 0) -> dict[str, dict
     weights = draw_resamples(len(terms), 1, RESAMPLES, seed).patients
     draws = pooled(dict(zip(map(str, terms.columns), (weights @ terms.to_numpy()).T, strict=True)))
     counted = np.stack([terms[list(names)].sum(axis=1) for names, _ in COUNTED.values()], axis=1)
-    low, high = intervals(np.stack([draws[name] for name in COUNTED], axis=1), effective_patients(counted))
+    weighed = counted.copy()
+    for name, weight in _WEIGHTS.items():
+        weighed[:, list(COUNTED).index(name)] = terms[weight]
+    low, high = intervals(np.stack([draws[name] for name in COUNTED], axis=1), effective_patients(weighed))
     out = {
         name: {
             "estimate": float(whole[name]),

@@ -37,7 +37,8 @@ UNTYPED_FIGURES = ("dice1", "success_rate", "false_positives_per_slice")
 VOLUME_DEFINITIONS = f"""\
 - **Dice per case**: of the voxels of a case; mean over the cases (n) where the reference or the prediction holds any.
   Both empty: left out; one empty: 0. The liver is the liver with its lesions.
-- **Dice global**: of the voxels of all these cases together.
+- **Dice global**: of the voxels of all these cases together; the interval is too narrow where few patients hold most of
+  them.
 - **ASSD**: average symmetric surface distance: over the surface voxels of reference and prediction, the mean distance
   in mm to the nearest surface voxel of the other; mean over the cases (n) where both hold any and the spacing is known.
   A surface voxel has a neighbour (6, in a single slice 4) outside the mask.

@@ -22,6 +22,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from lesionseg.errors import InputError
+from lesionseg.folders import files_below
 from lesionseg.formats.dicom_checks import ENHANCED, Slice, check_enhanced, check_series, choose_series, positions_mm
 from lesionseg.formats.dicom_decode import decompress
 from lesionseg.formats.nifti import check_affine, stem
@@ -131,7 +132,7 @@ def _stack(where: Path, slices: Sequence[Slice]) -> Scan:
         hu = to_int16(map(_taken_hu, datasets), (len(datasets), datasets[0].Rows, datasets[0].Columns), where)
     if len(datasets) > 1:
         return _scan(where, hu, affine, datasets[0])
-    thickness_mm = float(datasets[0].get("SliceThickness") or "nan")
+    thickness_mm = abs(float(datasets[0].get("SliceThickness") or "nan"))  # some writers give it a direction
     affine[:, 0] *= (1.0 if np.isnan(thickness_mm) else thickness_mm) / np.linalg.norm(affine[:, 0])
     scan = _scan(where, hu, affine, datasets[0])
     return replace(scan, spacing_mm=(thickness_mm, *spacing_of(affine)[1:]))
@@ -179,7 +180,8 @@ def _read_enhanced(path: Path, dataset: Dataset) -> Scan:
 def _scan(where: Path, hu: np.ndarray, affine: np.ndarray, dataset: Dataset) -> Scan:
     check_affine(affine, where)
     name = where.name if where.is_dir() else stem(where)
-    return Scan(hu, name, spacing_of(affine), affine, dataset.get("Manufacturer") == PHANTOM_MARK)
+    generated, study = dataset.get("Manufacturer") == PHANTOM_MARK, str(dataset.get("StudyInstanceUID") or "")
+    return Scan(hu, name, spacing_of(affine), affine, generated, study or None)
 
 
 def _fill_padding(hu: np.ndarray, dataset: Dataset, rescale: Dataset) -> None:
@@ -198,8 +200,8 @@ def _fill_padding(hu: np.ndarray, dataset: Dataset, rescale: Dataset) -> None:
 def _read_headers(folder: Path, files: Sequence[Path] | None) -> list[Slice]:
     """Every DICOM file below a folder, without pixels. A file named as DICOM that cannot be read is an error."""
     found = []
-    for path in sorted(folder.rglob("*") if files is None else files):
-        if not path.is_file() or path.name.startswith(".") or path.name.upper() == "DICOMDIR":
+    for path in files_below(folder) if files is None else sorted(files):
+        if path.name.upper() == "DICOMDIR":
             continue
         if is_dicom(path):
             found.append(Slice(path, read_dataset(path, stop_before_pixels=True)))

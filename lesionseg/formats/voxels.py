@@ -10,6 +10,9 @@ import numpy as np
 from lesionseg.errors import InputError
 from lesionseg.scan import empty
 
+#: Values of a CT are further apart: from fat or air to the liver it is more, also through the narrowest window.
+LEAST_RANGE_HU = 100
+
 
 def to_int16(
     planes: Iterable[np.ndarray], shape: tuple[int, ...], path: Path, affine: np.ndarray | None = None
@@ -40,7 +43,7 @@ def to_int16(
         got = f"{broken} voxel{'s that are' if broken > 1 else ' that is'} NaN or infinite"
     elif low < -32768 or high > 32767:
         got = f"values from {low:.6g} to {high:.6g}"
-    elif fractions and high - low <= 2:
+    elif fractions and high - low < LEAST_RANGE_HU:
         got = f"fractions from {low:.3g} to {high:.3g}, as of a normalised image"
     else:
         return out

@@ -102,6 +102,7 @@ family(
         "voxels that are no number": with_(np.nan),
         "values beyond CT": with_(70000, np.int32),
         "normalised to 0…1": lambda path: nifti(path, (voxels(np.float32) + 60) / 120),
+        "normalised by mean and deviation": lambda path: nifti(path, voxels(np.float32) / 60),
         "sheared axes": sheared,
         "sform and qform apart": two_places,
         "metres": lambda path: nifti(path, xyzt_units=1),

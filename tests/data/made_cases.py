@@ -22,6 +22,7 @@ class Made:
     affine: np.ndarray | None = field(default_factory=AFFINE.copy)
     generated: bool = False
     warnings: tuple[str, ...] = ()
+    study: str | None = None
 
 
 def made(seed: int, lesion: int = 2, shape: tuple[int, int, int] = (4, 32, 32)) -> Made:
@@ -39,7 +40,7 @@ def source(folder: Path, name: str, patient: str, case: Made, delay_s: float = 0
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{name}.npz"
     np.savez(file, hu=case.hu, labels=case.labels)
-    how = (case.spacing_mm, case.affine, case.generated, case.warnings)
+    how = (case.spacing_mm, case.affine, case.generated, case.warnings, case.study)
     return CaseSource(name, patient, (file,), partial(_read, file, patient, how, delay_s), options)
 
 
@@ -56,8 +57,7 @@ def refused(file: Path) -> Case:
 
 def _read(file: Path, patient: str, how: tuple, delay_s: float) -> Case:
     time.sleep(delay_s)
-    spacing_mm, affine, generated, warnings = how
+    spacing_mm, affine, generated, warnings, study = how
     arrays = np.load(file)
-    return Case(
-        Scan(arrays["hu"], file.stem, spacing_mm, affine, generated), arrays["labels"], patient, warnings=warnings
-    )
+    scan = Scan(arrays["hu"], file.stem, spacing_mm, affine, generated, study)
+    return Case(scan, arrays["labels"], patient, warnings=warnings)

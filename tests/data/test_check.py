@@ -3,6 +3,7 @@ import math
 from io import StringIO
 from pathlib import Path
 
+import msgspec
 import nibabel as nib
 import numpy as np
 import pytest
@@ -39,6 +40,10 @@ def test_grey_values_and_missing_rescale():
     stored = made(0)
     stored.hu += 1024
     assert found_in(stored) == {("no-negative-hu", "warning"), ("liver-hu", "error")}
+    padded = made(0)
+    padded.hu += 1024
+    padded.hu[:, :3] = -2000  # outside of the reconstruction
+    assert found_in(padded) == {("no-negative-hu", "warning"), ("liver-hu", "error")}
     moved = made(0)
     moved.hu[moved.labels == 1] -= 1000  # the mask lies on air
     assert found_in(moved) == {("liver-hu", "error")}
@@ -115,6 +120,10 @@ def test_cohort(tmp_path):
     assert cohort_codes(sound, 4) == [("few-patients", "all")]
     leak = records_of(tmp_path, ("p0", made(0)), ("p1", made(0)), ("p2", made(2)), ("p2", made(2)))
     assert cohort_codes(leak, 3) == [("same-scan-leak", "place of c1"), ("same-scan", "place of c3")]
+    studies = [msgspec.structs.replace(r, study=s) for r, s in zip(sound, ("s1", "s1", "s2"), strict=True)]
+    assert cohort_codes(studies, 3) == [("same-study-leak", "place of c1")]
+    same = [msgspec.structs.replace(record, patient_id="p0") for record in studies[:2]]
+    assert cohort_codes([*same, studies[2]], 2) == []
     generated = made(0)
     generated.generated = True
     assert cohort_codes(records_of(tmp_path, ("p0", generated), ("p1", made(1))), 2) == [("generated-mixed", "all")]
@@ -125,11 +134,13 @@ def test_cohort(tmp_path):
 # --- targets ----------------------------------------------------------------------------------------------------------
 
 
-def test_store_with_all_kinds_of_damage_is_reported_at_once(tmp_path, capsys):
+def test_store_with_all_kinds_of_damage_is_reported_at_once(tmp_path, capsys, monkeypatch):
     case = made(9)
     case.hu[case.labels == 1] += 900
     sources = [*cohort(tmp_path / "in"), source(tmp_path / "in", "odd", "SURNAME-9", case)]
-    store = prepare(sources, tmp_path / "store", kind="slices", workers=1)
+    with monkeypatch.context() as patch:
+        patch.setattr("lesionseg.data.prepare.grey_values", lambda *_: ())  # it would refuse that liver
+        store = prepare(sources, tmp_path / "store", kind="slices", workers=1)
     odd = next(r.case_id for r in store.records if store.hu(r.case_id).max() > 900)
     first, second = [r.case_id for r in store.records if r.case_id != odd][:2]
     file = tmp_path / "store" / "cases" / first / "hu.npy"

@@ -47,6 +47,22 @@ def test_folders_of_any_nesting_in_the_order_of_numbers(tmp_path):
     assert not case.liver_predicted
 
 
+def test_a_batch_may_lie_behind_a_link(tmp_path):
+    add(tmp_path / "LiTS", 1, "batch 1")
+    add(tmp_path / "disk", 2)
+    (tmp_path / "LiTS" / "batch 2").symlink_to(tmp_path / "disk")
+    assert [source.source_id for source in lits.cases(tmp_path / "LiTS")] == ["volume-1", "volume-2"]
+
+
+def test_a_closed_folder_is_told(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", path)
+
+    add(tmp_path, 1)
+    monkeypatch.setattr("os.scandir", refuse)
+    assert codes(tmp_path) == ["unreadable"]
+
+
 def test_decathlon(tmp_path):
     for number in (2, 11):
         for folder in ("imagesTr", "labelsTr"):

@@ -340,6 +340,53 @@ def test_one_scan_under_two_patients_is_refused(tmp_path):
     assert sorted(names[case] for case in told) == ["a", "b"]
 
 
+def test_one_dicom_study_under_two_patients_is_refused(tmp_path):
+    """A slip in the table: neighbours of one scan would be learned from and tested."""
+    sources = []
+    for i, (patient, study) in enumerate(
+        [("p1", "1.2.3"), ("P1", "1.2.3"), ("p2", "1.2.4"), ("p3", None), ("p4", None)]
+    ):
+        case = made(i)
+        case.study = study
+        sources.append(source(tmp_path / "in", f"s{i}", patient, case))
+    with pytest.raises(InputError, match="each DICOM study") as caught:
+        prepare(sources, tmp_path / "store", kind="lits", workers=1)
+    assert caught.value.code == "same-study-leak"
+    store = prepare(sources[1:], tmp_path / "store", kind="lits", workers=1)
+    kept = [record.study for record in store.records]
+    assert kept.count(None) == 2
+    assert all(re.fullmatch("s[0-9a-f]{16}", study) for study in kept if study)
+    salted = prepare(sources[1:], tmp_path / "salted", kind="lits", workers=1, salt=b"pepper")
+    assert not {record.study for record in salted.records} & {study for study in kept if study}
+
+
+def test_a_liver_that_is_not_in_hounsfield_units_is_refused(tmp_path):
+    case = made(0)
+    case.hu += 1024  # the rescale was left out
+    with pytest.raises(InputError, match="a: expected a liver in Hounsfield units; got mean of the liver 11") as caught:
+        prepare([source(tmp_path / "in", "a", "a", case)], tmp_path / "store", kind="lits", workers=1)
+    assert caught.value.code == "liver-hu"
+
+
+def test_values_without_fat_or_air_are_warned_of(tmp_path):
+    cases = [made(seed) for seed in range(3)]
+    for case in cases[:2]:
+        case.hu = np.clip(case.hu, 0, 255).astype(np.int16)  # a picture
+    sources = [source(tmp_path / "in", f"s{i}", f"p{i}", case) for i, case in enumerate(cases)]
+    with pytest.warns(UserWarning, match="and 1 more: no voxel lies below 0 HU"):
+        store = prepare(sources, tmp_path / "store", kind="lits", workers=1)
+    assert sorted(len(record.warnings) for record in store.records) == [0, 1, 1]
+
+
+def test_cases_that_leave_a_store_are_told(tmp_path):
+    sources = cohort(tmp_path / "in")
+    store = prepare(sources, tmp_path / "store", kind="lits", workers=1)
+    with pytest.warns(UserWarning, match="5 cases leave the store, as they are not in the input: p") as told:
+        left = prepare(sources[:1], tmp_path / "store", kind="lits", workers=1)
+    named = re.findall(r"p[0-9a-f]{10}-[0-9a-f]{6}", str(told[0].message))
+    assert named == sorted({r.case_id for r in store.records} - {r.case_id for r in left.records})[:3]
+
+
 def test_an_address_that_is_none_leaves_the_store_as_it_was(tmp_path):
     sources = [source(tmp_path / "in", name, name, made(seed)) for seed, name in enumerate(("a", "b"))]
     store = prepare(sources[:1], tmp_path / "store", kind="lits", workers=1)

@@ -385,6 +385,30 @@ class TestDicomSeg:
         assert "spleen (SCT 78961009)" in str(problems[0])
 
 
+@pytest.mark.parametrize(
+    ("values", "labels", "taken"),
+    [
+        ((1, 2), None, True),  # LiTS: liver and lesion
+        ((7, 7), None, True),
+        ((5, 6), None, False),  # organs
+        ((1, 3), None, False),
+        ((9, 4), {"liver": 9, "cyst": 4}, True),
+        ((9, 8), {"liver": 9, "cyst": 4}, False),
+    ],
+)
+def test_a_map_of_organs_is_no_liver_mask(folder, values, labels, taken):
+    liver = np.where(LIVER_MASK > 0, values[0], 0)
+    write_png(folder / "several.png", np.where(spot((2, 2)) > 0, values[1], liver).astype(np.uint8))
+    write_png(folder / "empty.png", spot())
+    text = "patient_id,image,mask,liver_mask\np1,img/a.dcm,empty.png,several.png\n"
+    if taken:
+        np.testing.assert_array_equal(read_one(folder, text, labels=labels).labels, expected())
+        return
+    with pytest.raises(InputError, match="a mask of the liver; got several values, as of a map of organs") as error:
+        read_one(folder, text, labels=labels)
+    assert error.value.code == "mask-values"
+
+
 def test_masks_that_do_not_fit_are_refused(folder):
     write_png(folder / "high.png", spot((2, 2), value=9))
     write_png(folder / "turned.png", spot((2, 2)).T)

@@ -88,6 +88,14 @@ def plain(scores):
     return out
 
 
+def weight(name, scores):
+    """What the cases of a patient weigh in a figure: the denominator they bring."""
+    if name.endswith("dice_global"):
+        pairs = [pair for s in scores if (pair := getattr(s, name.partition("_")[0]))]
+        return sum(pair.predicted + pair.reference for pair in pairs)
+    return plain(scores)[name][1]
+
+
 def mean(values):
     return sum(values) / len(values) if values else math.nan
 
@@ -116,7 +124,7 @@ def test_intervals_are_those_of_patients_drawn_anew():
             assert math.isnan(figure["low"])
             continue
         values = np.array([draw[name] for draw in draws])
-        counts = np.array([plain([s for s in scores if s.patient_id == patient])[name][1] for patient in patients])
+        counts = np.array([weight(name, [s for s in scores if s.patient_id == patient]) for patient in patients])
         n = counts.sum() ** 2 / (counts**2).sum()
         tail = stats.norm.sf(stats.t.ppf(0.975, n - 1) * np.sqrt(n / (n - 1)))
         expected = np.quantile(values[~np.isnan(values)], (tail, 1 - tail))

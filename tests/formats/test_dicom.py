@@ -168,9 +168,9 @@ def test_padding_ranges_and_signed_pixels(tmp_path):
 def test_fractional_slope_is_rounded(tmp_path):
     stored = np.arange(42).reshape(6, 7)
     ds = ct(stored - 1024, (0, 0, 0))
-    ds.RescaleSlope = 0.3
+    ds.RescaleSlope = 3.3
     ds.save_as(tmp_path / "a.dcm", enforce_file_format=True)
-    np.testing.assert_array_equal(read_dicom_file(tmp_path / "a.dcm").hu[0], np.rint(stored * 0.3 - 1024))
+    np.testing.assert_array_equal(read_dicom_file(tmp_path / "a.dcm").hu[0], np.rint(stored * 3.3 - 1024))
 
 
 @pytest.mark.parametrize(
@@ -270,6 +270,11 @@ class TestSlice:
             x, y, z = (scan.affine @ (d, h, w, 1))[:3]
             np.testing.assert_allclose((x, y, abs(z - 33)), (-10 + 0.7 * w, 20 - 0.8 * h, 3.0 * d))
 
+    def test_a_thickness_with_a_sign_is_a_thickness(self, tmp_path):
+        ds = stack()[0]
+        ds.SliceThickness = -3.0
+        assert self.read(tmp_path, ds).spacing_mm[0] == 3.0
+
     def test_unknown_thickness_is_nan(self, tmp_path):
         ds = stack()[0]
         del ds.SliceThickness
@@ -282,6 +287,18 @@ class TestSlice:
         ds = stack()[0]
         ds.SpacingBetweenSlices = 7.0
         assert self.read(tmp_path, ds).spacing_mm[0] == 3.0
+
+    def test_slices_may_lie_behind_a_link(self, tmp_path):
+        slices = stack()
+        folder = save(tmp_path / "ct", slices[:2])
+        (folder / "linked").symlink_to(save(tmp_path / "disk", slices[2:]))
+        assert len(read_dicom_series(folder).hu) == len(slices)
+
+    def test_a_scan_knows_its_study(self, tmp_path):
+        ds = stack()[0]
+        assert self.read(tmp_path, ds).study == ds.StudyInstanceUID
+        ds.StudyInstanceUID = ""
+        assert self.read(tmp_path, ds).study is None
 
     def test_a_folder_with_one_slice_is_a_slice(self, tmp_path):
         scan = read_dicom_series(save(tmp_path / "ct", stack()[:1]))

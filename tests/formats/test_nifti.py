@@ -90,7 +90,7 @@ def test_types_and_byte_orders_are_voxel_exact(tmp_path, dtype):
 def test_scaling_of_the_header_is_applied(tmp_path, dtype):
     path = save(tmp_path / "a.nii", voxels(dtype=np.int32).astype(dtype))
     raw = bytearray(path.read_bytes())
-    raw[112:120] = np.array([0.1, -1024], "<f4").tobytes()  # scl_slope, scl_inter
+    raw[112:120] = np.array([1.1, -1024], "<f4").tobytes()  # scl_slope, scl_inter
     path.write_bytes(raw)
     theirs = np.asarray(nib.load(path).dataobj, dtype=np.float32)
     np.testing.assert_array_equal(read_nifti(path)[0].hu, np.rint(theirs.T))

@@ -49,6 +49,14 @@ def test_values_are_renamed_at_once(dtype):
     np.testing.assert_array_equal(found, np.array([0, 1, 3, 2, 255])[values.astype(int)])
 
 
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (-1, 1), (-3.1, 8.4), (-1.024, 3.071)])
+def test_a_normalised_image_is_refused(low, high):
+    """To 0…1, to −1…1, by mean and deviation, or HU by the thousand."""
+    values = np.linspace(low, high, 60, dtype=np.float32).reshape(SHAPE)
+    with pytest.raises(InputError, match="as of a normalised image"):
+        to_int16(values, SHAPE, FILE)
+
+
 @pytest.mark.parametrize(("value", "dtype"), [(40000, np.uint16), (-32769, np.int32), (1e5, np.float32)])
 def test_a_value_that_int16_cannot_hold_is_refused(value, dtype):
     values = np.zeros(SHAPE, dtype)
