@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from lesionseg.grid import Grid
 from lesionseg.paper import in_paper_order
 from lesionseg.results import REFERENCE
-from lesionseg.runs import RunInfo
+from lesionseg.runs import THEN, RunInfo
 
 #: Below this many patients the table warns of its intervals, and below this many degrees of freedom between runs, folds
 #: x (seeds − 1), of its tests: what `experiments/benchmarks/simulated_comparisons.py` printed stands in the warnings.
@@ -78,13 +78,18 @@ def mixed_code(grid: Grid) -> list[str]:
 
     A finished run stays as it is when the code changes: its fingerprint is of settings, data and weights.
     """
-    commits = {run.info.commit or "unknown" for run in grid.runs}
-    if len(commits) == 1 and not any(commit.endswith("-dirty") for commit in commits):
+    states = {_code(run.info) for run in grid.runs}
+    if len(states) == 1 and not any("-dirty" in state or THEN in state for state in states):
         return []
     return [
-        "**Rows may differ by their code** and not by their schedule alone: it was changed between runs, or not "
-        f"committed (-dirty). Rows by commit: {_rows_by(grid, lambda info: info.commit or 'unknown')}."
+        "**Rows may differ by their code** and not by their schedule alone: it was changed between runs or within one, "
+        f"or not committed (-dirty). Rows by code: {_rows_by(grid, _code)}."
     ]
+
+
+def _code(info: RunInfo) -> str:
+    """The state of the code that trained a run: a commit tells it, or outside a checkout the version."""
+    return info.commit or f"version {info.version}"
 
 
 def mixed_ranks(grid: Grid) -> list[str]:

@@ -210,7 +210,8 @@ class RunCLI(LightningCLI):
         self.datamodule.check_shared_memory(self.trainer.num_devices)
         validates = bool(self.trainer.limit_val_batches * len(self.datamodule.validation))
         refuse_limits(self.trainer, **self.datamodule.batches())
-        self._freezing().check(self.trainer.max_epochs or 0, list(blocks(self.model.net)), validates)
+        random = self.run.weights_sha256 is None and self.run.encoder_weights is None
+        self._freezing().check(self.trainer.max_epochs or 0, list(blocks(self.model.net)), validates, random)
         self.model.check_start()
         self.run = replace(self._with_training_cases(), ranks=self.trainer.world_size)
         self._announce()
@@ -226,9 +227,17 @@ class RunCLI(LightningCLI):
         self._refuse_other_split()
 
     def after_fit(self) -> None:
-        """Test the last weights on the test part, then declare the run finished; `InputError` if its store changed."""
+        """Test the last weights on the test part, then declare the run finished.
+
+        Raises:
+            InputError: its store has changed, or a callback has ended it before its last epoch.
+        """
         if self.trainer.interrupted or self.plain["trainer"]["fast_dev_run"]:  # a trial, which leaves no net
             return
+        if (epochs := self.trainer.current_epoch) != self.run.epochs:
+            raise InputError(self.run_dir, expected=f"the {self.run.epochs} epochs that the schedule is made for",
+                             got=f"{epochs}, as a callback of trainer.callbacks ended it",
+                             remedy="leave it out, or set trainer.max_epochs")  # fmt: skip
         if self.datamodule.folds > 1:
             self.lost_ranks.watch(self.trainer)
             self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
@@ -298,6 +307,8 @@ class RunCLI(LightningCLI):
                 rank_zero_info(f"a finished run of other settings, data or weights in {self.run_dir} gives way "
                                "once this one has a checkpoint")  # fmt: skip
             set_aside(self.run_dir)
+        elif (held := held_run(self.run_dir)) is not None:
+            self.run = self.run.after(held)
         remove_parts(self.run_dir / LAST_CHECKPOINT.parent)
         if self.checkpoint == self.run_dir / PREVIOUS_CHECKPOINT:  # or the torn one would take the good one's place
             (self.run_dir / LAST_CHECKPOINT).unlink(missing_ok=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +16,8 @@ from lesionseg.writing import write_text
 
 #: What the run is, its resolved settings, and its cases of each part.
 RUN_FILE, CONFIG_FILE, SPLIT_FILE = "run.json", "config.yaml", "split.json"
+#: Between what made the first part of a run and what made the next.
+THEN = ", then "
 T = TypeVar("T")
 
 
@@ -41,7 +43,8 @@ class RunInfo:
         epochs: length of the training.
         encoder: name of the encoder.
         encoder_weights: `imagenet`, `file`, or None.
-        commit: of the package's source, with `-dirty` where files differed; None outside a checkout.
+        commit: of the package's source, with `-dirty` where files differed; None outside a checkout. All of them, in
+            their order, where it was another when the run went on; `version` and `machine` alike.
         version: of the package.
         machine: kind of machine, without its name.
         implanted: its lesions are implanted in real CT.
@@ -69,6 +72,15 @@ class RunInfo:
     machine: str
     implanted: bool = False
     ranks: int = 1
+
+    def after(self, held: RunInfo) -> RunInfo:
+        """The run where it goes on from what `held` has trained, perhaps by other code or on another machine."""
+        return replace(
+            self,
+            commit=_joined(held.commit, self.commit),
+            version=str(_joined(held.version, self.version)),
+            machine=str(_joined(held.machine, self.machine)),
+        )
 
     def write(self, folder: Path) -> None:
         """Write `run.json`, whole or not at all."""
@@ -113,6 +125,13 @@ def left_by_fit(run: Path, name: str, read: Callable[[str], T]) -> T:
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, RecursionError) as error:
         got = f"{type(error).__name__}: {first_sentence(error)}"
         raise InputError(run / name, expected="as its fit left it", got=got, remedy="train the run again") from None
+
+
+def _joined(before: str | None, now: str | None) -> str | None:
+    if before == now:
+        return now
+    parts, last = (before or "unknown").split(THEN), now or "unknown"
+    return THEN.join(parts if parts[-1] == last else [*parts, last])
 
 
 def sha256_of(value: Mapping[str, Any]) -> str:

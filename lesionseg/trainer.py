@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any  # no postponed annotations: the command line would look them up in typing, see below
 
 import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Timer
 
 from lesionseg.errors import InputError
 
@@ -66,10 +67,17 @@ def refuse_limits(trainer: pl.Trainer, *, train: int, validation: int, test: int
     Raises:
         InputError: no batch to train on, or a share of the batches of training, validation or test that is less than
             one of them; validation after more batches than there are, or after every 0 epochs; a number of steps, with
-            which Lightning loses count of the epochs of a run that goes on.
+            which Lightning loses count of the epochs of a run that goes on; a time, as a schedule needs all its epochs;
+            steps of no batch.
     """
     if trainer.max_steps != -1 and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         _refuse("max_steps", "-1, as schedules count epochs (trainer.max_epochs)", trainer.max_steps)
+    if any(isinstance(each, Timer) for each in trainer.callbacks):  # type: ignore[attr-defined]
+        _refuse(
+            "max_time", "none, as the schedule needs its epochs (a signal saves, and the same command goes on)", "one"
+        )
+    if trainer.accumulate_grad_batches < 1:
+        _refuse("accumulate_grad_batches", "1 or more", trainer.accumulate_grad_batches)
     shares = {"train": (train, trainer.limit_train_batches), "val": (validation, trainer.limit_val_batches),
               "test": (test, trainer.limit_test_batches)}  # fmt: skip
     for name, (batches, limit) in shares.items():

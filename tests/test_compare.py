@@ -264,16 +264,28 @@ def test_real_data_with_imagenet_is_not_called_phantom(root: Path, tmp_path: Pat
         ({}, None),
         ({("no_freezing", 1): "cafe"}, "0123456789ab: baseline, no_freezing; cafe: no_freezing."),
         (dict.fromkeys(product(("baseline", "no_freezing"), (0, 1)), "cafe-dirty"), "cafe-dirty: baseline, no_free"),
-        ({("baseline", 0): None, ("baseline", 1): None}, "0123456789ab: no_freezing; unknown: baseline."),
+        (
+            dict.fromkeys(product(("baseline", "no_freezing"), (0, 1)), "cafe, then feed"),
+            "cafe, then feed: baseline, no",
+        ),
+        ({("baseline", 0): None, ("baseline", 1): None}, "0123456789ab: no_freezing; version 0.0.9: baseline."),
     ],
 )
 def test_rows_of_different_code_are_named(root: Path, tmp_path: Path, changed: dict, listed: str | None) -> None:
     for (row, fold), commit in changed.items():
-        edit_info(root / row / f"fold{fold}-seed0", commit=commit)
+        edit_info(root / row / f"fold{fold}-seed0", commit=commit, version="0.0.9")
     compare(root, tmp_path)
     text = (tmp_path / "table.md").read_text()
     assert ("Rows may differ by their code" in text) == (listed is not None)
-    assert listed is None or f"Rows by commit: {listed}" in text
+    assert listed is None or f"Rows by code: {listed}" in text
+
+
+def test_rows_of_different_versions_are_named_outside_a_checkout(root: Path, tmp_path: Path) -> None:
+    for row, version in (("baseline", "0.1.0"), ("no_freezing", "0.2.0")):
+        for fold in (0, 1):
+            edit_info(root / row / f"fold{fold}-seed0", commit=None, version=version)
+    compare(root, tmp_path)
+    assert "Rows by code: version 0.1.0: baseline; version 0.2.0: no_freezing." in (tmp_path / "table.md").read_text()
 
 
 def test_rows_of_different_numbers_of_ranks_are_named(root: Path, tmp_path: Path) -> None:

@@ -325,6 +325,46 @@ def test_where_two_batches_make_a_step_it_ends_with_a_step(tmp_path, command, mo
     assert_equal_states(load(tmp_path / "run")["state_dict"], load(tmp_path / "through")["state_dict"])
 
 
+def test_a_run_that_goes_on_by_other_code_says_so(tmp_path, command, monkeypatch):
+    run, short = tmp_path / "run", ("--trainer.max_epochs", "6", "--trainer.limit_val_batches", "0")
+    for commit, step in (
+        ("aaaaaaaaaaaa", STEPS),
+        ("aaaaaaaaaaaa", 2 * STEPS),
+        ("bbbbbbbbbbbb", 3 * STEPS),
+        ("c", None),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr("lesionseg.provenance._commit", lambda commit=commit: commit)
+            if step is not None:
+                at_step(patch, step, interrupt)
+            assert main(command(run, *short)) == (0 if step is None else 130)
+    assert RunInfo.read(run).commit == "aaaaaaaaaaaa, then bbbbbbbbbbbb, then c"
+
+
+@pytest.mark.parametrize(
+    ("row", "more", "warned"),
+    [("freeze_encoder", (), True), ("no_freezing", (), False), ("freeze_encoder", ("pretrained",), False)],
+)
+def test_blocks_frozen_with_random_weights_are_warned_of(tmp_path, finetuning, pretrained, recwarn, row, more, warned):
+    weights = ("--model.init_args.weights", str(pretrained)) if more else ()
+    assert main(finetuning(tmp_path / "run", *weights, "--trainer.fast_dev_run", "1", schedule=row)) == 0
+    said = "stem, stage1, stage2, stage3, stage4 begin frozen with random weights"
+    assert any(said in str(each.message) for each in recwarn) == warned
+
+
+def test_a_run_that_a_callback_ends_early_is_not_finished(tmp_path, command, capsys):
+    """Its schedule was made for all of the epochs, which the tables tell."""
+    run, config = tmp_path / "run", tmp_path / "early.yaml"
+    config.write_text(
+        "trainer:\n  callbacks:\n  - class_path: pytorch_lightning.callbacks.EarlyStopping\n"
+        "    init_args: {monitor: val/dice1, mode: min, patience: 1, min_delta: 1.0}\n"
+    )
+    line = refused(capsys, command(run, "--config", str(config)))
+    assert "expected the 6 epochs that the schedule is made for; got 4, as a callback of trainer.callbacks" in line
+    assert RunInfo.read(run).state == "running"
+    assert not (run / "lesions.csv").exists()
+
+
 def test_a_run_that_is_at_work_is_left_alone_by_a_second_command(tmp_path, command, whole, monkeypatch, capsys):
     run, said = tmp_path / "run", []
 
@@ -953,6 +993,8 @@ def test_a_folder_of_something_else(command, capsys, tmp_path):
         (["--trainer.overfit_batches", "0.01"], ["expected a share that is one of"]),
         (["--trainer.val_check_interval", "1000"], ["expected 1 to 3, the batches of an epoch; got 1000"]),
         (["--trainer.val_check_interval", "0"], ["expected 1 to 3, the batches of an epoch; got 0"]),
+        (["--trainer.max_time", "00:00:01:00"], ["trainer.max_time: expected none, as the schedule needs its epochs"]),
+        (["--trainer.accumulate_grad_batches", "0"], ["trainer.accumulate_grad_batches: expected 1 or more; got 0"]),
         (["--trainer.check_val_every_n_epoch", "0"], ["trainer.check_val_every_n_epoch: expected 1 or more; got 0"]),
         (["--trainer.accelerator", "tpu"], ["trainer: expected settings for this machine"]),
         (["--trainer.devices", "x"], ["trainer: expected settings for this machine"]),

@@ -77,7 +77,8 @@ class Cell:
 
     def budget(self, folder: Path) -> dict[str, Any]:
         """Arguments of a `Trainer` for as many steps on the same batches; the neighbour's own logs go to the folder."""
-        named = ("accelerator", "devices", "precision", "max_epochs", "limit_train_batches", "check_val_every_n_epoch")
+        named = ("accelerator", "devices", "precision", "max_epochs", "limit_train_batches", "check_val_every_n_epoch",
+                 "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")  # fmt: skip
         return {
             **{name: self.config["trainer"][name] for name in named},
             "default_root_dir": folder,

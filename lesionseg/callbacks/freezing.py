@@ -9,14 +9,14 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.trainer.states import TrainerFn
-from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lesionseg.errors import InputError
 from lesionseg.networks import Block, blocks
 from lesionseg.pacing import Clock, Plateau
-from lesionseg.schedules import FreezeSchedule, ResolvedSchedule
+from lesionseg.schedules import OUTSIDE_ENCODER, FreezeSchedule, ResolvedSchedule
 from lesionseg.writing import write_text
 
 
@@ -57,13 +57,25 @@ class StagedFreezing(pl.Callback):
         """Take over the figures of a checkpoint."""
         self._figures = dict(state_dict["figures"])
 
-    def check(self, epochs: int, block_names: Sequence[str], validates: bool) -> None:
-        """Refuse, before anything is trained, what does not fit.
+    def check(self, epochs: int, block_names: Sequence[str], validates: bool, random: bool) -> None:
+        """Refuse, before anything is trained, what does not fit; say what can hardly be meant.
+
+        Args:
+            epochs: of the training.
+            block_names: of the net.
+            validates: there is an inner validation.
+            random: the encoder starts from no weights.
 
         Raises:
             InputError: the schedule does not fit the blocks or the epochs, or no validation shows a plateau.
         """
-        self.schedule.resolve(epochs, block_names)
+        first = self.schedule.resolve(epochs, block_names).steps[0]
+        frozen = [name for name, rate in first.rates.items() if not rate and name not in OUTSIDE_ENCODER]
+        if frozen and random:
+            rank_zero_warn(
+                f"{', '.join(frozen)} begin frozen with random weights, as there are none to start from: name those of "
+                "a pretraining (model.init_args.weights), or encoder_weights"
+            )
         if self.plateau and not validates:
             raise InputError("schedule.plateau", expected="an inner validation to look for it in", got="none",
                              remedy="set data.inner_validation to 0.2, or leave the plateau out")  # fmt: skip

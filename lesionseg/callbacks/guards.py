@@ -30,7 +30,8 @@ class StopOnSignal(pl.Callback):
     """After a signal of `ENDING`: finish the batch, save `last.ckpt`, end. Another signal later ends at once.
 
     After the last batch of an epoch, its validation and its checkpoint come first. Where several batches make a step
-    (`accumulate_grad_batches`), it ends with a step: gradients are no part of a checkpoint.
+    (`accumulate_grad_batches`), it ends with a step: gradients are no part of a checkpoint. Where a validation follows
+    a batch (`val_check_interval`), it ends with the next one: no run that goes on would make it up.
 
     A run that is continued from such a checkpoint gives the same weights as one that was never stopped.
 
@@ -58,7 +59,8 @@ class StopOnSignal(pl.Callback):
     ) -> None:
         """Save and stop, on every rank, once a signal has come to any of them."""
         within_a_step = (batch_idx + 1) % trainer.accumulate_grad_batches
-        if not (trainer.is_last_batch or within_a_step) and self._stops(trainer):
+        waits = trainer.is_last_batch or within_a_step or _validates_now(trainer, batch_idx)
+        if not waits and self._stops(trainer):
             self.finite.check(trainer, pl_module)
             trainer.save_checkpoint(self.checkpoint, weights_only=False)
             raise Interrupted
@@ -98,6 +100,15 @@ class StopOnSignal(pl.Callback):
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
         self._previous = {}
+
+
+def _validates_now(trainer: pl.Trainer, batch_idx: int) -> bool:
+    """Whether Lightning validates after this batch, in the midst of an epoch."""
+    every = trainer.val_check_batch
+    if not isinstance(every, int):  # infinite without a validation; None where the clock tells
+        return False
+    batches = batch_idx if trainer.check_val_every_n_epoch is not None else trainer.fit_loop.total_batch_idx
+    return (batches + 1) % every == 0
 
 
 class FiniteLoss(pl.Callback):

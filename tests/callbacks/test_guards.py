@@ -130,6 +130,16 @@ def test_a_signal_saves_after_the_batch_and_stops(tmp_path):
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.parametrize("every", [{"check_val_every_n_epoch": 1}, {"check_val_every_n_epoch": None}])
+def test_a_validation_in_the_midst_of_an_epoch_comes_before_the_end(tmp_path, every):
+    """No run that goes on would make it up."""
+    task = Task("signal")
+    with pytest.raises(Interrupted):
+        fit(tmp_path, task, val_check_interval=3, limit_val_batches=1, num_sanity_val_steps=0, **every)
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 4
+    assert task.validated == 1
+
+
 def test_without_a_signal_nothing_is_saved_and_the_signals_are_given_back(tmp_path):
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     assert fit(tmp_path, Task()).global_step == STEPS
