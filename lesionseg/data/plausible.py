@@ -46,7 +46,7 @@ LIVER_LIMITS_HU = (-100.0, 300.0)
 #: A severely fatty liver comes down to about 0 HU, a healthy one in the portal phase lies at 100 to 120.
 LIVER_USUAL_HU = (0.0, 200.0)
 #: So many slices tell the mean of a liver well enough.
-LIVER_SLICES = 16
+LIVER_SLICES = 8
 #: Usual spacing in mm, through and within the plane, of abdominal CT (LiTS: 0.45 to 6.0, and 0.56 to 1.0).
 USUAL_SLICE_MM, USUAL_PIXEL_MM = (0.3, 10.0), (0.3, 3.5)
 #: Lesions of fewer voxels are reported.
