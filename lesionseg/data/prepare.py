@@ -105,7 +105,8 @@ def _bring_up_to_date(
         (store_path / MANIFEST).unlink(missing_ok=True)
     if gone:
         some = ", ".join(sorted(folder.name for folder in gone)[:_NAMED]) + ", …" * (len(gone) > _NAMED)
-        warnings.warn(f"{len(gone)} cases leave the store, as they are not in the input: {some}", stacklevel=4)
+        cases = f"{len(gone)} case{'s' * (len(gone) > 1)}"
+        warnings.warn(f"{cases} removed from the store, as no longer in the input: {some}", stacklevel=4)
     for folder in gone:
         shutil.rmtree(folder)
     try:

@@ -381,7 +381,7 @@ def test_values_without_fat_or_air_are_warned_of(tmp_path):
 def test_cases_that_leave_a_store_are_told(tmp_path):
     sources = cohort(tmp_path / "in")
     store = prepare(sources, tmp_path / "store", kind="lits", workers=1)
-    with pytest.warns(UserWarning, match="5 cases leave the store, as they are not in the input: p") as told:
+    with pytest.warns(UserWarning, match="5 cases removed from the store, as no longer in the input: p") as told:
         left = prepare(sources[:1], tmp_path / "store", kind="lits", workers=1)
     named = re.findall(r"p[0-9a-f]{10}-[0-9a-f]{6}", str(told[0].message))
     assert named == sorted({r.case_id for r in store.records} - {r.case_id for r in left.records})[:3]
