@@ -978,6 +978,10 @@ def test_a_folder_of_something_else(command, capsys, tmp_path):
         (["--model.init_args.lr", "-1"], ["model.lr: expected 0 or more; got -1.0"]),
         (["--model.init_args.loss", "mse"], ["model.loss: expected weighted_ce or dice_ce; got mse"]),
         (["--model.init_args.encoder", "resnet19"], ["got 'resnet19'", "close names: resnet18"]),
+        (
+            ["--model.init_args.encoder", "tu-coatnet_nano_rw_224"],
+            ["data.input.size_px: expected a size that tu-coatnet_nano_rw_224 takes; got 32 (The size of tensor a"],
+        ),
         (["--model.init_args.depth", "5"], ["depth"]),
         (["--model.class_path", "lesionseg.tasks.Nothing"], ["--model", "lesionseg.tasks.Nothing"]),
         (["--trainer.max_epochs", "5"], ["schedule: expected", "got 5"]),

@@ -17,7 +17,7 @@ from torchmetrics import Metric
 
 from lesionseg.data.dataset import Batch, Place, Predicted
 from lesionseg.epoch_means import EpochMeans
-from lesionseg.errors import InputError
+from lesionseg.errors import InputError, first_sentence
 from lesionseg.inputs import InputSpec
 from lesionseg.labels import TARGETS, Target
 from lesionseg.networks import build_unet, parameter_groups, transfer, transferable
@@ -131,11 +131,21 @@ class SegmentationTask(pl.LightningModule):
         return {name: float(value) for name, value in metric.compute().items()}
 
     def check_start(self) -> None:
-        """Refuse, before anything is trained, weights that do not fit this net.
+        """Refuse, before anything is trained, slices that the encoder does not take, and weights that do not fit.
 
         Raises:
-            InputError: too little of the encoder fits, see `networks.transfer`.
+            InputError: an encoder for slices of another size; too little of it fits, see `networks.transfer`.
         """
+        encoder, side = self.net.get_submodule("encoder"), self.spec.size_px
+        try:
+            with torch.no_grad():
+                encoder.eval()(torch.zeros(1, 3, side, side))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            raise InputError("data.input.size_px", expected=f"a size that {self.description['encoder']} takes",
+                             got=f"{side} ({first_sentence(error)})",
+                             remedy="set its own, or choose another encoder") from error  # fmt: skip
+        finally:
+            encoder.train()
         if self.weights is not None:
             transferable(self.net, self.start(read_net(self.weights)[1]), where=self.weights)
 
