@@ -38,7 +38,7 @@ class InputSpec:
     scale_hu: float = 35.0
 
     def __post_init__(self) -> None:
-        if not 32 <= self.size_px <= 4096 or self.size_px % 32:
+        if not (type(self.size_px) is int and 32 <= self.size_px <= 4096) or self.size_px % 32:
             allowed = "a multiple of 32 (five halvings in the U-net) up to 4096"
             raise ValueError(f"size_px must be {allowed}, got {self.size_px}")
         if not -math.inf < self.low_hu < self.high_hu < math.inf:

@@ -70,6 +70,8 @@ class Net:
         target = TARGETS[description["target"]]
         if tuple(description["classes"]) != target.classes or not _ENCODER.fullmatch(description["encoder"]):
             raise ValueError(f"classes {description['classes']} of encoder {description['encoder']!r}")
+        if any(type(channels) is not int for channels in description["decoder_channels"]):
+            raise ValueError(f"decoder channels {description['decoder_channels']!r}")
         try:
             net = cls(description, load(data), dict(content["provenance"]))
         except SafetensorError as error:
