@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -42,7 +43,8 @@ class CascadeFolder:
         """The cascade of this process, of the model in the folder; it takes the place of an earlier one."""
         if self not in _BUILT:
             _BUILT.clear()
-            _BUILT[self] = Cascade(model, device=self.device, batch_size=self.batch_size, tta=self.tta)
+            make = partial(Cascade, model, device=self.device, batch_size=self.batch_size, tta=self.tta)
+            _BUILT[self] = on_own_gpu(worker_number(), make) if self.device in ("auto", "cuda") else make()
         return _BUILT[self]
 
     @property
@@ -54,8 +56,6 @@ class CascadeFolder:
         if model.identity != self.identity:
             raise InputError(self.folder, expected=f"the model {self.identity[:12]}", got=model.identity[:12],
                              remedy="leave the folder as it is while it is in use", code="model")  # fmt: skip
-        if self.device in ("auto", "cuda"):
-            return on_own_gpu(worker_number(), lambda: self.build(model))
         return self.build(model)
 
     def ready(self, *paths: Path) -> None:

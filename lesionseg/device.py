@@ -117,13 +117,12 @@ def keep_freed_memory() -> None:
 
 def _device(name: str) -> torch.device:
     if name == "auto":
-        return torch.device("cuda" if gpu_works() else "cpu")
+        name = "cuda" if gpu_works() else "cpu"
     expected, got = "auto, cpu or cuda", name
     try:
         if name.partition(":")[0] in ("cpu", "cuda"):
             device = torch.device(name)
-            torch.empty(0, device=device)
-            return device
+            return torch.empty(0, device=device).device  # with the number of the GPU, whichever thread asks
     except (RuntimeError, AssertionError) as error:
         got = f"{name} ({first_sentence(error)})"
     raise InputError("device", expected=expected, got=got, remedy="use --device cpu")

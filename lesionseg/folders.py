@@ -8,9 +8,12 @@ from pathlib import Path
 
 from lesionseg.errors import InputError
 
+#: Of file systems, at the root of a disk; only its owner can read them.
+_OF_THE_SYSTEM = {"lost+found", "System Volume Information", "$RECYCLE.BIN"}
+
 
 def walk(root: Path, closed: Callable[[OSError], object]) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """`os.walk` from the top, in order of names, through links, each folder once; hidden folders are left out.
+    """`os.walk` from the top, in order of names, through links, each folder once; without hidden folders.
 
     Args:
         root: where to begin.
@@ -23,7 +26,7 @@ def walk(root: Path, closed: Callable[[OSError], object]) -> Iterator[tuple[Path
             folders.clear()
             continue
         seen.add(place)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in _OF_THE_SYSTEM)
         yield Path(here), folders, sorted(files)
 
 

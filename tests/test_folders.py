@@ -10,7 +10,8 @@ from lesionseg.folders import files_below, walk
 
 @pytest.fixture
 def root(tmp_path):
-    for name in ("root/b/2.nii", "root/b/.hidden.nii", "root/.trash/3.nii", "root/1.nii", "disk/deep/4.nii"):
+    hidden = ("root/b/.hidden.nii", "root/.trash/3.nii", "root/lost+found/5.nii")
+    for name in ("root/b/2.nii", "root/1.nii", "disk/deep/4.nii", *hidden):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "root" / "linked").symlink_to(tmp_path / "disk")

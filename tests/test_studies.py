@@ -237,11 +237,11 @@ def test_a_folder_that_cannot_be_read_stops_only_the_ct_around_it(tmp_path, clos
     save(tmp_path / "two" / "a", study("two"))
     save(tmp_path / "two" / "b", study("two", "more"))
     before = {found.name: found.fingerprint() for found in find_studies(tmp_path).studies}
-    for path in ("lost+found", "two/c"):
+    for path in ("closed", "two/c", "lost+found"):
         close(tmp_path / path)
     found = find_studies(tmp_path)
     assert found.passed_over == (
-        "lost+found, a folder that cannot be read",
+        "closed, a folder that cannot be read",
         f"{Path('two', 'c')}, a folder that cannot be read",
     )
     one, two, volume = found.studies

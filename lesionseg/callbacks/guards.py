@@ -31,7 +31,7 @@ class StopOnSignal(pl.Callback):
 
     After the last batch of an epoch, its validation and its checkpoint come first. Where several batches make a step
     (`accumulate_grad_batches`), it ends with a step: gradients are no part of a checkpoint. Where a validation follows
-    a batch (`val_check_interval`), it ends with the next one: no run that goes on would make it up.
+    (`val_check_interval`), it ends with the next step: no run that goes on would make it up.
 
     A run that is continued from such a checkpoint gives the same weights as one that was never stopped.
 
@@ -46,6 +46,7 @@ class StopOnSignal(pl.Callback):
     def __init__(self, checkpoint: Path, finite: FiniteLoss) -> None:
         self.checkpoint, self.finite = checkpoint, finite
         self.stopping = False
+        self._waits = False
         self._received: int | None = None
         self._received_s = 0.0
         self._previous: dict[int, signal.Handlers | object] = {}
@@ -59,8 +60,10 @@ class StopOnSignal(pl.Callback):
     ) -> None:
         """Save and stop, on every rank, once a signal has come to any of them."""
         within_a_step = (batch_idx + 1) % trainer.accumulate_grad_batches
-        waits = trainer.is_last_batch or within_a_step or _validates_now(trainer, batch_idx)
-        if not waits and self._stops(trainer):
+        if not (trainer.is_last_batch or within_a_step) and self._stops(trainer):
+            if not self._waits and _validates_now(trainer, batch_idx):
+                self._waits = True  # once: a validation may follow every step
+                return
             self.finite.check(trainer, pl_module)
             trainer.save_checkpoint(self.checkpoint, weights_only=False)
             raise Interrupted
@@ -104,11 +107,12 @@ class StopOnSignal(pl.Callback):
 
 def _validates_now(trainer: pl.Trainer, batch_idx: int) -> bool:
     """Whether Lightning validates after this batch, in the midst of an epoch."""
-    every = trainer.val_check_batch
-    if not isinstance(every, int):  # infinite without a validation; None where the clock tells
+    batches, epochs = trainer.val_check_batch, trainer.check_val_every_n_epoch
+    if not (trainer.enable_validation and isinstance(batches, int)):  # None: the clock tells
         return False
-    batches = batch_idx if trainer.check_val_every_n_epoch is not None else trainer.fit_loop.total_batch_idx
-    return (batches + 1) % every == 0
+    if epochs is None:
+        return (trainer.fit_loop.total_batch_idx + 1) % batches == 0
+    return (trainer.current_epoch + 1) % epochs == 0 and (batch_idx + 1) % batches == 0
 
 
 class FiniteLoss(pl.Callback):

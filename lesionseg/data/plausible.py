@@ -22,8 +22,8 @@ from lesionseg.scan import holds_fat_or_air
 #: What each code of this file means. Faults of files carry the codes of the `InputError` that names them.
 CODES: dict[str, str] = {
     "remark": "the case can be read, with a remark",
-    "liver-hu": "the mean of the liver is one that no liver has: not in HU, or the mask is misplaced",
-    "liver-hu-unusual": "the mean of the liver is unusual",
+    "liver-hu": "the median of the liver is one that no liver has: not in HU, or the mask is misplaced",
+    "liver-hu-unusual": "the median of the liver is unusual, or that of a few voxels is none of a liver",
     "no-negative-hu": "no voxel below 0 HU, so neither fat nor air: grey values, or a window that starts too high",
     "liver-empty": "no liver in the mask",
     "liver-missing": "slices without a liver mask: a liver net must find it",
@@ -33,6 +33,7 @@ CODES: dict[str, str] = {
     "spacing-unusual": "unusual voxel spacing",
     "same-scan-leak": "one scan under two patients: a leak between folds",
     "same-study-leak": "slices of one DICOM study under two patients: a leak between folds",
+    "same-study": "one StudyInstanceUID under many patients: no study, but what an anonymiser wrote",
     "same-scan": "one scan twice under one patient",
     "generated-mixed": "generated cases among real ones",
     "few-patients": "fewer patients than folds",
@@ -41,12 +42,12 @@ CODES: dict[str, str] = {
 
 #: What `prepare` says of a case whose values are `no-negative-hu`.
 NO_FAT_OR_AIR = "no voxel lies below 0 HU, so neither fat nor air: see that the values are Hounsfield units"
-#: Means outside these are no liver: pure fat is about -100 HU, and no parenchyma is enhanced to 300.
+#: Medians outside these are no liver: pure fat is about -100 HU, and no parenchyma is enhanced to 300.
 LIVER_LIMITS_HU = (-100.0, 300.0)
 #: A severely fatty liver comes down to about 0 HU, a healthy one in the portal phase lies at 100 to 120.
 LIVER_USUAL_HU = (0.0, 200.0)
-#: So many slices tell the mean of a liver well enough.
-LIVER_SLICES = 8
+#: So many slices tell the median of a liver well enough, and so few voxels (the rim of a lesion at the dome) do not.
+LIVER_SLICES, FEW_LIVER_VOXELS = 8, 200
 #: Usual spacing in mm, through and within the plane, of abdominal CT (LiTS: 0.45 to 6.0, and 0.56 to 1.0).
 USUAL_SLICE_MM, USUAL_PIXEL_MM = (0.3, 10.0), (0.3, 3.5)
 #: Lesions of fewer voxels are reported.
@@ -119,13 +120,16 @@ def grey_values(record: CaseRecord, hu: np.ndarray, labels: np.ndarray, where: s
         yield _warning("no-negative-hu", where, f"HU from {hu.min()} to {hu.max()}", remedy)
     with_liver = record.liver_slices
     some = [with_liver[i] for i in np.linspace(0, len(with_liver) - 1, min(len(with_liver), LIVER_SLICES)).astype(int)]
-    parenchyma = [hu[i][labels[i] == LIVER] for i in some]
-    if sum(map(len, parenchyma)):
-        mean = float(np.concatenate(parenchyma).mean())
-        text, remedy = f"mean of the liver {mean:.0f} HU", "look at the picture: is it in HU, the mask on the liver?"
-        if not LIVER_LIMITS_HU[0] <= mean <= LIVER_LIMITS_HU[1]:
+    parenchyma = np.concatenate([hu[i][labels[i] == LIVER] for i in some]) if some else hu[:0]
+    if parenchyma.size:
+        median = float(np.median(parenchyma))
+        text, remedy = (
+            f"median of the liver {median:.0f} HU",
+            "look at the picture: is it in HU, the mask on the liver?",
+        )
+        if not LIVER_LIMITS_HU[0] <= median <= LIVER_LIMITS_HU[1] and parenchyma.size > FEW_LIVER_VOXELS:
             yield _error("liver-hu", where, text, remedy)
-        elif not LIVER_USUAL_HU[0] <= mean <= LIVER_USUAL_HU[1]:
+        elif not LIVER_USUAL_HU[0] <= median <= LIVER_USUAL_HU[1]:
             yield _warning("liver-hu-unusual", where, text, remedy)
 
 
@@ -192,13 +196,26 @@ def _same_voxels(records: Sequence[CaseRecord], where: dict[str, str]) -> list[P
     return found
 
 
-def _same_study(records: Sequence[CaseRecord], where: dict[str, str]) -> Iterator[Problem]:
-    first: dict[str, CaseRecord] = {}
+def shared_studies(records: Sequence[CaseRecord]) -> list[tuple[CaseRecord, CaseRecord, bool]]:
+    """Studies under several patients: two records of each, of two patients, and whether it is a patient of two names.
+
+    It is where the study has two patients, and there are more: a UID that stands for three or for all of them is no
+    study, but what an anonymiser wrote.
+    """
+    owners: dict[str, dict[str, CaseRecord]] = defaultdict(dict)
     for record in sorted(records, key=lambda record: record.case_id):
-        if record.study is None:
-            continue
-        sibling = first.setdefault(record.study, record)
-        if sibling.patient_id != record.patient_id:
-            text = f"of the same DICOM study (StudyInstanceUID) as {where[sibling.case_id]}"
+        if record.study is not None:
+            owners[record.study].setdefault(record.patient_id, record)
+    patients = len({record.patient_id for record in records})
+    several = [list(found.values()) for found in owners.values() if len(found) > 1]
+    return [(found[0], found[1], len(found) == 2 < patients) for found in several]
+
+
+def _same_study(records: Sequence[CaseRecord], where: dict[str, str]) -> Iterator[Problem]:
+    for first, second, leak in shared_studies(records):
+        text = f"of the same DICOM study (StudyInstanceUID) as {where[first.case_id]}"
+        if leak:
             remedy = "give both the patient that they are of, or leave one out (`--exclude`)"
-            yield _error("same-study-leak", where[record.case_id], text, remedy)
+            yield _error("same-study-leak", where[second.case_id], text, remedy)
+        else:
+            yield _warning("same-study", where[second.case_id], text, "see that no patient has two names")

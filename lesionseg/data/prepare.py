@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from lesionseg.data.case_files import CASES, HU, LABELS, array_damage, case_folder
-from lesionseg.data.plausible import NO_FAT_OR_AIR, grey_values
+from lesionseg.data.plausible import NO_FAT_OR_AIR, grey_values, shared_studies
 from lesionseg.data.pseudonyms import (
     Job,
     key_table,
@@ -167,18 +167,19 @@ def _compared(store_path: Path, records: Collection[CaseRecord]) -> tuple[CaseRe
         raise InputError(
             store_path, expected="only generated or only real cases", got=got, remedy=remedy, code="generated-mixed"
         )
-    first: dict[str, CaseRecord] = {}
-    of_study: dict[str, CaseRecord] = {}
-    for i, record in enumerate(ordered):
-        sibling = of_study.setdefault(record.study or record.case_id, record)
-        if sibling.patient_id != record.patient_id:
+    for one, other, leak in shared_studies(ordered):
+        if leak:
             raise InputError(
                 store_path,
                 expected="each DICOM study (StudyInstanceUID) under one patient",
-                got=f"one in {sibling.case_id} and {record.case_id} (names: {key_table_path(store_path)})",
+                got=f"one in {one.case_id} and {other.case_id} (names: {key_table_path(store_path)})",
                 remedy="give them the patient that they are of (or by `--groups`), or leave one out by `--exclude`",
                 code="same-study-leak",
             )
+        warnings.warn(f"{one.case_id} and {other.case_id} share a StudyInstanceUID; see that no patient has two names",
+                      stacklevel=3)  # fmt: skip
+    first: dict[str, CaseRecord] = {}
+    for i, record in enumerate(ordered):
         twin = first.setdefault(record.voxel_checksum, record)
         if twin.patient_id != record.patient_id:
             raise InputError(

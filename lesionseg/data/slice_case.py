@@ -157,12 +157,14 @@ def _liver(path: Path, row: Row, scan: Scan, values: Mapping[str, int]) -> np.nd
     if not is_seg(path):
         mask = _read_mask(path, scan)
         kinds = set(np.unique(mask[mask > 0]).tolist())
-        if len(kinds) > 1 and not kinds <= (set(values.values()) if "liver" in values else _LITS_VALUES):
+        if len(kinds) > 1 and not (kinds <= _LITS_VALUES or kinds <= {LIVER, *values.values()}):
             raise InputError(
                 path,
                 expected="a mask of the liver",
-                got="several values, as of a map of organs: " + ", ".join(map(str, sorted(kinds)[:8])),
-                remedy="give one of the liver alone",
+                got="the values "
+                + ", ".join(map(str, sorted(kinds)[:8]))
+                + ", as of organs, segments or blurred edges",
+                remedy="save the liver as 1 and all else as 0",
                 code="mask-values",
             )
         return mask > 0

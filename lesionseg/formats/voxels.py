@@ -10,8 +10,8 @@ import numpy as np
 from lesionseg.errors import InputError
 from lesionseg.scan import empty
 
-#: Values of a CT are further apart: from fat or air to the liver it is more, also through the narrowest window.
-LEAST_RANGE_HU = 100
+#: Fractions no further from 0 are normalised: to 0…1 or −1…1, by mean and deviation, or HU by the thousand.
+MOST_NORMALISED = 50
 
 
 def to_int16(
@@ -43,7 +43,7 @@ def to_int16(
         got = f"{broken} voxel{'s that are' if broken > 1 else ' that is'} NaN or infinite"
     elif low < -32768 or high > 32767:
         got = f"values from {low:.6g} to {high:.6g}"
-    elif fractions and high - low < LEAST_RANGE_HU:
+    elif fractions and max(abs(low), abs(high)) < MOST_NORMALISED:
         got = f"fractions from {low:.3g} to {high:.3g}, as of a normalised image"
     else:
         return out

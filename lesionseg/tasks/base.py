@@ -136,18 +136,22 @@ class SegmentationTask(pl.LightningModule):
         Raises:
             InputError: an encoder for slices of another size; too little of it fits, see `networks.transfer`.
         """
-        encoder, side = self.net.get_submodule("encoder"), self.spec.size_px
+        self.refuse_side("encoder", self.spec.size_px, "data.input.size_px")
+        if self.weights is not None:
+            transferable(self.net, self.start(read_net(self.weights)[1]), where=self.weights)
+
+    def refuse_side(self, encoder: str, side: int, setting: str) -> None:
+        """Raise `InputError` for a setting where an encoder, a submodule of the net, takes no squares of this side."""
+        module = self.net.get_submodule(encoder)
         try:
             with torch.no_grad():
-                encoder.eval()(torch.zeros(1, 3, side, side))
+                module.eval()(torch.zeros(1, 3, side, side))
         except (RuntimeError, AssertionError, ValueError) as error:
-            raise InputError("data.input.size_px", expected=f"a size that {self.description['encoder']} takes",
+            raise InputError(setting, expected=f"a size that {self.description['encoder']} takes",
                              got=f"{side} ({first_sentence(error)})",
                              remedy="set its own, or choose another encoder") from error  # fmt: skip
         finally:
-            encoder.train()
-        if self.weights is not None:
-            transferable(self.net, self.start(read_net(self.weights)[1]), where=self.weights)
+            module.train()
 
     def setup(self, stage: str) -> None:
         """Take over the pretrained tensors, once, before training, and keep what training starts from.

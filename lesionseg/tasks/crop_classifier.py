@@ -53,6 +53,11 @@ class CropClassifierTask(TwoStepTask):
         add_crop_classifier(net, len(self.target.lesion_types))
         return net
 
+    def check_start(self) -> None:
+        """As the base, and crops that the classifier's encoder does not take."""
+        self.refuse_side("classifier.encoder", self.naming.crop_px, "model.crop_px")
+        super().check_start()
+
     def start(self, pretrained: dict[str, Tensor]) -> dict[str, Tensor]:
         """The pretrained encoder twice, unless there is a classifier as well."""
         encoder = {f"classifier.{name}": value for name, value in pretrained.items() if name.startswith("encoder.")}

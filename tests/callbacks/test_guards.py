@@ -140,6 +140,23 @@ def test_a_validation_in_the_midst_of_an_epoch_comes_before_the_end(tmp_path, ev
     assert task.validated == 1
 
 
+@pytest.mark.parametrize(
+    ("settings", "steps", "validated"),
+    [
+        ({"val_check_interval": 1}, 4, 3),
+        ({"val_check_interval": 2, "accumulate_grad_batches": 2}, 2, 1),
+        ({"val_check_interval": 1, "check_val_every_n_epoch": 5}, 3, 0),
+        ({"val_check_interval": 1, "limit_val_batches": 0}, 3, 0),
+    ],
+)
+def test_it_waits_for_one_validation_alone(tmp_path, settings, steps, validated):
+    task = Task("signal", step=0 if "accumulate_grad_batches" in settings else 2)
+    with pytest.raises(Interrupted):
+        fit(tmp_path, task, **{"limit_val_batches": 1, "num_sanity_val_steps": 0, **settings})
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == steps
+    assert task.validated == validated
+
+
 def test_without_a_signal_nothing_is_saved_and_the_signals_are_given_back(tmp_path):
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     assert fit(tmp_path, Task()).global_step == STEPS

@@ -44,6 +44,12 @@ def test_grey_values_and_missing_rescale():
     padded.hu += 1024
     padded.hu[:, :3] = -2000  # outside of the reconstruction
     assert found_in(padded) == {("no-negative-hu", "warning"), ("liver-hu", "error")}
+    dome = made(0, shape=(1, 32, 32))
+    dome.labels[:] = 0
+    dome.labels[0, 10:24, 10:24] = 1
+    dome.labels[0, 11:23, 11:23] = 3  # a lesion fills the cut; its rim is half lung
+    dome.hu[dome.labels == 1] = -400
+    assert found_in(dome) == {("liver-hu-unusual", "warning")}
     moved = made(0)
     moved.hu[moved.labels == 1] -= 1000  # the mask lies on air
     assert found_in(moved) == {("liver-hu", "error")}
@@ -122,6 +128,8 @@ def test_cohort(tmp_path):
     assert cohort_codes(leak, 3) == [("same-scan-leak", "place of c1"), ("same-scan", "place of c3")]
     studies = [msgspec.structs.replace(r, study=s) for r, s in zip(sound, ("s1", "s1", "s2"), strict=True)]
     assert cohort_codes(studies, 3) == [("same-study-leak", "place of c1")]
+    anonymised = [msgspec.structs.replace(record, study="s1") for record in sound]
+    assert cohort_codes(anonymised, 3) == [("same-study", "place of c1")]
     same = [msgspec.structs.replace(record, patient_id="p0") for record in studies[:2]]
     assert cohort_codes([*same, studies[2]], 2) == []
     generated = made(0)

@@ -360,10 +360,24 @@ def test_one_dicom_study_under_two_patients_is_refused(tmp_path):
     assert not {record.study for record in salted.records} & {study for study in kept if study}
 
 
+@pytest.mark.parametrize("patients", [2, 4])
+def test_a_uid_of_all_patients_is_no_study(tmp_path, patients):
+    """An anonymiser wrote it: refused, such data could not be prepared at all."""
+    sources = []
+    for i in range(patients):
+        case = made(i)
+        case.study = "1.2.3"
+        sources.append(source(tmp_path / "in", f"s{i}", f"p{i}", case))
+    with pytest.warns(UserWarning, match="share a StudyInstanceUID; see that no patient has two names"):
+        assert len(prepare(sources, tmp_path / "store", kind="lits", workers=1).records) == patients
+
+
 def test_a_liver_that_is_not_in_hounsfield_units_is_refused(tmp_path):
     case = made(0)
     case.hu += 1024  # the rescale was left out
-    with pytest.raises(InputError, match="a: expected a liver in Hounsfield units; got mean of the liver 11") as caught:
+    with pytest.raises(
+        InputError, match="a: expected a liver in Hounsfield units; got median of the liver 11"
+    ) as caught:
         prepare([source(tmp_path / "in", "a", "a", case)], tmp_path / "store", kind="lits", workers=1)
     assert caught.value.code == "liver-hu"
 

@@ -391,7 +391,9 @@ class TestDicomSeg:
         ((1, 2), None, True),  # LiTS: liver and lesion
         ((7, 7), None, True),
         ((5, 6), None, False),  # organs
-        ((1, 3), None, False),
+        ((1, 4), None, False),
+        ((1, 3), None, True),  # the liver, and a lesion by the values of the types
+        ((1, 2), {"liver": 9, "cyst": 4}, True),
         ((9, 4), {"liver": 9, "cyst": 4}, True),
         ((9, 8), {"liver": 9, "cyst": 4}, False),
     ],
@@ -404,7 +406,7 @@ def test_a_map_of_organs_is_no_liver_mask(folder, values, labels, taken):
     if taken:
         np.testing.assert_array_equal(read_one(folder, text, labels=labels).labels, expected())
         return
-    with pytest.raises(InputError, match="a mask of the liver; got several values, as of a map of organs") as error:
+    with pytest.raises(InputError, match=r"a mask of the liver; got the values \d, \d, as of organs") as error:
         read_one(folder, text, labels=labels)
     assert error.value.code == "mask-values"
 

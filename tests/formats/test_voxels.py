@@ -57,6 +57,12 @@ def test_a_normalised_image_is_refused(low, high):
         to_int16(values, SHAPE, FILE)
 
 
+@pytest.mark.parametrize(("low", "high"), [(58.2, 142.0), (-120.5, -60.1)])
+def test_a_resampled_cut_out_of_one_tissue_is_none(low, high):
+    values = np.linspace(low, high, 60, dtype=np.float32).reshape(SHAPE)
+    np.testing.assert_array_equal(to_int16(values, SHAPE, FILE), np.rint(values))
+
+
 @pytest.mark.parametrize(("value", "dtype"), [(40000, np.uint16), (-32769, np.int32), (1e5, np.float32)])
 def test_a_value_that_int16_cannot_hold_is_refused(value, dtype):
     values = np.zeros(SHAPE, dtype)

@@ -120,3 +120,18 @@ def test_both_encoders_start_from_the_pretrained_one(pretrained):
 def test_crops_of_no_use_are_refused(crop_px):
     with pytest.raises(InputError, match=r"model.crop_px: expected a multiple of 32, 64 to 1024"):
         crop_task(crop_px=crop_px)
+
+
+@pytest.mark.parametrize(
+    ("size_px", "refused"), [(224, "model.crop_px: .* got 64"), (64, "data.input.size_px: .* got 64")]
+)
+def test_an_encoder_of_one_size_is_told_before_training(size_px, refused):
+    spec = InputSpec(size_px, "liver")
+    task = CropClassifierTask(input=spec, target="typed", encoder="tu-coatnet_nano_rw_224", crop_px=64)
+    if size_px == 64:
+        task.refuse_side("encoder", 224, "data.input.size_px")  # its own
+        with pytest.raises(InputError, match=refused):
+            task.refuse_side("encoder", 64, "data.input.size_px")
+        return
+    with pytest.raises(InputError, match=refused):
+        task.check_start()
