@@ -67,8 +67,10 @@ $(foreach name,LITS SLICES NAME,$(if $(word 2,$($(name))),$(error \
 # Told at once, as both also say how many trainings run side by side.
 $(foreach name,DEVICES NODES,$(if $($(name)),$(if $(shell grep -xE '[1-9][0-9]*' <<< '$($(name))'),,$(error \
   lesionseg: wrong input: $(name): expected a whole number from 1 on; got $($(name)); leave it out for the default))))
-STEER = $(if $(EPOCHS),--trainer.max_epochs $(EPOCHS)) \
-  $(if $(DEVICES)$(NODES)$(MEET),--trainer.devices $(or $(DEVICES),auto)) \
+STEER = $(if $(EPOCHS),--trainer.max_epochs $(EPOCHS)) $(SPREAD)
+# Of the pretraining, which fine-tunings of any length begin with: its own length.
+PRETRAIN_STEER = $(if $(PRETRAIN_EPOCHS),--trainer.max_epochs $(PRETRAIN_EPOCHS)) $(SPREAD)
+SPREAD = $(if $(DEVICES)$(NODES)$(MEET),--trainer.devices $(or $(DEVICES),auto)) \
   $(if $(NODES),--trainer.num_nodes $(NODES))
 
 # Trainings run side by side: as many as there are GPUs for, DEVICES each (none said: one); on the CPU two, of one rank
@@ -99,8 +101,8 @@ GIVEN_THREADS = $${OMP_NUM_THREADS:-$(THREADS)}
 .PHONY: help
 help: ## list the targets
 	@echo "make TARGET [LITS=/path/to/LiTS] [SLICES=/path/to/slices.csv] [PROFILE=phantom|paper|real_cpu] [NAME=...]"
-	@echo "            [SCHEDULES='a b'] [FOLDS=3] [SEEDS='0 1'] [AGAINST=row] [EPOCHS=n] [DEVICES=n] [-j N]"
-	@echo "            [NODES=n] [MEET=host:port]"
+	@echo "            [SCHEDULES='a b'] [FOLDS=3] [SEEDS='0 1'] [AGAINST=row] [DEVICES=n] [-j N]"
+	@echo "            [EPOCHS=n] of the fine-tunings [PRETRAIN_EPOCHS=n] [NODES=n] [MEET=host:port]"
 	@echo "            [SCHEDULE=a] [FOLD=0] [SEED=0] [INPUT=/path/to/study] [OUT=folder] [IMPLANT=1] [HOLD='case case']"
 	@echo "            [LITS_OPTIONS=...] [SLICES_OPTIONS=...] [IMPLANT_OPTIONS=...] of lesionseg prepare and implant"
 	@echo "            [PRETRAIN_OPTIONS=...] [FIT_OPTIONS=...] of lesionseg fit [SEGMENT_OPTIONS=...] of lesionseg segment"
@@ -186,7 +188,9 @@ FIRST := $(if $(NODES)$(IMPLANT)$(LIVER)$(if $(SLICES),,$(PREPARED)),,data-slice
 COUNTED := $(or $(FIRST),$(if $(LITS)$(SLICES),,$(and $(PREPARED),$(wildcard $(DATA)/slices/manifest.json))))
 .PHONY: planned
 planned: setup $(FIRST) ## can the schedules be trained in EPOCHS, and their FOLDS be made? (make finetune asks first)
-	@$(BIN)/python experiments/planned.py '$(SCHEDULES)' --config experiments/finetune/lesion.yaml \
+	@$(BIN)/python experiments/planned.py '$(SCHEDULES)' --grid $(RUN)/finetune --seeds '$(SEEDS)' \
+	  $(if $(AGAINST),--against $(AGAINST)) $(if $(LIVER),--table '$(SLICES) $(SLICES_OPTIONS)') \
+	  --config experiments/finetune/lesion.yaml \
 	  --config $(PROFILE_FILE) --data.folds $(FOLDS) $(if $(COUNTED),--data.store $(DATA)/slices) $(STEER) $(FIT_OPTIONS)
 
 # Where machines meet, looked at before torchrun tries.
@@ -195,9 +199,9 @@ meeting: $(if $(NODES),,setup)
 	@$(BIN)/python experiments/meeting.py '$(MEET)' $(or $(NODES),1)
 TOGETHER := $(if $(MEET),meeting)
 
-pretrain-liver pretrain-lesion: pretrain-%: $(if $(filter finetune,$(MAKECMDGOALS)),planned) $(if $(NODES),,data-lits) $(TOGETHER)
+pretrain-liver pretrain-lesion: pretrain-%: $(if $(filter finetune planned,$(MAKECMDGOALS)),planned) $(if $(NODES),,data-lits) $(TOGETHER)
 	@$(BESIDE) $(call FIT,$(RUN)/pretrain/$*) --config experiments/pretrain/$*.yaml --config $(PROFILE_FILE) \
-	  --data.store $(DATA)/lits $(STEER) $(PRETRAIN_OPTIONS)
+	  --data.store $(DATA)/lits $(PRETRAIN_STEER) $(PRETRAIN_OPTIONS)
 
 # What a cell of the grid runs: $(1) schedule, $(2) fold, $(3) seed.
 FIT_CELL = $(call FIT,$(RUN)/finetune/$(1)/fold$(2)-seed$(3)) --config experiments/finetune/lesion.yaml \
@@ -227,7 +231,7 @@ COMPARE = $(LESIONSEG) compare $(RUN)/finetune $(if $(AGAINST),--against $(AGAIN
 finetune: $(CELLS) $(if $(NODES),,pretrain) ## pretrain where needed, fine-tune under every schedule, compare
 	@$(COMPARE)
 
-compare: setup ## compare the finished runs again, AGAINST=row in the place of baseline
+compare: setup $(filter $(CELLS) finetune,$(MAKECMDGOALS)) ## compare the finished runs again, AGAINST=row in the place of baseline
 	@$(COMPARE)
 
 # The grid on many machines (experiments/sweeps, experiments/slurm). Nothing is prepared here, or they would all do it
@@ -250,7 +254,7 @@ cell:
 endif
 
 .PHONY: dashboard
-dashboard: setup ## a W&B workspace and report of the comparison: written to a file, and published where you are logged in
+dashboard: setup $(filter finetune compare,$(MAKECMDGOALS)) ## a W&B workspace and report of the comparison: written to a file, and published where you are logged in
 	@$(BIN)/python experiments/dashboard.py $(RUN)/finetune $(RUN)/compare
 
 # ---- against the neighbours: what a user could take in our place (experiments/peers) ----

@@ -1,6 +1,9 @@
-"""Whether a grid can be trained: its schedules in its number of epochs, its folds on the patients that there are.
+"""Whether a grid can be trained and compared: its schedules in its epochs, its folds on the patients that there are.
 
-Usage: planned.py 'SCHEDULE …' [OPTION …]   (`make planned`, and with it `make finetune`: before hours of pretraining)
+Usage: planned.py 'SCHEDULE …' [--grid FOLDER --seeds 'SEED …'] [--against ROW] [--table 'CSV …'] [OPTION …]
+(`make planned`, and with it `make finetune`: before hours of pretraining)
+    FOLDER: of the runs, which are compared with all that lies there
+    CSV …: a table of slices that waits for the liver net, and options of `lesionseg prepare slices`
     OPTION: of `lesionseg fit`, as every cell of the grid gets them, later ones before earlier ones; without
     --data.store, as the slices need a pretrained net first, the folds are not looked at
 
@@ -9,7 +12,10 @@ What else may be wrong with an option, `lesionseg fit` says.
 
 from __future__ import annotations
 
+import argparse
+import shlex
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from difflib import get_close_matches
 from itertools import pairwise
@@ -18,11 +24,14 @@ from typing import Any
 
 import yaml
 
+from lesionseg.arguments import parser
 from lesionseg.command_line import read_configs
+from lesionseg.data import slices
 from lesionseg.data.folds import split
 from lesionseg.data.store import Store
 from lesionseg.errors import InputError
 from lesionseg.request import words
+from lesionseg.runs import RUN_FILE, RunInfo
 from lesionseg.schedules import FreezeSchedule
 
 SCHEDULES = Path(__file__).parent / "schedules"
@@ -69,6 +78,66 @@ def check_folds(options: Sequence[str]) -> None:
         split(records, folds=folds, fold=fold, **given)
 
 
+def check_comparison(root: Path, rows: Sequence[str], seeds: Sequence[int], options: Sequence[str]) -> None:
+    """Refuse a grid that cannot be compared with the other rows of its folder, before anything is trained.
+
+    Raises:
+        InputError: a row that is not asked for lacks folds or seeds that the asked ones will have, has others, or was
+            trained for another number of epochs.
+    """
+    folds, epochs = setting(options, "data", "folds"), setting(options, "trainer", "max_epochs")
+    if not isinstance(folds, int):
+        return
+    cells: dict[str, set[tuple[int, int]]] = defaultdict(set)
+    unfit = set[str]()
+    for path in root.glob(f"*/fold*-seed*/{RUN_FILE}"):
+        info = RunInfo.read(path.parent)
+        fits = info.folds == folds and (not isinstance(epochs, int) or info.epochs == epochs)
+        row = path.parent.parent.name
+        cells[row].add((info.fold, info.seed))
+        if row not in rows and not (fits and info.state == "finished"):
+            unfit.add(row)
+    for row in rows:
+        cells[row] |= {(fold, seed) for fold in range(folds) for seed in seeds}
+    every = set().union(*cells.values())
+    unlike = sorted(row for row, held in cells.items() if held != every or row in unfit)
+    if others := [row for row in unlike if row not in rows]:
+        raise InputError(root, expected="the same folds, seeds and epochs in every row that lies there",
+                         got=f"others in {', '.join(others)}, which SCHEDULES does not name",
+                         remedy="name all rows, or move these away (or another NAME=)")  # fmt: skip
+    if unlike:
+        have = sorted({seed for held in cells.values() for _, seed in held})
+        raise InputError(root, expected="the same folds and seeds in every row",
+                         got=f"fewer in {', '.join(unlike)}; seeds there: {' '.join(map(str, have))}",
+                         remedy="name all seeds, and all rows that have them")  # fmt: skip
+
+
+def check_against(root: Path, rows: Sequence[str], against: str) -> None:
+    """Raise `InputError` for a row to compare with that there will not be."""
+    there = {*rows, *(path.parent.parent.name for path in root.glob(f"*/fold*-seed*/{RUN_FILE}"))}
+    if against not in there:
+        raise InputError("AGAINST", expected=f"a row: {', '.join(sorted(there))}", got=against, remedy="correct it")
+
+
+def numbers(seeds: str) -> list[int]:
+    """The seeds; `InputError` where one is no whole number."""
+    if wrong := [word for word in seeds.split() if not word.isdecimal()]:
+        raise InputError("SEEDS", expected="whole numbers", got=wrong[0], remedy="correct it")
+    return [int(word) for word in seeds.split()]
+
+
+class _SomeNet:
+    """Stands for the liver net that there is not yet."""
+
+    identity = "none"
+
+
+def check_table(line: str) -> None:
+    """Raise `InputError` for the first fault of a table of slices that shows before an image is read."""
+    given = parser().parse_args(["prepare", "slices", *shlex.split(line), "--output", "none"])
+    slices.cases(given.table, labels=given.labels, groups=given.groups, exclude=given.exclude, predict_liver=_SomeNet())
+
+
 def setting(cell: Sequence[str], group: str, key: str) -> Any:
     """What a command line and its YAML files set last; None: nothing."""
     configs, value = read_configs(cell), None
@@ -85,11 +154,24 @@ def setting(cell: Sequence[str], group: str, key: str) -> Any:
 
 
 def main() -> int:
-    schedules, *options = sys.argv[1:]
+    line = argparse.ArgumentParser(allow_abbrev=False)
+    line.add_argument("schedules")
+    line.add_argument("--grid", type=Path)
+    line.add_argument("--seeds", default="")
+    line.add_argument("--against")
+    line.add_argument("--table")
+    given, options = line.parse_known_args()
+    rows = given.schedules.split()
     try:
-        for name in schedules.split():
+        for name in rows:
             check_schedule(name, options)
+        if given.table is not None:
+            check_table(given.table)
         check_folds(options)
+        if given.grid is not None:
+            check_comparison(given.grid, rows, numbers(given.seeds), options)
+            if given.against is not None:
+                check_against(given.grid, rows, given.against)
     except InputError as error:
         print(f"lesionseg: wrong input: {error}", file=sys.stderr)
         return 2

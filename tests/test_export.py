@@ -59,7 +59,7 @@ def store(tmp_path_factory) -> Store:
             lesion[place] = 1 + (looks if rng.random() < 0.75 else rng.integers(3))
         for name, array in (("image", image), ("liver", liver), ("mask", lesion)):
             Image.fromarray(array.astype(np.uint8)).save(folder / f"{name}{i}.png")
-        lines.append(f"patient{i // 2},image{i}.png,mask{i}.png,liver{i}.png,-200,250")
+        lines.append(f"patient{i // 2},image{i}.png,mask{i}.png,liver{i}.png,-100,350")
     (folder / "slices.csv").write_text("\n".join(lines) + "\n")
     return prepare(slices.cases(folder / "slices.csv"), folder / "store", kind="slices", workers=1)
 
@@ -77,7 +77,7 @@ def taught(net: Net, store: Store) -> Net:
     images = [SPEC.encode(np.repeat(np.asarray(store.hu(r.case_id)), 3, 0), r.liver_box) for r in store.records]
     shown = np.stack([image[1].numpy() for image in images])
     lesion = np.stack([SPEC.encode_labels(store.labels(r.case_id)[0], r.liver_box) > 1 for r in store.records])
-    looks = np.abs(shown[..., None] - SPEC.normalize(np.array(BRIGHTNESS) / 255 * 450 - 200)).argmin(-1)
+    looks = np.abs(shown[..., None] - SPEC.normalize(np.array(BRIGHTNESS) / 255 * 450 - 100)).argmin(-1)
     classes = torch.from_numpy(np.where(lesion, 1 + looks, 0))
     with torch.no_grad():
         features = built.decoder(built.encoder(torch.stack(images))).movedim(1, -1).flatten(0, 2)

@@ -1,5 +1,6 @@
 """What `make` would run: commands and folders as the variables steer them. Nothing here is run but `make` itself."""
 
+import json
 import os
 import re
 import shlex
@@ -7,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ import yaml
 from lesionseg.addresses import address_towards
 from lesionseg.data.store import Store
 from lesionseg.machine import cores
+from lesionseg.runs import RunInfo
 
 ROOT = Path(__file__).parent.parent
 ROWS = ["baseline", "no_freezing", "hierarchical_freezing", "freeze_encoder", "hierarchical_unfreezing"]
@@ -101,6 +103,72 @@ def test_a_schedule_that_is_not_called_as_its_file_is_told(tmp_path, monkeypatch
     monkeypatch.setattr(sys, "argv", ["planned.py", "mine"])
     assert planning.main() == 2
     assert "mine.yaml: expected name: mine, as the file is called; got baseline" in capsys.readouterr().err
+
+
+@pytest.fixture
+def grid_folder(tmp_path):
+    """Makes run folders of finished cells: row, seeds, and what else `run.json` says."""
+
+    def make_cells(row, seeds=(0,), **more):
+        for fold, seed in product(range(2), seeds):
+            facts = dict.fromkeys(RunInfo.__dataclass_fields__, "") | {
+                "name": row, "state": "finished", "fold": fold, "folds": 2, "seed": seed, "epochs": 24,
+                "trained_on": [],
+            } | more  # fmt: skip
+            folder = tmp_path / row / f"fold{fold}-seed{seed}"
+            folder.mkdir(parents=True)
+            (folder / "run.json").write_text(json.dumps(facts))
+
+    return make_cells
+
+
+def comparison(root, seeds, *rows, epochs=24, against="baseline"):
+    words = [" ".join(rows), "--grid", root, "--seeds", seeds, "--against", against, "--data.folds", 2]
+    command = [sys.executable, "experiments/planned.py", *map(str, words), "--trainer.max_epochs", str(epochs)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode == 2) == bool(done.stderr), done.stderr
+    return done.stderr
+
+
+def test_a_grid_that_could_not_be_compared_is_told_before_it_trains(tmp_path, grid_folder):
+    assert comparison(tmp_path, "0 1", "baseline") == ""
+    grid_folder("baseline", (0, 1))
+    grid_folder("no_freezing", (0, 1))
+    grid_folder("lp_ft", (0, 1), state="running")
+    assert "others in lp_ft, which SCHEDULES does not name" in comparison(tmp_path, "0 1", "baseline")
+    assert comparison(tmp_path, "0", "baseline", "lp_ft") == ""
+    assert "others in no_freezing, which" in comparison(tmp_path, "0 1 2", "baseline", "lp_ft")
+    assert "others in no_freezing, which" in comparison(tmp_path, "0 1", "baseline", "lp_ft", epochs=30)
+    told = comparison(tmp_path, "0", "baseline", "lp_ft", "freeze_encoder")
+    assert "fewer in freeze_encoder; seeds there: 0 1" in told
+    assert comparison(tmp_path, "0 1", "lp_ft", "freeze_encoder") == ""
+    assert "AGAINST: expected a row: baseline, lp_ft, no_freezing; got bsaeline" in comparison(
+        tmp_path, "0 1", "lp_ft", against="bsaeline"
+    )
+    assert "SEEDS: expected whole numbers; got one" in comparison(tmp_path, "0 one", "lp_ft")
+
+
+def test_a_table_that_waits_for_the_liver_net_is_looked_at_before_it_is_trained(tmp_path):
+    table = tmp_path / "slices.csv"
+    for text, said in ((None, "No such file"), ("patient_id,image,mask\np1,none.dcm,none.png\n", "none.dcm")):
+        if text is not None:
+            table.write_text(text)
+        told = make("-n", "planned", "LITS=/lits", f"SLICES={table}").stdout.replace("\\\n", " ")
+        (line,) = [line for line in told.splitlines() if "experiments/planned.py" in line]
+        done = subprocess.run(shlex.split(line), cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert said in done.stderr
+
+
+def test_what_needs_the_grid_waits_for_it():
+    for goals, first, then in (
+        (("finetune", "dashboard"), " compare ", "dashboard.py"),
+        (("compare", "dashboard"), " compare ", "dashboard.py"),
+        (("finetune", "compare"), "/finetune/baseline/", " compare "),
+        (("planned", "pretrain"), "planned.py", " fit "),
+    ):
+        told = make("-n", "-j4", *goals).stdout
+        assert told.index(first) < told.index(then)
 
 
 def test_slices_that_are_there_are_counted_without_their_table(tmp_path, slices_store):
@@ -198,10 +266,11 @@ def test_schedules_folds_and_seeds_span_the_grid():
 
 
 def test_epochs_devices_and_profile_steer_every_training():
-    runs = fits("finetune", "EPOCHS=7", "DEVICES=3", "PROFILE=paper")
+    """Epochs: each kind by its own, or a shorter fine-tuning would train its start anew."""
+    runs = fits("finetune", "EPOCHS=7", "PRETRAIN_EPOCHS=8", "DEVICES=3", "PROFILE=paper")
     assert len(runs) == 17
-    for words in runs.values():
-        assert options(words)["--trainer.max_epochs"] == "7"
+    for folder, words in runs.items():
+        assert options(words)["--trainer.max_epochs"] == ("8" if "/pretrain/" in folder else "7")
         assert options(words)["--trainer.devices"] == "3"
         assert configs(words)[-1] == "experiments/profiles/paper.yaml"
     for words in fits("finetune").values():

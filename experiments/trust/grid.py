@@ -21,7 +21,8 @@ import numpy as np
 from rows import Row, asked, publish
 
 ROOT = Path(__file__).parents[2]
-COMMAND = ("make", "finetune", "SCHEDULES=hierarchical_freezing hierarchical_unfreezing", "FOLDS=2", "EPOCHS=6")
+ROWS = "SCHEDULES=hierarchical_freezing hierarchical_unfreezing"
+COMMAND = ("make", "finetune", ROWS, "FOLDS=2", "EPOCHS=6", "PRETRAIN_EPOCHS=6")
 CELL_TABLES = ("slices.csv", "lesions.csv", "split.json", "schedule.json")
 
 

@@ -143,9 +143,10 @@ class SegmentationTask(pl.LightningModule):
     def refuse_side(self, encoder: str, side: int, setting: str) -> None:
         """Raise `InputError` for a setting where an encoder, a submodule of the net, takes no squares of this side."""
         module = self.net.get_submodule(encoder)
+        black = next(module.parameters()).new_zeros(1, 3, side, side)
         try:
             with torch.no_grad():
-                module.eval()(torch.zeros(1, 3, side, side))
+                module.eval()(black)
         except (RuntimeError, AssertionError, ValueError) as error:
             raise InputError(setting, expected=f"a size that {self.description['encoder']} takes",
                              got=f"{side} ({first_sentence(error)})",
