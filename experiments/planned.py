@@ -15,10 +15,9 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections import defaultdict
 from collections.abc import Sequence
 from difflib import get_close_matches
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -79,37 +78,35 @@ def check_folds(options: Sequence[str]) -> None:
 
 
 def check_comparison(root: Path, rows: Sequence[str], seeds: Sequence[int], options: Sequence[str]) -> None:
-    """Refuse a grid that cannot be compared with the other rows of its folder, before anything is trained.
+    """Refuse a grid that could not be compared with what else lies in its folder, before anything is trained.
 
     Raises:
-        InputError: a row that is not asked for lacks folds or seeds that the asked ones will have, has others, or was
-            trained for another number of epochs.
+        InputError: runs that are not asked for are unfinished, or have another number of folds or epochs; or rows will
+            differ in their folds and seeds.
     """
     folds, epochs = setting(options, "data", "folds"), setting(options, "trainer", "max_epochs")
     if not isinstance(folds, int):
         return
-    cells: dict[str, set[tuple[int, int]]] = defaultdict(set)
-    unfit = set[str]()
-    for path in root.glob(f"*/fold*-seed*/{RUN_FILE}"):
-        info = RunInfo.read(path.parent)
-        fits = info.folds == folds and (not isinstance(epochs, int) or info.epochs == epochs)
-        row = path.parent.parent.name
-        cells[row].add((info.fold, info.seed))
-        if row not in rows and not (fits and info.state == "finished"):
-            unfit.add(row)
-    for row in rows:
-        cells[row] |= {(fold, seed) for fold in range(folds) for seed in seeds}
+    cells = {row: set(product(range(folds), seeds)) for row in rows}
+    unfit = []
+    for folder in sorted(path.parent for path in root.glob(f"*/fold*-seed*/{RUN_FILE}")):
+        info, held = RunInfo.read(folder), cells.setdefault(folder.parent.name, set())
+        if (info.fold, info.seed) in held:
+            continue  # asked for, so trained anew where it is another
+        held.add((info.fold, info.seed))
+        if info.state != "finished" or info.folds != folds or (isinstance(epochs, int) and info.epochs != epochs):
+            unfit.append(str(folder.relative_to(root)))
+    if unfit:
+        some = ", ".join(unfit[:3]) + ", …" * (len(unfit) > 3)
+        raise InputError(root, expected="nothing beside the grid that cannot be compared with it",
+                         got=f"{some}, unfinished or of other folds or epochs",
+                         remedy="ask for them too, move them away, or name another NAME=")  # fmt: skip
     every = set().union(*cells.values())
-    unlike = sorted(row for row, held in cells.items() if held != every or row in unfit)
-    if others := [row for row in unlike if row not in rows]:
-        raise InputError(root, expected="the same folds, seeds and epochs in every row that lies there",
-                         got=f"others in {', '.join(others)}, which SCHEDULES does not name",
-                         remedy="name all rows, or move these away (or another NAME=)")  # fmt: skip
-    if unlike:
-        have = sorted({seed for held in cells.values() for _, seed in held})
+    if fewer := sorted(row for row, held in cells.items() if held != every):
+        has = " ".join(map(str, sorted({seed for _, seed in every})))
         raise InputError(root, expected="the same folds and seeds in every row",
-                         got=f"fewer in {', '.join(unlike)}; seeds there: {' '.join(map(str, have))}",
-                         remedy="name all seeds, and all rows that have them")  # fmt: skip
+                         got=f"fewer than the others in {', '.join(fewer)} (seeds of all rows: {has})",
+                         remedy="ask for these rows and all those seeds, or name another NAME=")  # fmt: skip
 
 
 def check_against(root: Path, rows: Sequence[str], against: str) -> None:

@@ -132,20 +132,25 @@ def comparison(root, seeds, *rows, epochs=24, against="baseline"):
 
 def test_a_grid_that_could_not_be_compared_is_told_before_it_trains(tmp_path, grid_folder):
     assert comparison(tmp_path, "0 1", "baseline") == ""
-    grid_folder("baseline", (0, 1))
-    grid_folder("no_freezing", (0, 1))
-    grid_folder("lp_ft", (0, 1), state="running")
-    assert "others in lp_ft, which SCHEDULES does not name" in comparison(tmp_path, "0 1", "baseline")
-    assert comparison(tmp_path, "0", "baseline", "lp_ft") == ""
-    assert "others in no_freezing, which" in comparison(tmp_path, "0 1 2", "baseline", "lp_ft")
-    assert "others in no_freezing, which" in comparison(tmp_path, "0 1", "baseline", "lp_ft", epochs=30)
-    told = comparison(tmp_path, "0", "baseline", "lp_ft", "freeze_encoder")
-    assert "fewer in freeze_encoder; seeds there: 0 1" in told
-    assert comparison(tmp_path, "0 1", "lp_ft", "freeze_encoder") == ""
-    assert "AGAINST: expected a row: baseline, lp_ft, no_freezing; got bsaeline" in comparison(
-        tmp_path, "0 1", "lp_ft", against="bsaeline"
+    for row, state in (("baseline", "finished"), ("no_freezing", "finished"), ("lp_ft", "running")):
+        grid_folder(row, (0, 1), state=state)
+    beside = (
+        "beside the grid that cannot be compared with it; got lp_ft/fold0-seed0, lp_ft/fold0-seed1, lp_ft/fold1-seed"
     )
-    assert "SEEDS: expected whole numbers; got one" in comparison(tmp_path, "0 one", "lp_ft")
+    assert beside in comparison(tmp_path, "0 1", "baseline")
+    assert comparison(tmp_path, "0 1", "baseline", "lp_ft") == ""
+    assert "got lp_ft/fold0-seed1, lp_ft/fold1-seed1, unf" in comparison(tmp_path, "0", "baseline", "lp_ft")
+    assert "fewer than the others in no_freezing (" in comparison(tmp_path, "0 1 2", "baseline", "lp_ft")
+    assert "got no_freezing/fold0-seed0, " in comparison(tmp_path, "0 1", "baseline", "lp_ft", epochs=30)
+    told = comparison(tmp_path, "0 1", "lp_ft") + comparison(tmp_path, "0", "freeze_encoder")
+    assert told.count("wrong input") == 1
+    shutil.rmtree(tmp_path / "lp_ft")
+    assert "fewer than the others in l2_sp (seeds of all rows: 0 1)" in comparison(tmp_path, "0", "l2_sp")
+    assert comparison(tmp_path, "0", "baseline") == ""
+    assert "AGAINST: expected a row: baseline, no_freezing; got bsaeline" in comparison(
+        tmp_path, "0 1", "baseline", against="bsaeline"
+    )
+    assert "SEEDS: expected whole numbers; got one" in comparison(tmp_path, "0 one", "baseline")
 
 
 def test_a_table_that_waits_for_the_liver_net_is_looked_at_before_it_is_trained(tmp_path):
