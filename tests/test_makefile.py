@@ -122,35 +122,43 @@ def grid_folder(tmp_path):
     return make_cells
 
 
-def comparison(root, seeds, *rows, epochs=24, against="baseline"):
-    words = [" ".join(rows), "--grid", root, "--seeds", seeds, "--against", against, "--data.folds", 2]
-    command = [sys.executable, "experiments/planned.py", *map(str, words), "--trainer.max_epochs", str(epochs)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.returncode == 2) == bool(done.stderr), done.stderr
-    return done.stderr
+@pytest.fixture
+def comparison(tmp_path, monkeypatch, capsys):
+    """What is said, if anything, of rows and seeds that are asked for beside the runs that lie there."""
+    monkeypatch.syspath_prepend(ROOT / "experiments")
+    import planned as planning
+
+    def comparison(seeds, *rows, epochs=24, against="baseline"):
+        words = [" ".join(rows), "--grid", tmp_path, "--seeds", seeds, "--against", against, "--data.folds", 2]
+        monkeypatch.setattr(sys, "argv", ["planned.py", *map(str, words), "--trainer.max_epochs", str(epochs)])
+        status, said = planning.main(), capsys.readouterr().err
+        assert status == (2 if said else 0)
+        return said
+
+    return comparison
 
 
-def test_a_grid_that_could_not_be_compared_is_told_before_it_trains(tmp_path, grid_folder):
-    assert comparison(tmp_path, "0 1", "baseline") == ""
+def test_a_grid_that_could_not_be_compared_is_told_before_it_trains(tmp_path, grid_folder, comparison):
+    assert comparison("0 1", "baseline") == ""
     for row, state in (("baseline", "finished"), ("no_freezing", "finished"), ("lp_ft", "running")):
         grid_folder(row, (0, 1), state=state)
     beside = (
         "beside the grid that cannot be compared with it; got lp_ft/fold0-seed0, lp_ft/fold0-seed1, lp_ft/fold1-seed"
     )
-    assert beside in comparison(tmp_path, "0 1", "baseline")
-    assert comparison(tmp_path, "0 1", "baseline", "lp_ft") == ""
-    assert "got lp_ft/fold0-seed1, lp_ft/fold1-seed1, unf" in comparison(tmp_path, "0", "baseline", "lp_ft")
-    assert "fewer than the others in no_freezing (" in comparison(tmp_path, "0 1 2", "baseline", "lp_ft")
-    assert "got no_freezing/fold0-seed0, " in comparison(tmp_path, "0 1", "baseline", "lp_ft", epochs=30)
-    told = comparison(tmp_path, "0 1", "lp_ft") + comparison(tmp_path, "0", "freeze_encoder")
+    assert beside in comparison("0 1", "baseline")
+    assert comparison("0 1", "baseline", "lp_ft") == ""
+    assert "got lp_ft/fold0-seed1, lp_ft/fold1-seed1, unf" in comparison("0", "baseline", "lp_ft")
+    assert "fewer than the others in no_freezing (" in comparison("0 1 2", "baseline", "lp_ft")
+    assert "got no_freezing/fold0-seed0, " in comparison("0 1", "baseline", "lp_ft", epochs=30)
+    told = comparison("0 1", "lp_ft") + comparison("0", "freeze_encoder")
     assert told.count("wrong input") == 1
     shutil.rmtree(tmp_path / "lp_ft")
-    assert "fewer than the others in l2_sp (seeds of all rows: 0 1)" in comparison(tmp_path, "0", "l2_sp")
-    assert comparison(tmp_path, "0", "baseline") == ""
+    assert "fewer than the others in l2_sp (seeds of all rows: 0 1)" in comparison("0", "l2_sp")
+    assert comparison("0", "baseline") == ""
     assert "AGAINST: expected a row: baseline, no_freezing; got bsaeline" in comparison(
-        tmp_path, "0 1", "baseline", against="bsaeline"
+        "0 1", "baseline", against="bsaeline"
     )
-    assert "SEEDS: expected whole numbers; got one" in comparison(tmp_path, "0 one", "baseline")
+    assert "SEEDS: expected whole numbers; got one" in comparison("0 one", "baseline")
 
 
 def test_a_table_that_waits_for_the_liver_net_is_looked_at_before_it_is_trained(tmp_path):
