@@ -68,9 +68,10 @@ def prepare(
         dask: address of a Dask scheduler whose workers take their place; they see sources and store under these paths.
 
     Raises:
-        InputError: from reading a case, or: no source, one twice, one scan under two patients, generated cases among
-            real ones, another prepare at work, a folder that is no store, a cluster that is not fit (see `Cluster`).
-            Cases already finished stay for the next call; the store has no manifest until all are.
+        InputError: from reading a case, or: no source, one twice, one scan or DICOM study under two patients, a liver
+            that is none in HU, generated cases among real ones, another prepare at work, a folder that is no store, a
+            cluster that is not fit (see `Cluster`). Cases already finished stay for the next call; the store has no
+            manifest until all are.
         ChildProcessError: see `each`.
     """
     store_path = Path(store_path)
