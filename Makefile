@@ -31,6 +31,14 @@ NAME := phantom
 else
 NAME := $(notdir $(abspath $(if $(LITS),$(LITS),$(dir $(SLICES)))))$(if $(IMPLANT),-implants)
 endif
+# One word of a command line each; of NAME, targets are made too.
+define UNFIT
+" ' ` \ ( ) < > & | ; * ? [ ] { } ! #
+endef
+UNFIT_NAME = $(UNFIT) : = %
+$(foreach name,LITS SLICES NAME,$(foreach unfit,$(or $(UNFIT_$(name)),$(UNFIT)),$(if $(findstring $(unfit),$($(name))),$(error \
+  lesionseg: wrong input: $(name): expected no $(unfit); got $($(name)); rename it, or name a link to it)))$(if $(word 2,$($(name))),$(error \
+  lesionseg: wrong input: $(name): expected no blanks; got $($(name)); rename it, or name a link to it)))
 RUN := runs/$(NAME)
 DATA := $(RUN)/data
 # Stores of real CT that the run holds already: `make cell NAME=mine` need not name LITS and SLICES again.
@@ -61,9 +69,6 @@ PROFILE_FILE := experiments/profiles/$(PROFILE).yaml
 FIT_OPTIONS :=
 # The same for the pretraining, e.g. PRETRAIN_OPTIONS='--data.folds 1' where HOLD leaves it too few patients for folds
 PRETRAIN_OPTIONS :=
-# One word of a command line each.
-$(foreach name,LITS SLICES NAME,$(if $(word 2,$($(name))),$(error \
-  lesionseg: wrong input: $(name): expected no blanks; got $($(name)); rename it, or name a link to it)))
 # Told at once, as both also say how many trainings run side by side.
 $(foreach name,DEVICES NODES,$(if $($(name)),$(if $(shell grep -xE '[1-9][0-9]*' <<< '$($(name))'),,$(error \
   lesionseg: wrong input: $(name): expected a whole number from 1 on; got $($(name)); leave it out for the default))))
@@ -93,7 +98,7 @@ THREADS = $$(( $(CORES) / $(JOBS) / $(EACH) > 1 ? $(CORES) / $(JOBS) / $(EACH) :
 # What stands before a training: its threads and, where the machine has more GPUs than it takes, GPUs of its own, also
 # beside the trainings of another make.
 MORE_GPUS := $(if $(GPUS),$(if $(NODES),,$(word 2,$(wordlist $(EACH),$(words $(GPUS)),$(GPUS)))))
-PLACED = $(if $(MORE_GPUS),bash experiments/on_free_gpus.sh $(dir $(RUN)).gpus $(EACH) '$(GPUS)')
+PLACED = $(if $(MORE_GPUS),bash experiments/on_free_gpus.sh runs/.gpus $(EACH) '$(GPUS)')
 BESIDE = OMP_NUM_THREADS=$(if $(NODES),$(GIVEN_THREADS),$(THREADS)) $(PLACED)
 # Where make starts one training, whoever starts make may know the threads of it: train.sbatch, grid.sbatch, an agent.
 GIVEN_THREADS = $${OMP_NUM_THREADS:-$(THREADS)}

@@ -24,6 +24,7 @@ from wandb_workspaces import expr
 
 from lesionseg.errors import InputError
 from lesionseg.grid import Grid, read_grid
+from lesionseg.results import LESIONS_FILE
 from lesionseg.writing import write_text
 
 PROJECT, SCHEDULE = "lesionseg", "name"
@@ -113,6 +114,18 @@ def report(grid: Grid, entity: str, text: str) -> wr.Report:
     return wr.Report(project=PROJECT, entity=entity, title="Freeze schedules compared", blocks=blocks_of_text)
 
 
+def refuse_older(table: Path, grid: Grid) -> None:
+    """Refuse a table that a run has been tested after: its figures would stand beside the curves of another one.
+
+    Raises:
+        InputError: there is such a run.
+    """
+    later = [run.folder for run in grid.runs if (run.folder / LESIONS_FILE).stat().st_mtime > table.stat().st_mtime]
+    if later:
+        raise InputError(table, expected="a comparison of the runs as they are now", remedy="make compare",
+                         got=f"one from before {len(later)} of them was tested, {later[0]} for one")  # fmt: skip
+
+
 def account() -> str | None:
     """The entity of who is logged in; None where nobody is. Whatever W&B raises where it cannot be reached."""
     try:
@@ -164,6 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not table.exists():
             raise InputError(table, expected="a comparison", got="no such file", remedy="make compare")
         grid, text = read_grid(options.runs), table.read_text()
+        refuse_older(table, grid)
     except InputError as error:
         print(f"lesionseg: wrong input: {error}", file=sys.stderr)
         return 2

@@ -590,6 +590,27 @@ def test_a_blank_in_a_path_is_told_at_once(given):
     assert not done.stdout
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("LITS=/tmp/lits (1)/a", "LITS: expected no (; got /tmp/lits (1)/a"),
+        ("SLICES=/tmp/a&b/slices.csv", "SLICES: expected no &; got /tmp/a&b/slices.csv"),
+        ("LITS=/tmp/her's", "LITS: expected no '; got /tmp/her's"),
+        ("LITS=/tmp/set=1", "NAME: expected no =; got set=1"),
+        ("NAME=a:b", "NAME: expected no :; got a:b"),
+    ],
+)
+def test_what_shell_or_make_would_take_otherwise_is_told_at_once(given, told):
+    done = make("-n", "finetune", given)
+    assert done.returncode == 2
+    assert f"lesionseg: wrong input: {told}; rename it" in done.stderr
+    assert "bash" not in done.stderr
+
+
+def test_paths_of_other_alphabets_and_from_home_are_taken():
+    assert make("-n", "pretrain-lesion", "LITS=~/Leber-µ/LiTS_17.d,e+f@h/set=1", "NAME=mine").returncode == 0
+
+
 @pytest.mark.parametrize(("devices", "jobs"), [([], 2), (["DEVICES=2"], 1), (["DEVICES=2", "NODES=2"], 1)])
 def test_without_gpus_two_ranks_train_at_a_time(devices, jobs):
     done = make("-n", "finetune", *devices)

@@ -110,3 +110,13 @@ def test_a_missing_comparison_is_refused_in_one_line(grid, tmp_path):
     assert done.stderr.startswith("lesionseg: wrong input: ")
     assert "make compare" in done.stderr
     assert not list(tmp_path.glob("dashboard.json"))
+
+
+def test_a_table_from_before_a_run_was_tested_is_refused(grid, tmp_path):
+    table = shutil.copy(grid.with_name("compare") / "table.md", tmp_path)
+    os.utime(table, (0, 0))
+    done = dashboard(grid, tmp_path, tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"lesionseg: wrong input: {table}: ")
+    assert "make compare" in done.stderr
+    assert not list(tmp_path.glob("dashboard.json"))
