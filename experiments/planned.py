@@ -101,11 +101,12 @@ def check_comparison(root: Path, rows: Sequence[str], seeds: Sequence[int], opti
         raise InputError(root, expected="nothing beside the grid that cannot be compared with it",
                          got=f"{some}, unfinished or of other folds or epochs",
                          remedy="ask for them too, move them away, or name another NAME=")  # fmt: skip
-    every = set().union(*cells.values())
+    held_by_any = set().union(*cells.values())
+    every = set(product({fold for fold, _ in held_by_any}, {seed for _, seed in held_by_any}))
     if fewer := sorted(row for row, held in cells.items() if held != every):
         has = " ".join(map(str, sorted({seed for _, seed in every})))
-        raise InputError(root, expected="the same folds and seeds in every row",
-                         got=f"fewer than the others in {', '.join(fewer)} (seeds of all rows: {has})",
+        raise InputError(root, expected="every fold with every seed in every row",
+                         got=f"fewer in {', '.join(fewer)} (seeds of all rows: {has})",
                          remedy="ask for these rows and all those seeds, or name another NAME=")  # fmt: skip
 
 

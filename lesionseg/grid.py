@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -32,7 +33,7 @@ _OWN_ROOT = "keep runs of another kind in a folder of their own, or run these ce
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """Comparable runs: every schedule has the same folds and seeds, tested on the same slices.
+    """Comparable runs: every schedule has each fold with each seed, the same ones, tested on the same slices.
 
     Attributes:
         root: their folder.
@@ -122,7 +123,7 @@ def _cell(folder: Path) -> tuple[str, int, int]:
 def _refuse_unfinished(root: Path, cells: dict[Path, tuple[str, int, int]]) -> None:
     missing = [folder for folder in cells if not (folder / RUN_FILE).exists()]
     missing += [folder for folder in cells if folder not in missing and RunInfo.read(folder).state != "finished"]
-    every = {(fold, seed) for _, fold, seed in cells.values()}
+    every = set(product({fold for _, fold, _ in cells.values()}, {seed for *_, seed in cells.values()}))
     for schedule in {cell[0] for cell in cells.values()}:
         there = {(fold, seed) for name, fold, seed in cells.values() if name == schedule}
         missing += [root / schedule / f"fold{fold}-seed{seed}" for fold, seed in every - there]
@@ -130,7 +131,7 @@ def _refuse_unfinished(root: Path, cells: dict[Path, tuple[str, int, int]]) -> N
         names = ", ".join(sorted(str(folder.relative_to(root)) for folder in missing))
         raise InputError(
             root,
-            expected="every cell finished, the same folds and seeds in every row",
+            expected="every cell finished, every fold with every seed in every row",
             got=f"{len(missing)} unfinished or missing: {names}",
             remedy="let the grid continue (make finetune), or move an incomplete row away",
         )

@@ -14,7 +14,7 @@ import pandas as pd
 from scipy.stats import chi2
 from scipy.stats import t as student
 
-from lesionseg.statistics import FIGURES, LEVEL, POWER, PatientSums, estimates, variance_of
+from lesionseg.statistics import FIGURES, LARGEST, LEVEL, POWER, PatientSums, estimates, variance_of
 from lesionseg.variance import Variance
 from lesionseg.wording import ALPHA
 
@@ -56,22 +56,23 @@ def significance(
 
     Returns:
         One row per schedule and figure: `schedule, figure, p, p_holm, effect_size, smallest_holm`; NaN for the baseline
-        and where a figure is not defined. `effect_size` is `standardised_difference`; `smallest_holm` the smallest true
-        difference that the test shows with 80 % power in the hardest step of the correction, inf where the patients are
-        too few for any.
+        and where a figure is not defined. `effect_size` is `standardised_difference`, `smallest_holm` is
+        `smallest_shown`.
     """
     none = np.full((len(rows), len(FIGURES)), np.nan)
-    p, effect, error, df, patients = (none.copy() for _ in range(5))
+    p, effect, smallest, spreads = none.copy(), none.copy(), none.copy(), {}
     if baseline is not None and len(rows) > 1:
         base = rows[baseline]
         swaps = draw_swaps(base.sums.shape[0], base.sums.shape[1], n, seed)
         for place, (name, sums) in enumerate(rows.items()):
             if name != baseline:
-                spread = variance_of(sums, base)
+                spreads[place] = spread = variance_of(sums, base)
                 p[place] = swap_test(sums, base, swaps, spread)
                 effect[place] = standardised_difference(sums, base, spread)
-                error[place], df[place], patients[place] = np.sqrt(spread.total), spread.df, swappable(sums, base)
-    smallest = _smallest(p, error, df, patients)
+        compared = np.maximum((~np.isnan(p)).sum(axis=0), 1)
+        for place, sums in enumerate(rows.values()):
+            if place in spreads:
+                smallest[place] = smallest_shown(sums, base, spreads[place], compared)
     columns = {"p": p, "p_holm": holm(p), "effect_size": effect, "smallest_holm": smallest}
     places = pd.MultiIndex.from_product([list(rows), FIGURES], names=["schedule", "figure"])
     return pd.DataFrame({name: values.ravel() for name, values in columns.items()}, index=places).reset_index()
@@ -159,22 +160,37 @@ def standardised_difference(sums: PatientSums, base: PatientSums, spread: Varian
     return np.divide(difference, deviation, out=np.full_like(difference, np.nan), where=deviation > 1e-9)
 
 
-def swappable(sums: PatientSums, base: PatientSums) -> np.ndarray:
-    """Patients who count in each figure (figures,), so that a swap may change it; inf with several seeds.
+def smallest_shown(sums: PatientSums, base: PatientSums, spread: Variance, compared: np.ndarray) -> np.ndarray:
+    """Smallest true difference that the test shows with about 80 % power in the first of Holm's steps (figures,).
 
-    With several seeds the part of the runs is continuous, and no number of arrangements bounds p.
+    NaN where a figure is not defined or nothing differs; inf where patients or runs are too few for any.
+
+    Args:
+        sums: of a row.
+        base: of the row that it is compared with.
+        spread: `variance_of` the two.
+        compared: (figures,), how many rows are.
     """
-    if len(sums.sums) > 1:
-        return np.full(len(FIGURES), np.inf)
-    return ((sums.counts + base.counts)[0] > 0).sum(axis=0).astype(float)
-
-
-def _smallest(p: np.ndarray, error: np.ndarray, df: np.ndarray, patients: np.ndarray) -> np.ndarray:
-    """Smallest true difference shown with `POWER` in the first step of Holm, all (rows, figures).
-
-    Inf where no difference is: of the arrangements of n patients, 2 of 2**n are as far from 0 as the farthest.
-    """
-    compared = np.maximum((~np.isnan(p)).sum(axis=0), 1)
-    standard_errors = student.ppf(1 - (1 - LEVEL) / 2 / compared, df) + student.ppf(POWER, df)
-    smallest = np.where(error > 1e-9, error * standard_errors, np.nan)
-    return np.where(~np.isnan(p) & (compared * 2.0 ** (1 - patients) > ALPHA), np.inf, smallest)
+    error, n = np.sqrt(spread.total), spread.effective
+    level, reach = 1 - (1 - LEVEL) / 2 / compared, student.ppf(POWER, spread.df) * error
+    if len(sums.sums) == 1:
+        # it sees what a t test sees; and of n patients' 2**n arrangements, 2 are as far from 0 as the farthest
+        smallest = student.ppf(level, spread.df) * error + reach
+        counting = ((sums.counts + base.counts)[0] > 0).sum(axis=0)
+        hopeless = compared * 2.0 ** (1 - counting) > ALPHA
+    else:
+        # patients swapped hold the difference d itself, d**2 / n beside their variance, and `_with_runs` widens that:
+        # (d - reach)**2 = far**2 * (still + moving * d**2)
+        far = student.ppf(level, np.minimum(spread.df_runs, _MANY))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            swapped, moving = (
+                np.minimum(spread.total, spread.patients),
+                np.minimum(spread.total / spread.patients, 1) / n,
+            )
+            still, left = swapped * (n - 1) / n + np.maximum(spread.total - swapped, 0), 1 - far**2 * moving
+            inner = reach**2 - left * (reach**2 - far**2 * still)
+            smallest = (reach + np.sqrt(np.maximum(inner, 0))) / left
+        hopeless = left <= 0
+    smallest = np.where(error > 1e-9, smallest, np.nan)
+    defined = ~np.isnan(estimates(sums) - estimates(base))
+    return np.where(defined & (hopeless | (smallest > LARGEST)), np.inf, smallest)

@@ -169,7 +169,8 @@ def patient_bootstrap(
         else:
             difference, spread = value - estimates(base), variance_of(sums, base)
             low, high = seeded_intervals(difference, draws - base_draws, spread, len(sums.sums))
-            part |= {"difference": difference, "difference_low": low, "difference_high": high}
+            part["difference"] = difference
+            part |= {"difference_low": np.maximum(low, -LARGEST), "difference_high": np.minimum(high, LARGEST)}
             part["resolution"] = np.where(np.isnan(low), np.nan, RESOLUTION_SE * np.sqrt(spread.total))
         table.append(pd.DataFrame({"schedule": name, "figure": FIGURES, **part}))
     return pd.concat(table, ignore_index=True)
@@ -202,20 +203,15 @@ def confusion(lesions: pd.DataFrame, types: Sequence[str]) -> pd.DataFrame:
 def seeded_intervals(
     value: np.ndarray, draws: np.ndarray, spread: Variance, n_seeds: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The `intervals` of draws, for several seeds stretched about the estimate `value` to the variance of `spread`.
+    """The `intervals` of draws; for several seeds as wide as Student's t of `spread`, about the estimate `value`.
 
     A resample of patients and runs counts three times what a patient has of his own in each run (Owen, Ann Appl Stat
-    1:386, 2007), and few runs ask for the tails of Student's t: both are in the factor.
+    1:386, 2007), and few runs ask for longer tails: the draws tell only how far it reaches to either side.
     """
-    low, high = intervals(draws, spread.effective)
+    low, high = intervals(value, draws, spread.effective)
     if n_seeds == 1:
         return low, high
-    between = np.array([column.var() if len(column) else np.nan for column in _defined(draws)])
-    with np.errstate(invalid="ignore", divide="ignore"):
-        drawn = between * spread.effective / (spread.effective - 1)
-        few_runs = student.ppf(0.5 + LEVEL / 2, spread.df) / student.ppf(0.5 + LEVEL / 2, spread.effective - 1)
-        factor = np.sqrt(spread.total / drawn) * few_runs
-    return value - factor * (value - low), value + factor * (high - value)
+    return _as_wide_as(value, low, high, student.ppf(0.5 + LEVEL / 2, spread.df) * np.sqrt(spread.total))
 
 
 def rate_interval(value: float, total: float, patients: float, df: float) -> tuple[float, float]:
@@ -240,13 +236,15 @@ def rate_interval(value: float, total: float, patients: float, df: float) -> tup
     return value / far, value * far
 
 
-def intervals(draws: np.ndarray, effective: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def intervals(value: np.ndarray, draws: np.ndarray, effective: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Expanded percentiles of each column of draws (n, figures); NaN where they all agree.
 
     The 2.5 and 97.5 % of a normal distribution are moved out to those of Student's t with the variance that n − 1
-    gives: plain percentiles are too narrow for few patients (Hesterberg, Am Stat 69:371, 2015).
+    gives: plain percentiles are too narrow for few patients (Hesterberg, Am Stat 69:371, 2015). Of very few patients
+    the outermost resample lies nearer than that: then they are stretched to the width of Student's t.
 
     Args:
+        value: the estimates, (figures,).
         draws: from a resample of patients.
         effective: (figures,), number of patients, see `variance.effective_patients`.
     """
@@ -258,7 +256,16 @@ def intervals(draws: np.ndarray, effective: np.ndarray) -> tuple[np.ndarray, np.
         for column, tail in zip(_defined(draws), tails, strict=True)
     ]
     low, high = np.array(ends).T
-    return low, high
+    deviation = np.array([column.std() if len(column) else np.nan for column in _defined(draws)])
+    return _as_wide_as(value, low, high, np.fmax(far * deviation, (high - low) / 2))
+
+
+def _as_wide_as(
+    value: np.ndarray, low: np.ndarray, high: np.ndarray, half: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """An interval stretched about the estimate, both sides alike, until half of its width is `half`."""
+    factor = 2 * half / (high - low)
+    return value - factor * (value - low), value + factor * (high - value)
 
 
 def _defined(draws: np.ndarray) -> list[np.ndarray]:

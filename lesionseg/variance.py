@@ -67,7 +67,8 @@ def variance(values: np.ndarray, counts: np.ndarray, folds: np.ndarray) -> Varia
     effective = effective_patients(counts)
     with np.errstate(invalid="ignore", divide="ignore"):
         spare = np.maximum(effective - 1, 0)
-        patients = effective / spare * (values.mean(axis=0) ** 2).sum(axis=0)
+        # a single patient tells nothing of others, and the root of a rounding error would be a spread
+        patients = np.where(spare > 1e-9, effective / spare, np.nan) * (values.mean(axis=0) ** 2).sum(axis=0)
         if len(values) == 1:
             return Variance(patients, patients, effective, spare, np.full_like(patients, np.inf))
         runs, both, free = _between_runs(values, counts, folds)

@@ -51,9 +51,11 @@ def power(least: float, greatest: float) -> str:
     """What the test could have shown, from the least and the greatest of some rows; nothing where that is unknown."""
     if math.isnan(least):
         return ""
+    if math.isinf(least):
+        return "; so few patients or runs can show no difference"
     if math.isinf(greatest):
-        return "; so few patients can show no difference"
-    return f"; could have shown ≥ {' to '.join(dict.fromkeys((number(least), number(greatest))))}"
+        return f"; could have shown ≥ about {number(least)}, in some rows none"
+    return f"; could have shown ≥ about {' to '.join(dict.fromkeys((number(least), number(greatest))))}"
 
 
 def p_cell(row: pd.Series) -> str:

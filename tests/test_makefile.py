@@ -116,7 +116,7 @@ def grid_folder(tmp_path):
                 "trained_on": [],
             } | more  # fmt: skip
             folder = tmp_path / row / f"fold{fold}-seed{seed}"
-            folder.mkdir(parents=True)
+            folder.mkdir(parents=True, exist_ok=True)
             (folder / "run.json").write_text(json.dumps(facts))
 
     return make_cells
@@ -148,12 +148,17 @@ def test_a_grid_that_could_not_be_compared_is_told_before_it_trains(tmp_path, gr
     assert beside in comparison("0 1", "baseline")
     assert comparison("0 1", "baseline", "lp_ft") == ""
     assert "got lp_ft/fold0-seed1, lp_ft/fold1-seed1, unf" in comparison("0", "baseline", "lp_ft")
-    assert "fewer than the others in no_freezing (" in comparison("0 1 2", "baseline", "lp_ft")
+    assert "fewer in no_freezing (" in comparison("0 1 2", "baseline", "lp_ft")
     assert "got no_freezing/fold0-seed0, " in comparison("0 1", "baseline", "lp_ft", epochs=30)
     told = comparison("0 1", "lp_ft") + comparison("0", "freeze_encoder")
     assert told.count("wrong input") == 1
     shutil.rmtree(tmp_path / "lp_ft")
-    assert "fewer than the others in l2_sp (seeds of all rows: 0 1)" in comparison("0", "l2_sp")
+    assert "fewer in l2_sp (seeds of all rows: 0 1)" in comparison("0", "l2_sp")
+    shutil.rmtree(tmp_path / "no_freezing" / "fold1-seed1")
+    shutil.rmtree(tmp_path / "baseline" / "fold1-seed1")
+    assert "fewer in baseline, no_freezing (seeds of all rows: 0 1)" in comparison("0", "baseline", "no_freezing")
+    grid_folder("no_freezing", (1,))
+    grid_folder("baseline", (1,))
     assert comparison("0", "baseline") == ""
     assert "AGAINST: expected a row: baseline, no_freezing; got bsaeline" in comparison(
         "0 1", "baseline", against="bsaeline"

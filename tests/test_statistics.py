@@ -61,6 +61,12 @@ def made_sums(n_seeds: int, n_patients: int, seed: int = 0, shift: float = 0.0) 
     return PatientSums(counts * rates, counts, np.arange(n_patients) % 3)
 
 
+def equal_patients(n_seeds: int, n_patients: int, seed: int) -> PatientSums:
+    """Sums of patients of four slices each."""
+    rates = np.random.default_rng(seed).uniform(0, 1, (n_seeds, n_patients, len(FIGURES)))
+    return PatientSums(4 * rates, np.full_like(rates, 4), np.arange(n_patients) % 3)
+
+
 def test_figures_by_hand() -> None:
     sums = patient_sums(SLICES, LESIONS, ["a", "b", "c"], [0])
     expected = {
@@ -293,7 +299,8 @@ def test_one_seed_has_the_percentiles_of_its_patients_and_more_are_stretched(n_s
         ((row.low, row.high), draws[1], variance_of(b)),
         ((row.difference_low, row.difference_high), draws[1] - draws[0], variance_of(b, a)),
     ):
-        plain = tuple(end[FIGURES.index("dice2")] for end in intervals(of, spread.effective))
+        value = estimates(b) - (0 if of is draws[1] else estimates(a))
+        plain = tuple(end[FIGURES.index("dice2")] for end in intervals(value, of, spread.effective))
         assert (found == plain) == (n_seeds == 1)  # fmt: skip
 
 
@@ -304,12 +311,33 @@ def test_normal_draws_of_few_patients_get_the_interval_of_student() -> None:
     spread = Variance(total, total, effective, df, df)
     low, high = seeded_intervals(np.array([0.0]), normal, spread, 2)
     assert [low[0], high[0]] == pytest.approx(np.array([-1, 1]) * stats.t.ppf(0.975, 3) * 0.3, rel=0.005)
-    low, high = intervals(normal, effective)
+    low, high = intervals(np.array([0.0]), normal, effective)
     assert [low[0], high[0]] == pytest.approx(np.array([-1, 1]) * stats.t.ppf(0.975, 3) * np.sqrt(4 / 3), rel=0.005)
 
 
+@pytest.mark.parametrize("n_seeds", [1, 3])
+def test_intervals_of_three_patients_are_as_wide_as_those_of_student(n_seeds: int) -> None:
+    """Their outermost resample, one patient thrice, lies nearer."""
+    a, b = equal_patients(n_seeds, 3, seed=1), equal_patients(n_seeds, 3, seed=2)
+    spread, draws = variance_of(b, a), resampled(b, resamples_of(a)) - resampled(a, resamples_of(a))
+    low, high = seeded_intervals(estimates(b) - estimates(a), draws, spread, n_seeds)
+    student = 2 * stats.t.ppf(0.975, spread.df) * np.sqrt(spread.total)
+    if n_seeds == 1:
+        assert (student > np.ptp(draws, axis=0)).all()
+    assert high - low == pytest.approx(student, rel=1e-9 if n_seeds > 1 else 0.03)  # of one seed, by its draws
+
+
+def test_an_interval_of_a_difference_of_shares_ends_at_1() -> None:
+    a, b = equal_patients(3, 2, seed=1), equal_patients(3, 2, seed=2)
+    rows = patient_bootstrap({"a": a, "b": b}, "a").query("schedule == 'b'").set_index("figure")
+    shares = rows.drop("false_positives_per_slice")
+    assert (shares.difference_low >= -1).all()
+    assert (shares.difference_high <= 1).all()
+    assert {-1, 1} & {*shares.difference_low, *shares.difference_high}
+
+
 def test_draws_that_all_hang_on_one_patient_are_taken_from_end_to_end() -> None:
-    low, high = intervals(np.array([[0.2], [0.4]]), np.array([1.0]))
+    low, high = intervals(np.array([0.3]), np.array([[0.2], [0.4]]), np.array([1.0]))
     assert [low.tolist(), high.tolist()] == [[0.2], [0.4]]
 
 

@@ -22,10 +22,10 @@ def changed(**values: float) -> pd.Series:
 def test_a_difference_is_shown_by_the_test_and_not_by_the_interval() -> None:
     assert verdict(ROW) == "higher: +0.050 [+0.010, +0.090], p 0.048"
     assert verdict(changed(difference=-0.05, difference_low=-0.09, difference_high=-0.01)).startswith("lower: −0.050 [")
-    assert verdict(changed(p_holm=0.051)) == "no difference shown, p 0.051; could have shown ≥ 0.070"
+    assert verdict(changed(p_holm=0.051)) == "no difference shown, p 0.051; could have shown ≥ about 0.070"
     assert verdict(changed(p=1.0, p_holm=1.0, smallest_holm=math.nan)) == "no difference shown, p 1.000"
     few = verdict(changed(p=0.0625, p_holm=0.25, smallest_holm=math.inf))
-    assert few == "no difference shown, p 0.250; so few patients can show no difference"
+    assert few == "no difference shown, p 0.250; so few patients or runs can show no difference"
     assert verdict(changed(p=math.nan, p_holm=math.nan)) == "not defined"
 
 

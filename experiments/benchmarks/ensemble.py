@@ -41,7 +41,7 @@ def table(one: PatientSums, others: list[PatientSums]) -> dict[str, dict[str, fl
     mean = np.mean([estimates(other) for other in others], axis=0)
     difference, resamples = estimates(one) - mean, resamples_of(one)
     draws = resampled(one, resamples) - np.mean([resampled(other, resamples) for other in others], axis=0)
-    low, high = intervals(draws, effective_patients(one.counts.mean(axis=0)))
+    low, high = intervals(difference, draws, effective_patients(one.counts.mean(axis=0)))
     rows = zip(estimates(one), mean, difference, low, high, strict=True)
     names = ("one", "others", "difference", "low", "high")
     return {figure: dict(zip(names, map(float, row), strict=True)) for figure, row in zip(FIGURES, rows, strict=True)}

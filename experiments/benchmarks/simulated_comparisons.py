@@ -1,8 +1,8 @@
 """How often the statistics of a comparison are wrong, in simulated grids whose truth is known.
 
-    python experiments/benchmarks/simulated_comparisons.py --output simulated.json   # 15 min on a core
+    python experiments/benchmarks/simulated_comparisons.py --output simulated.json   # 25 min on a core
 
-Every table has five rows of the same true figures (in the designs `shift` the second is better). Patients, patients
+Every table has five rows of the same true figures (in the designs `shift` and `stated` the second is better). Patients, patients
 under one schedule, runs, and patients in one run all have effects on the logit of finding and typing a lesion and of a
 slice's Dice. Counted: how often the test of a row, and of any row after Holm's correction, sees a difference; how often
 the 95 % intervals of a figure and of a difference hold the truth.
@@ -13,20 +13,24 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from lesionseg.significance import significance
-from lesionseg.statistics import FIGURES, PatientSums, patient_bootstrap
+from lesionseg.statistics import FIGURES, PRIMARY, PatientSums, patient_bootstrap
 
 ROWS, ALPHA = 5, 0.05
 RESAMPLES, PERMUTATIONS = 2000, 999
+#: Of uneven patients: how far many lesions and a hard patient go together, and the most lesions of one.
+CORRELATION, MOST_LESIONS = 0.5, 75
 #: What is promised of every design that is not a limit: false alarms of a family, coverage of the intervals.
 FALSE_ALARMS, COVERAGE = 0.06, (0.93, 0.97)
 #: Runs and patients over which the truth of a design is taken.
 TRUTH_DRAWS, TRUTH_PATIENTS = 60, 3000
+#: How the shift is found whose true difference is the stated one.
+BISECTIONS, STATED_TABLES = 7, 100
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,8 @@ class Design:
 
     Attributes:
         shift: how much better the second row is.
+        stated: in place of `shift`, such that its true accuracy_all is better by what tables state they could have shown.
+        uneven: standard deviation of the logarithm of a patient's number of lesions; who has many is harder. 0: alike.
         schedule_sd: of a patient under one schedule, the same in all its runs.
         run_sd: of a run, the same for all patients of its fold.
         own_sd: of a patient in one run.
@@ -49,6 +55,8 @@ class Design:
     run_sd: float
     folds: int = 3
     shift: float = 0.0
+    stated: bool = False
+    uneven: float = 0.0
     patient_sd: float = 0.8
     schedule_sd: float = 0.3
     own_sd: float = 0.5
@@ -69,7 +77,14 @@ DESIGNS = (
     Design("84 patients, 2 seeds", 84, 2, run_sd=0.2, tables=0.25, limit="six runs a row"),
     Design("84 patients, 1 seed, shift", 84, 1, run_sd=0, shift=0.4, tables=0.25),
     Design("84 patients, 3 seeds, shift", 84, 3, run_sd=0.2, shift=0.5, tables=0.25),
+    *(Design(f"{n} patients, {seeds}, stated", n, int(seeds[0]), run_sd=0.2 if seeds == "3 seeds" else 0, stated=True,
+             tables=0.1) for seeds in ("1 seed", "3 seeds") for n in (12, 30, 84)),
+    Design("3 patients, 1 seed", 3, 1, run_sd=0, tables=0.25, limit="few patients"),
+    Design("3 patients, 3 seeds", 3, 3, run_sd=0.2, tables=0.25, limit="few patients"),
     Design("5 patients, 1 seed", 5, 1, run_sd=0, tables=0.25, limit="few patients"),
+    Design("5 patients, 3 seeds", 5, 3, run_sd=0.2, tables=0.25, limit="few patients"),
+    Design("30 uneven patients, 1 seed", 30, 1, run_sd=0, uneven=1.1, tables=0.25, limit="lesions of few patients"),
+    Design("30 uneven patients, 3 seeds", 30, 3, run_sd=0.2, uneven=1.1, tables=0.25, limit="lesions of few patients"),
     Design("84 patients, 3 seeds, 1 fold", 84, 3, run_sd=0.2, folds=1, tables=0.25, limit="three runs a row"),
     Design("84 patients, 3 seeds, folds alike", 84, 3, run_sd=0.2, seed_share=0.5, tables=0.25,
            limit="half of the variance of a run is its seed's, in all folds"),
@@ -99,7 +114,10 @@ def main() -> int:
 
 def simulate(design: Design, tables: int, seed: int) -> dict:
     """Shares over simulated tables, each by figure."""
-    rng, start, truth = np.random.default_rng(seed), time.perf_counter(), truth_of(design)
+    rng, start = np.random.default_rng(seed), time.perf_counter()
+    if design.stated:
+        design = replace(design, shift=stated_shift(design))
+    truth = truth_of(design)
     shares: dict[str, list[np.ndarray]] = {}
     for _ in range(tables):
         for name, value in one_table(design, rng, truth).items():
@@ -116,6 +134,21 @@ def simulate(design: Design, tables: int, seed: int) -> dict:
         "broken": [] if design.limit else broken_promises(percent),
         "seconds": round(time.perf_counter() - start),
     }
+
+
+def stated_shift(design: Design) -> float:
+    """Shift at which the true difference in the primary figure is the median of what tables state (`smallest_holm`)."""
+    place, low, high = FIGURES.index(PRIMARY), 0.0, 4.0
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        tried, rng, stated = replace(design, shift=middle), np.random.default_rng(2027), []
+        for _ in range(STATED_TABLES):
+            rows = grid(tried, rng, design.patients, design.seeds, design.folds)
+            table = significance({str(i): sums for i, sums in enumerate(rows)}, "0", 1)
+            stated.append(table.query("schedule == '1' and figure == @PRIMARY").smallest_holm.item())
+        same, better = truth_of(tried)[:, place]
+        low, high = (middle, high) if better - same < np.median(stated) else (low, middle)
+    return (low + high) / 2
 
 
 def broken_promises(shares: dict[str, dict[str, float]]) -> list[str]:
@@ -155,11 +188,18 @@ def grid(design: Design, rng: np.random.Generator, patients: int, seeds: int, fo
     shape = (ROWS, seeds, patients)
     run_sd = np.sqrt([1 - design.seed_share, design.seed_share]) * design.run_sd
     runs = rng.normal(0, run_sd[0], (ROWS, seeds, folds)) + rng.normal(0, run_sd[1], (ROWS, seeds, 1))
-    skill = rng.normal(0, design.patient_sd, patients) + rng.normal(0, design.schedule_sd, (ROWS, 1, patients))
+    many = rng.normal(0, 1, patients)  # lesions
+    harder = CORRELATION * many * bool(design.uneven)
+    own = np.sqrt(1 - CORRELATION**2 * bool(design.uneven)) * rng.normal(0, 1, patients) - harder
+    skill = design.patient_sd * own + rng.normal(0, design.schedule_sd, (ROWS, 1, patients))
     skill = skill + runs[:, :, fold] + rng.normal(0, design.own_sd, shape)
     skill[1] += design.shift
 
-    lesion_of, slice_of = (np.repeat(np.arange(patients), 1 + rng.poisson(more, patients)) for more in (2.65, 1.86))
+    lesions, slices = (1 + rng.poisson(more, patients) for more in (2.65, 1.86))
+    if design.uneven:
+        lesions = np.ceil(np.exp(1 + design.uneven * many)).clip(max=MOST_LESIONS).astype(int)
+        slices = np.ceil(lesions**0.7).astype(int)
+    lesion_of, slice_of = (np.repeat(np.arange(patients), n) for n in (lesions, slices))
     ease = skill[:, :, lesion_of] + rng.normal(0, 1, len(lesion_of))  # a lesion is as hard in every row
     found = rng.random(ease.shape) < logistic(1.3 + ease)
     right = found & (rng.random(ease.shape) < logistic(0.8 + ease))
@@ -168,7 +208,7 @@ def grid(design: Design, rng: np.random.Generator, patients: int, seeds: int, fo
     false = rng.poisson(0.45 * np.exp(-0.7 * skill[:, :, slice_of]))
 
     found_sums, right_sums = by_patient(found, lesion_of, patients), by_patient(right, lesion_of, patients)
-    slices, lesions = (np.broadcast_to(np.bincount(of, minlength=patients), shape) for of in (slice_of, lesion_of))
+    lesions, slices = np.broadcast_to(lesions, shape), np.broadcast_to(slices, shape)
     sums = [by_patient(dice, slice_of, patients), by_patient(dice**2, slice_of, patients), found_sums, right_sums,
             right_sums, by_patient(false, slice_of, patients)]  # fmt: skip
     counts = [slices, slices, lesions, lesions, found_sums, slices]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -226,4 +227,7 @@ def _facts(
     if slices:
         lines.append(f"{slices} slices hold no liver in the reference and are not among those of the slice figures; "
                      f"the whole cascade finds {extra} lesion components on them.")  # fmt: skip
-    return lines + few_patients(patients)
+    lesions: Counter[str] = Counter()
+    for record in records:
+        lesions[record.patient_id] += len(record.lesions)
+    return lines + few_patients(lesions.values(), patients)

@@ -38,6 +38,8 @@ COUNTED: dict[str, tuple[tuple[str, ...], str]] = {
 }
 #: Sums by which a patient weighs in a figure, where they are not its n: one with many voxels may be most of it.
 _WEIGHTS = {"liver_dice_global": "liver_voxels", "lesion_dice_global": "lesion_voxels"}
+#: All others are shares, or differences of shares.
+_IN_MM = ("liver_assd_mm", "lesion_assd_mm")
 #: Has no interval: resampling cannot show a maximum larger than the one seen.
 LARGEST = "burden_error_max"
 
@@ -55,7 +57,9 @@ def pooled_figures(scores: Sequence[CaseScore], seed: int = 0) -> dict[str, dict
     weighed = counted.copy()
     for name, weight in _WEIGHTS.items():
         weighed[:, list(COUNTED).index(name)] = terms[weight]
-    low, high = intervals(np.stack([draws[name] for name in COUNTED], axis=1), effective_patients(weighed))
+    value = np.array([float(whole[name]) for name in COUNTED])
+    low, high = intervals(value, np.stack([draws[name] for name in COUNTED], axis=1), effective_patients(weighed))
+    low, high = np.maximum(low, 0), np.minimum(high, [np.inf if name in _IN_MM else 1 for name in COUNTED])
     out = {
         name: {
             "estimate": float(whole[name]),
