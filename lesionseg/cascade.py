@@ -16,9 +16,9 @@ from lesionseg.calibration import vote
 from lesionseg.device import keep_freed_memory, moved, pass_on
 from lesionseg.errors import InputError
 from lesionseg.findings import measure_findings
-from lesionseg.inference import Lesions, clean_liver, lesion_ids, predict_lesions, predict_liver
+from lesionseg.inference import Lesions, clean_liver, lesions_in_liver, predict_lesions, predict_liver
 from lesionseg.labels import LESION_IDS, LIVER, UNTYPED_LESION
-from lesionseg.model import Model, Thresholds
+from lesionseg.model import Model
 from lesionseg.scan import Scan, array_checksum, canonical, canonical_axes, from_canonical
 from lesionseg.segmentation import UNDETERMINED, Segmentation
 
@@ -82,8 +82,10 @@ class Cascade:
         box = liver_box(found)
         lesions = None if box is None else self.find_lesions(hu, np.flatnonzero(found.any((1, 2))), box, probabilities)
         clock.lap("lesion nets")
-        ids = np.zeros(hu.shape, np.uint8) if lesions is None else self._components(lesions, found, scan)
-        types = [] if lesions is None else self._types(lesions, ids)
+        ids, types = np.zeros(hu.shape, np.uint8), []
+        if lesions is not None:
+            ids = lesions_in_liver(lesions.classes > LIVER, found, self.model.thresholds.least_voxels(scan))
+            types = self._types(lesions, ids)
         result = self._assemble(scan, found, ids, types, given=liver is not None)
         if probabilities:
             result["classes"] = self.model.classes
@@ -110,11 +112,6 @@ class Cascade:
             how=self.how,
             probabilities=probabilities,
         )
-
-    def _components(self, lesions: Lesions, liver: np.ndarray, scan: Scan) -> np.ndarray:
-        least, lesion = least_voxels(self.model.thresholds, scan), lesions.classes > LIVER
-        lesion = lesion_ids(lesion, least) > 0
-        return lesion_ids(lesion & liver, least)
 
     def _types(self, lesions: Lesions, ids: np.ndarray) -> list[tuple[str, dict[str, float]]]:
         """Type and type probabilities of each lesion: the mean over its pixels."""
@@ -154,7 +151,7 @@ class Cascade:
                 "tta": self.how.mirror,
                 "liver": "given" if given else "predicted",
                 "thresholds": asdict(self.model.thresholds),
-                "least_lesion_voxels": least_voxels(self.model.thresholds, scan),
+                "least_lesion_voxels": self.model.thresholds.least_voxels(scan),
             },
             "warnings": tuple(_warnings(scan, bool(liver.any()), given, self._has_seen(scan))),
         }
@@ -177,17 +174,6 @@ class Cascade:
         if liver is not None and liver.shape != scan.hu.shape:
             raise InputError("liver mask", expected=f"the shape of the scan, {scan.hu.shape} (D, H, W)",
                              got=str(liver.shape), remedy="give the mask that was drawn on this scan")  # fmt: skip
-
-
-def least_voxels(thresholds: Thresholds, scan: Scan) -> float:
-    """The size below which a lesion of this scan is removed, in voxels (in pixels for a single slice)."""
-    if scan.spacing_mm is None:
-        return thresholds.min_lesion_px
-    order = canonical_axes(scan.affine)[0]
-    thickness_mm, down_mm, across_mm = (scan.spacing_mm[axis] for axis in order)
-    if scan.hu.shape[order[0]] == 1:
-        return thresholds.min_lesion_mm2 / (down_mm * across_mm)
-    return thresholds.min_lesion_mm3 / (thickness_mm * down_mm * across_mm)
 
 
 class _Clock:

@@ -13,13 +13,12 @@ import numpy as np
 import yaml
 
 from lesionseg.calibration import TypedLesion, calibrate, true_types
-from lesionseg.cascade import least_voxels
 from lesionseg.data.records import CaseRecord
 from lesionseg.data.store import Store
 from lesionseg.device import moved, pass_on
 from lesionseg.errors import InputError, printable
 from lesionseg.grid import SHARED, SHARED_STARTS, read_grid
-from lesionseg.inference import lesion_ids, predict_lesions
+from lesionseg.inference import lesions_in_liver, predict_lesions
 from lesionseg.labels import LIVER, TARGETS, is_liver
 from lesionseg.lesions import FIRST_TYPE
 from lesionseg.matching import number_lesions
@@ -218,9 +217,7 @@ def _held_out_lesions(
         found = predict_lesions(
             [built], net.spec, scan.hu, record.liver_slices, record.liver_box, naming=net.naming, how=how
         )
-        least = least_voxels(thresholds, scan)
-        inside = (lesion_ids(found.classes > LIVER, least) > 0) & is_liver(labels)
-        ids = lesion_ids(inside, least)
+        ids = lesions_in_liver(found.classes > LIVER, is_liver(labels), thresholds.least_voxels(scan))
         predicted += int(ids.max())
         owner, scores = ids.reshape(-1)[found.places], np.log(np.maximum(found.types, _TINY))
         reference = target.apply(labels)

@@ -213,6 +213,14 @@ def lesion_ids(lesion: np.ndarray, least_voxels: float) -> np.ndarray:
     return out
 
 
+def lesions_in_liver(lesion: np.ndarray, liver: np.ndarray, least_voxels: float) -> np.ndarray:
+    """`lesion_ids` of what is reported: large enough as found, and still so in the liver, (D, H, W) boolean each.
+
+    The calibration of the type votes (`export`) and their use (`Cascade`) must take the same pixels for lesions.
+    """
+    return lesion_ids((lesion_ids(lesion, least_voxels) > 0) & liver, least_voxels)
+
+
 def _views(
     nets: Sequence[nn.Module], spec: InputSpec, hu: np.ndarray, slices: Sequence[int], box: Box, how: Pass
 ) -> Iterator[tuple[int, Tensor, list[View]]]:

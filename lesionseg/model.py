@@ -27,6 +27,7 @@ from lesionseg.errors import InputError
 from lesionseg.labels import TARGETS
 from lesionseg.model_net import Net, refused
 from lesionseg.provenance import provenance
+from lesionseg.scan import Scan, canonical_axes
 from lesionseg.segmentation import RESEARCH_USE_ONLY
 
 MODEL_FILE = "model.json"
@@ -64,6 +65,16 @@ class Thresholds:
             raise ValueError("thresholds must be finite")
         if min(self.min_lesion_mm2, self.min_lesion_mm3, self.min_lesion_px) < 0:
             raise ValueError("least sizes must be 0 or more")
+
+    def least_voxels(self, scan: Scan) -> float:
+        """The size below which a lesion of this scan is removed, in voxels (in pixels for a single slice)."""
+        if scan.spacing_mm is None:
+            return self.min_lesion_px
+        order = canonical_axes(scan.affine)[0]
+        thickness_mm, down_mm, across_mm = (scan.spacing_mm[axis] for axis in order)
+        if scan.hu.shape[order[0]] == 1:
+            return self.min_lesion_mm2 / (down_mm * across_mm)
+        return self.min_lesion_mm3 / (thickness_mm * down_mm * across_mm)
 
 
 @dataclass(frozen=True, eq=False)
