@@ -24,14 +24,20 @@ def slice_box(height: int, width: int) -> Box:
     return Box((height - side) // 2, (width - side) // 2, side)
 
 
+def bounds(mask: np.ndarray) -> tuple[slice, ...] | None:
+    """The smallest window that holds a boolean mask of any number of axes; None where it is empty."""
+    spans = [np.flatnonzero(mask.any(tuple(i for i in range(mask.ndim) if i != axis))) for axis in range(mask.ndim)]
+    return tuple(slice(int(span[0]), int(span[-1]) + 1) for span in spans) if len(spans[0]) else None
+
+
 def liver_box(liver: np.ndarray) -> Box | None:
     """One square box around the liver (D, H, W) of a scan, the same on every slice; None without liver."""
-    rows, columns = np.flatnonzero(liver.any((0, 2))), np.flatnonzero(liver.any((0, 1)))
-    if not len(rows):
+    window = bounds(np.asarray(liver.any(0)))
+    if window is None:
         return None
-    (top, bottom), (left, right) = (rows[0], rows[-1] + 1), (columns[0], columns[-1] + 1)
-    side = int(max(bottom - top, right - left)) + 2 * LIVER_MARGIN_PX
-    return Box(int(top + bottom - side) // 2, int(left + right - side) // 2, side)
+    rows, columns = window
+    side = max(rows.stop - rows.start, columns.stop - columns.start) + 2 * LIVER_MARGIN_PX
+    return Box((rows.start + rows.stop - side) // 2, (columns.start + columns.stop - side) // 2, side)
 
 
 def crop(slices: np.ndarray, box: Box, fill: float) -> np.ndarray:

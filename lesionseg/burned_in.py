@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from lesionseg.boxes import Box, crop
+from lesionseg.boxes import Box, bounds, crop
 from lesionseg.figures import window
 from lesionseg.labels import COLORS, LIVER, is_liver
 
@@ -66,12 +66,13 @@ def _enlarged(labels: np.ndarray, box: Box) -> np.ndarray:
 
 def _point_out(picture: np.ndarray, lesion: np.ndarray) -> None:
     """White corners around a lesion (SIDE_PX, SIDE_PX), in place."""
-    rows, columns = np.flatnonzero(lesion.any(1)), np.flatnonzero(lesion.any(0))
-    if not len(rows):
+    window = bounds(lesion > 0)
+    if window is None:
         return
+    rows, columns = window
     last = SIDE_PX - 1
-    top, bottom = max(rows[0] - _MARGIN_PX, 0), min(rows[-1] + _MARGIN_PX, last)
-    left, right = max(columns[0] - _MARGIN_PX, 0), min(columns[-1] + _MARGIN_PX, last)
+    top, bottom = max(rows.start - _MARGIN_PX, 0), min(rows.stop - 1 + _MARGIN_PX, last)
+    left, right = max(columns.start - _MARGIN_PX, 0), min(columns.stop - 1 + _MARGIN_PX, last)
     for y, inward_y in ((top, 1), (bottom, -1)):
         for x, inward_x in ((left, 1), (right, -1)):
             ys = np.clip(y + inward_y * np.arange(_ARM_PX), 0, last)

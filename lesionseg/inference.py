@@ -16,7 +16,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor, nn
 
-from lesionseg.boxes import Box
+from lesionseg.boxes import Box, bounds
 from lesionseg.device import PLAIN, Pass
 from lesionseg.inputs import InputSpec, paste, resize
 from lesionseg.labels import LESION_TYPES, LIVER
@@ -178,7 +178,7 @@ def clean_liver(liver: np.ndarray) -> np.ndarray:
     """Fill holes and close gaps slice by slice, then keep the largest 3-D component of a boolean (D, H, W)."""
     radius = CLOSING_DIAMETER_PX // 2
     disc = np.hypot(*np.ogrid[-radius : radius + 1, -radius : radius + 1]) <= radius
-    window = _bounds(liver)
+    window = bounds(liver)
     if window is None:
         return liver
     out, inside = np.zeros_like(liver), liver[window]
@@ -200,7 +200,7 @@ def lesion_ids(lesion: np.ndarray, least_voxels: float) -> np.ndarray:
         Unsigned (D, H, W) of the least width that holds every number; 0: no lesion. Of equal sizes the one whose first
         voxel comes first has the lower number.
     """
-    window = _bounds(lesion)
+    window = bounds(lesion)
     if window is None:
         return np.zeros(lesion.shape, dtype=np.uint8)
     components, n = ndimage.label(lesion[window], FULL_CONNECTIVITY)
@@ -248,9 +248,3 @@ def _said(net: nn.Module, images: Tensor) -> View:
     """What a net says of images (N, 3, S, S), with an axis of N."""
     scores = net(images)
     return View(*scores) if isinstance(scores, tuple) else View(scores, None)
-
-
-def _bounds(mask: np.ndarray) -> tuple[slice, ...] | None:
-    """The smallest window that holds a boolean (D, H, W); None where it is empty."""
-    spans = [np.flatnonzero(mask.any(tuple({0, 1, 2} - {axis}))) for axis in range(3)]
-    return tuple(slice(span[0], span[-1] + 1) for span in spans) if len(spans[0]) else None

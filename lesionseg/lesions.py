@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
+from lesionseg.boxes import bounds
 from lesionseg.labels import LIVER
 
 #: Share of a reference lesion's area that a prediction must cover for the lesion to count as found.
@@ -215,10 +216,6 @@ def _joint_counts(rows: np.ndarray, columns: np.ndarray, n_rows: int, n_columns:
     return np.bincount(flat, minlength=n_rows * n_columns).reshape(n_rows, n_columns)
 
 
-def _lesion_window(predicted: np.ndarray, reference: np.ndarray) -> tuple[slice, slice]:
+def _lesion_window(predicted: np.ndarray, reference: np.ndarray) -> tuple[slice, ...]:
     """The smallest window with every lesion pixel of both: all that the figures depend on, and often a small part."""
-    lesion = np.maximum(predicted, reference) > LIVER
-    rows, columns = np.flatnonzero(lesion.any(1)), np.flatnonzero(lesion.any(0))
-    if not len(rows):
-        return slice(0, 0), slice(0, 0)
-    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    return bounds(np.maximum(predicted, reference) > LIVER) or (slice(0, 0), slice(0, 0))

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lesionseg.boxes import bounds
 from lesionseg.implant.host import Host, room_mm
 from lesionseg.labels import LESION_IDS, LIVER, is_liver
 from lesionseg.phantom.appearance import Contrast, draw_diameter_mm, draw_lesion
@@ -72,9 +73,10 @@ def implant(
     Returns:
         copies with the lesions; None where not one found room.
     """
-    if not (labels == LIVER).any():
+    inside = bounds(np.asarray(is_liver(labels).any(0)))
+    if inside is None or not (labels == LIVER).any():
         return None
-    window, known_mm = _around(is_liver(labels)), known_spacing(spacing_mm, hu.shape)
+    window, known_mm = (slice(None), *inside), known_spacing(spacing_mm, hu.shape)
     host = Host.measure(hu[window], labels[window], known_mm)
     out = Implanted(np.array(hu), np.array(labels))
     for kind in kinds:
@@ -94,12 +96,6 @@ def known_spacing(spacing_mm: tuple[float, float, float] | None, shape: tuple[in
 
 
 Window = tuple[slice, slice, slice]
-
-
-def _around(mask: np.ndarray) -> Window:
-    """The rows and columns of a mask (D, H, W) on all slices."""
-    rows, columns = np.flatnonzero(mask.any((0, 2))), np.flatnonzero(mask.any((0, 1)))
-    return slice(None), slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
 
 def _place(

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from lesionseg.boxes import Box, crop, liver_box
+from lesionseg.boxes import Box, bounds, crop, liver_box
 from lesionseg.figures import MARGIN, overlay
 from lesionseg.labels import is_liver
 from lesionseg.report.policy import data_address
@@ -77,7 +77,9 @@ def _draw(
 def _point_out(axes: Axes, lesion: np.ndarray, side: int) -> None:
     """Corners around the lesion (H, W): which of several it is."""
     gap, arm = 0.03 * side, 0.035 * side
-    rows, columns = np.flatnonzero(lesion.any(1)), np.flatnonzero(lesion.any(0))
-    for y, inward_y in ((rows[0] - gap, arm), (rows[-1] + gap, -arm)):
-        for x, inward_x in ((columns[0] - gap, arm), (columns[-1] + gap, -arm)):
+    window = bounds(lesion)
+    assert window is not None  # its key slice shows it
+    rows, columns = window
+    for y, inward_y in ((rows.start - gap, arm), (rows.stop - 1 + gap, -arm)):
+        for x, inward_x in ((columns.start - gap, arm), (columns.stop - 1 + gap, -arm)):
             axes.plot([x + inward_x, x, x], [y, y, y + inward_y], color="white", linewidth=1.2)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import nibabel as nib
 import numpy as np
 
+from lesionseg.boxes import bounds
 from lesionseg.figures import MARGIN, WINDOW_HU, window
 from lesionseg.formats.nifti import RAS_TO_LPS
 from lesionseg.scan import Scan, canonical, canonical_affine, canonical_axes
@@ -113,16 +114,15 @@ def base64_length(data: bytes) -> int:
 
 def _liver_cut(labels: np.ndarray) -> Cut:
     """The box of all labels of a canonical array with a margin on each side; all of it where there are none."""
-    present = labels > 0
-    if not present.any():
+    window = bounds(labels > 0)
+    if window is None:
         return Cut((0, 0, 0), labels.shape)
     start, shape = [], []
-    for axis, length in enumerate(labels.shape):
-        inside = np.flatnonzero(present.any(tuple({0, 1, 2} - {axis})))
-        margin = math.ceil(MARGIN * (inside[-1] + 1 - inside[0]))
-        first, last = max(int(inside[0]) - margin, 0), min(int(inside[-1]) + margin, length - 1)
+    for span, length in zip(window, labels.shape, strict=True):
+        margin = math.ceil(MARGIN * (span.stop - span.start))
+        first = max(span.start - margin, 0)
         start.append(first)
-        shape.append(last + 1 - first)
+        shape.append(min(span.stop + margin, length) - first)
     return Cut((start[0], start[1], start[2]), (shape[0], shape[1], shape[2]))
 
 
