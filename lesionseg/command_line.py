@@ -15,8 +15,9 @@ import yaml
 from lesionseg.arguments import where_keys_are_listed
 from lesionseg.errors import InputError
 from lesionseg.request import words
-from lesionseg.schedules import refuse_duplicate_keys
 
+#: Settings of a run hold a few hundred values; aliases that stand for each other soon stand for millions.
+_MAX_NODES = 100_000
 #: What jsonargparse says around the one fault that matters, where a type has alternatives.
 _AROUND = (r"Does not validate against any of the Union subtypes.*?Errors: - ", r" - Expected a NoneType.*")
 #: How jsonargparse names a key: one it does not know, and one whose value is wrong.
@@ -33,6 +34,41 @@ def read_configs(args: Sequence[str]) -> dict[str, Any]:
     """
     paths = [value for option, value in pairwise(words(args)) if option in ("-c", "--config")]
     return {path: _read(path) for path in paths}
+
+
+def refuse_duplicate_keys(text: str, where: str | Path) -> None:
+    """Refuse YAML in which a mapping names a key twice (YAML readers silently keep the last).
+
+    Raises:
+        InputError: a doubled key, with its name and line; a key that is no word; aliases that stand for themselves, or
+            for more than any settings hold.
+    """
+    waiting, seen_nodes = [yaml.compose(text)], 0
+    while waiting:
+        node = waiting.pop()
+        seen_nodes += 1
+        if seen_nodes > _MAX_NODES:
+            raise InputError(where, expected=f"at most {_MAX_NODES} values, aliases written out", got="more",
+                             remedy="write out what the aliases stand for")  # fmt: skip
+        if isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+        elif isinstance(node, yaml.MappingNode):
+            _check_keys([key for key, _ in node.value], where)
+            waiting += [value for _, value in node.value]
+
+
+def _check_keys(keys: Sequence[yaml.Node], where: str | Path) -> None:
+    """Raise `InputError` unless the keys of a mapping are different words."""
+    seen: set[str] = set()
+    for key in keys:
+        line = key.start_mark.line + 1
+        if not isinstance(key, yaml.ScalarNode):
+            got = f"a list or mapping in line {line}"
+            raise InputError(where, expected="keys that are words", got=got, remedy="write `key: value`")
+        if key.value in seen:
+            got = f"{key.value!r} again in line {line}"
+            raise InputError(where, expected="each key once", got=got, remedy="remove one of the two")
+        seen.add(key.value)
 
 
 def wrong_option(

@@ -20,17 +20,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from decimal import ROUND_HALF_UP, Decimal
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
-
-import yaml
 
 from lesionseg.errors import InputError
 
 #: Key that stands for all encoder blocks not named otherwise, and the blocks that are not of the encoder.
 ENCODER, OUTSIDE_ENCODER = "encoder", ("decoder", "head", "classifier")
-#: Settings of a run hold a few hundred values; aliases that stand for each other soon stand for millions.
-_MAX_NODES = 100_000
 
 
 @dataclass(frozen=True, order=True)
@@ -139,35 +134,6 @@ class FreezeSchedule:
         if missing:
             raise _error(f"every block of this network ({names})", f"none for {', '.join(missing)}", "add them")
         return {name: phases[name] for name in block_names}
-
-
-def refuse_duplicate_keys(text: str, where: str | Path) -> None:
-    """Refuse YAML in which a mapping names a key twice (YAML readers silently keep the last).
-
-    Raises:
-        InputError: a doubled key, with its name and line; a key that is no word; aliases that stand for themselves, or
-            for more than any settings hold.
-    """
-    stack, seen_nodes = [yaml.compose(text)], 0
-    while stack:
-        node = stack.pop()
-        seen_nodes += 1
-        if seen_nodes > _MAX_NODES:
-            raise InputError(where, expected=f"at most {_MAX_NODES} values, aliases written out", got="more",
-                             remedy="write out what the aliases stand for")  # fmt: skip
-        if isinstance(node, yaml.SequenceNode):
-            stack += node.value
-        elif isinstance(node, yaml.MappingNode):
-            stack += [value for _, value in node.value]
-            seen: set[str] = set()
-            for key, _ in node.value:
-                if not isinstance(key, yaml.ScalarNode):
-                    got = f"a list or mapping in line {key.start_mark.line + 1}"
-                    raise InputError(where, expected="keys that are words", got=got, remedy="write `key: value`")
-                if key.value in seen:
-                    got = f"{key.value!r} again in line {key.start_mark.line + 1}"
-                    raise InputError(where, expected="each key once", got=got, remedy="remove one of the two")
-                seen.add(key.value)
 
 
 def _phases(name: str, value: Any) -> tuple[Phase, ...]:
