@@ -17,9 +17,19 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from lesionseg.labels import is_liver
-from lesionseg.lesions import FIRST_TYPE, Counts, FalsePositive, LesionMatch, SliceFigures, compare_slice
+from lesionseg.lesions import (
+    FALSE_POSITIVE,
+    FIRST_TYPE,
+    REFERENCE,
+    Counts,
+    FalsePositive,
+    LesionMatch,
+    SliceFigures,
+    compare_slice,
+)
 
-_REFERENCE, _FALSE_POSITIVE = 0, 1
+#: Kinds of lesions as the rows of the lesion table hold them.
+_KIND_REFERENCE, _KIND_FALSE_POSITIVE = 0, 1
 #: Columns of the slice table before the counts: key, reference lesions, false positives.
 _SLICE_HEAD = 3
 #: Columns of the lesion table: key, kind, type, area_px, overlap_px, found, predicted type (0: none).
@@ -146,7 +156,7 @@ class LesionFigures(_RowMetric):
         for lesion in figures.lesions:
             yield {
                 "slice_key": key,
-                "kind": "reference",
+                "kind": REFERENCE,
                 "type": self._name(lesion.type),
                 "area_px": lesion.area_px,
                 "overlap": lesion.overlap,
@@ -156,7 +166,7 @@ class LesionFigures(_RowMetric):
         for extra in figures.false_positives:
             yield {
                 "slice_key": key,
-                "kind": "false_positive",
+                "kind": FALSE_POSITIVE,
                 "type": "",
                 "area_px": extra.area_px,
                 "overlap": 0.0,
@@ -217,9 +227,10 @@ def _slice_row(figures: SliceFigures, key: int) -> list[int]:
 
 def _lesion_rows(figures: SliceFigures, key: int) -> list[list[int]]:
     found = [
-        [key, _REFERENCE, x.type, x.area_px, x.overlap_px, int(x.found), x.predicted_type or 0] for x in figures.lesions
+        [key, _KIND_REFERENCE, x.type, x.area_px, x.overlap_px, int(x.found), x.predicted_type or 0]
+        for x in figures.lesions
     ]
-    return found + [[key, _FALSE_POSITIVE, 0, x.area_px, 0, 0, x.predicted_type] for x in figures.false_positives]
+    return found + [[key, _KIND_FALSE_POSITIVE, 0, x.area_px, 0, 0, x.predicted_type] for x in figures.false_positives]
 
 
 def _figures_from_rows(row: np.ndarray, lesions: np.ndarray) -> SliceFigures:
@@ -227,7 +238,7 @@ def _figures_from_rows(row: np.ndarray, lesions: np.ndarray) -> SliceFigures:
     merged, *types = (Counts(*counts) for counts in row[_SLICE_HEAD:].reshape(-1, 3).tolist())
     matches, extras = [], []
     for _, kind, lesion_type, area_px, overlap_px, found, predicted_type in lesions.tolist():
-        if kind == _REFERENCE:
+        if kind == _KIND_REFERENCE:
             matches.append(LesionMatch(lesion_type, area_px, overlap_px, bool(found), predicted_type or None))
         else:
             extras.append(FalsePositive(predicted_type, area_px))

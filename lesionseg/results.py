@@ -1,4 +1,4 @@
-"""The tables that a finished run leaves in its folder, `slices.csv` and `lesions.csv`: writing, reading, checking."""
+"""The tables that a finished run leaves in its folder: writing all, reading and checking those of a lesion net."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ import numpy as np
 import pandas as pd
 
 from lesionseg.errors import InputError
-from lesionseg.lesions import MIN_OVERLAP
-from lesionseg.runs import RunInfo, finished_run
+from lesionseg.lesions import FALSE_POSITIVE, MIN_OVERLAP, REFERENCE
+from lesionseg.runs import CASES_FILE, LESIONS_FILE, SLICES_FILE, RunInfo, finished_run
 from lesionseg.writing import write_text
 
-SLICES_FILE, LESIONS_FILE = "slices.csv", "lesions.csv"
-#: Pictures of the worst test lesions, `<lesion_id>.png`.
-WORST_FOLDER = "worst"
+#: Columns of `cases.csv`, one row per case.
+CASE_COLUMNS: dict[str, str] = {"case_id": "string", "patient_id": "string", "liver_dice": "float64"}
 
 #: Columns of `slices.csv`, one row per slice and figure; an empty `value`: the figure is not defined on this slice.
 SLICE_COLUMNS: dict[str, str] = {
@@ -43,7 +42,6 @@ LESION_COLUMNS: dict[str, str] = {
     "found": "int64",
     "predicted_type": "string",
 }
-REFERENCE, FALSE_POSITIVE = "reference", "false_positive"
 #: Stands for the predicted type of a reference lesion that was not found, wherever types are counted.
 MISSED = "missed"
 
@@ -58,6 +56,11 @@ class RunResult:
     info: RunInfo
     slices: pd.DataFrame
     lesions: pd.DataFrame
+
+
+def write_cases(folder: Path, table: pd.DataFrame) -> None:
+    """Write `cases.csv`, whole or not at all; the table has the columns `CASE_COLUMNS`."""
+    write_text(folder / CASES_FILE, _to_csv(table, CASE_COLUMNS))
 
 
 def write_slices(folder: Path, table: pd.DataFrame) -> None:

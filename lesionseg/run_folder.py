@@ -18,12 +18,25 @@ from pytorch_lightning.utilities import rank_zero_info
 from lesionseg.errors import InputError
 from lesionseg.locking import one_at_a_time
 from lesionseg.run_weights import LAST_CHECKPOINT
-from lesionseg.runs import CONFIG_FILE, RUN_FILE, SPLIT_FILE, RunInfo
+from lesionseg.runs import (
+    CASES_FILE,
+    CONFIG_FILE,
+    LESIONS_FILE,
+    METRICS_FILE,
+    OVERLAYS_FOLDER,
+    RUN_FILE,
+    SCHEDULE_FILE,
+    SLICES_FILE,
+    SPLIT_FILE,
+    WANDB_FOLDER,
+    WORST_FOLDER,
+    RunInfo,
+)
 
 _LOCK, _EARLIER, _MOVING = ".lock", ".earlier", ".moving"
 #: All that a run writes into its folder. What else lies there is its user's, and stays.
-WRITTEN = (RUN_FILE, CONFIG_FILE, SPLIT_FILE, "schedule.json", "metrics.csv", "cases.csv", "slices.csv", "lesions.csv",
-           LAST_CHECKPOINT.parts[0], "wandb", "overlays", "worst")  # fmt: skip
+WRITTEN = (RUN_FILE, CONFIG_FILE, SPLIT_FILE, SCHEDULE_FILE, METRICS_FILE, CASES_FILE, SLICES_FILE, LESIONS_FILE,
+           LAST_CHECKPOINT.parts[0], WANDB_FOLDER, OVERLAYS_FOLDER, WORST_FOLDER)  # fmt: skip
 
 
 def held_run(folder: Path) -> RunInfo | None:

@@ -14,8 +14,13 @@ import yaml
 from lesionseg.errors import InputError, first_sentence
 from lesionseg.writing import write_text
 
-#: What the run is, its resolved settings, and its cases of each part.
+#: What the run is, its resolved settings, its cases of each part, its schedule as it was trained, what it logged.
 RUN_FILE, CONFIG_FILE, SPLIT_FILE = "run.json", "config.yaml", "split.json"
+SCHEDULE_FILE, METRICS_FILE = "schedule.json", "metrics.csv"
+#: Its tables (`lesionseg.results`): a liver net has the first, a lesion net the others.
+CASES_FILE, SLICES_FILE, LESIONS_FILE = "cases.csv", "slices.csv", "lesions.csv"
+#: Pictures of a few fixed slices by epoch, pictures of the worst test lesions (`<lesion_id>.png`), and W&B's own files.
+OVERLAYS_FOLDER, WORST_FOLDER, WANDB_FOLDER = "overlays", "worst", "wandb"
 #: Between what made the first part of a run and what made the next.
 THEN = ", then "
 T = TypeVar("T")

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from lesionseg.errors import InputError
 from lesionseg.networks import Block, blocks
 from lesionseg.pacing import Clock, Plateau
+from lesionseg.runs import SCHEDULE_FILE
 from lesionseg.schedules import OUTSIDE_ENCODER, FreezeSchedule, ResolvedSchedule
 from lesionseg.writing import write_text
 
@@ -145,7 +146,7 @@ class StagedFreezing(pl.Callback):
 def _save(schedule: ResolvedSchedule, folder: Path) -> None:
     """Leave `schedule.json` in the run folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "schedule.json", schedule.to_json())
+    write_text(folder / SCHEDULE_FILE, schedule.to_json())
 
 
 def _freeze(block: Block, optimizer: Optimizer) -> bool:

@@ -18,7 +18,7 @@ import wandb
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 
-from lesionseg.runs import RunInfo
+from lesionseg.runs import METRICS_FILE, WANDB_FOLDER, RunInfo
 
 
 class LossyWandbLogger(WandbLogger):
@@ -145,7 +145,7 @@ def _earlier(metrics: Path, checkpoint: Path | None) -> list[dict[str, Any]]:
 
 
 def _csv(folder: Path, checkpoint: Path | None) -> CSVLogger:
-    rows = _earlier(folder / "metrics.csv", checkpoint)
+    rows = _earlier(folder / METRICS_FILE, checkpoint)
     logger = CSVLogger(folder, name="", version="")
     if rows:
         logger.experiment.metrics = rows  # Lightning has started the file anew
@@ -161,7 +161,7 @@ def _continued(folder: Path, checkpoint: Path | None) -> str | None:
     """
     if checkpoint is None or os.environ["WANDB_MODE"] != "online":
         return None
-    logs = sorted((folder / "wandb").glob("run-*"))  # run-<date>_<time>-<id>
+    logs = sorted((folder / WANDB_FOLDER).glob("run-*"))  # run-<date>_<time>-<id>
     return logs[-1].name.rpartition("-")[2] if logs else None
 
 

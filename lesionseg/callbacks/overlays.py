@@ -16,6 +16,7 @@ from lesionseg.callbacks.views import View, views
 from lesionseg.data.dataset import Batch, SliceDataset
 from lesionseg.figures import window
 from lesionseg.labels import BACKGROUND, NAMES
+from lesionseg.runs import OVERLAYS_FOLDER
 
 #: Slices with something to find, evenly spaced over the inner validation: the same in every run of a fold.
 SLICES = 4
@@ -29,7 +30,7 @@ class Overlays(pl.Callback):
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder / "overlays"
+        self.folder = folder / OVERLAYS_FOLDER
         self._fixed: list[int] = []
         self._predicted: dict[int, np.ndarray] = {}
 

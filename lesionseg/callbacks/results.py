@@ -10,9 +10,9 @@ from torchmetrics import Metric
 
 from lesionseg.data.datamodule import LesionDataModule
 from lesionseg.data.dataset import SliceDataset
+from lesionseg.lesions import REFERENCE
 from lesionseg.metrics import LesionFigures, LiverDice
-from lesionseg.results import REFERENCE, write_lesions, write_slices
-from lesionseg.writing import write_text
+from lesionseg.results import write_cases, write_lesions, write_slices
 
 
 class Results(pl.Callback):
@@ -33,7 +33,7 @@ class Results(pl.Callback):
                 write_slices(self.folder, _slice_table(metric, data))
                 write_lesions(self.folder, lesion_table(metric, data, data.test))
             elif isinstance(metric, LiverDice):
-                _write_cases(self.folder, metric, data)
+                write_cases(self.folder, _case_table(metric, data))
         metric.reset()
 
 
@@ -79,15 +79,14 @@ def _pixel_mm2(data: LesionDataModule, case_id: str) -> float:
     return float("nan") if spacing_mm is None else spacing_mm[1] * spacing_mm[2]
 
 
-def _write_cases(folder: Path, metric: LiverDice, data: LesionDataModule) -> None:
+def _case_table(metric: LiverDice, data: LesionDataModule) -> pd.DataFrame:
     rows = pd.DataFrame(metric.case_rows())
     assert data.store is not None
     records = [data.store.records[int(key)] for key in rows["case_key"]]
-    table = pd.DataFrame(
+    return pd.DataFrame(
         {
             "case_id": [record.case_id for record in records],
             "patient_id": [record.patient_id for record in records],
             "liver_dice": rows["dice"],
         }
     )
-    write_text(folder / "cases.csv", table.to_csv(index=False, lineterminator="\n"))

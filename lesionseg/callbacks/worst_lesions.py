@@ -14,7 +14,8 @@ from lesionseg.callbacks.results import lesion_table
 from lesionseg.callbacks.views import View, views
 from lesionseg.lesions import components
 from lesionseg.metrics import LesionFigures
-from lesionseg.results import REFERENCE, WORST_FOLDER, worst_lesions
+from lesionseg.results import REFERENCE, worst_lesions
+from lesionseg.runs import WORST_FOLDER
 
 #: Pictures that a run leaves.
 PICTURES = 6

@@ -11,6 +11,7 @@ import pandas as pd
 
 from lesionseg.errors import InputError
 from lesionseg.results import RunResult
+from lesionseg.runs import METRICS_FILE, SCHEDULE_FILE
 
 #: A schedule of more is a broken file.
 _MOST_EPOCHS = 100_000
@@ -43,7 +44,7 @@ class History:
 
 def read_history(runs: Sequence[RunResult]) -> History:
     """Read what the runs of one schedule logged; none of their files is missed where it is not there."""
-    logs = [log for run in runs if (log := _read(run.folder / "metrics.csv")) is not None]
+    logs = [log for run in runs if (log := _read(run.folder / METRICS_FILE)) is not None]
     names = [*LOSSES, *FIGURES]
     curves = {name: _spread([log[name] for log in logs if name in log]) for name in names}
     order = _block_order(runs[0].folder)
@@ -94,7 +95,7 @@ def _mean(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 def _steps(folder: Path) -> list[dict]:
     """Steps of the schedule that a run resolved; empty without one."""
-    path = folder / "schedule.json"
+    path = folder / SCHEDULE_FILE
     if not path.exists():
         return []
     try:

@@ -13,7 +13,8 @@ from markupsafe import Markup
 from lesionseg.grid import Grid
 from lesionseg.labels import COLORS, LIVER, NAMES
 from lesionseg.report.policy import data_address
-from lesionseg.results import MISSED, WORST_FOLDER, RunResult, worst_lesions
+from lesionseg.results import MISSED, RunResult, worst_lesions
+from lesionseg.runs import WORST_FOLDER
 from lesionseg.statistics import confusion
 
 #: Pictures of one schedule.
