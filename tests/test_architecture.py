@@ -10,7 +10,8 @@ import lesionseg
 ROOT = Path(lesionseg.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 FLOORS: list[set[str]] = [
-    {"__init__", "addresses", "boxes", "collector", "errors", "machine", "norms", "writing"},
+    {"__init__", "addresses", "boxes", "collector", "errors", "machine", "norms", "pages",
+     "writing"},
     {"device", "folders", "labels", "locking", "scan", "inputs", "paper", "provenance", "reading", "request", "runs",
      "trainer", "unet"},
     {"arguments", "lesions", "measurements", "variance", "crops", "networks", "schedules", "run_weights", "ranks",

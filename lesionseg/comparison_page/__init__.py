@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-import lesionseg.report
 from lesionseg.comparison_page.charts import LEAST_DRIFT, charts
 from lesionseg.comparison_page.histories import History, read_history
 from lesionseg.comparison_page.parts import confusion_columns, confusion_rows, outline_colors, sections, worst_pictures
 from lesionseg.grid import Grid
-from lesionseg.report.policy import data_address, inline_source
+from lesionseg.pages import data_address, policy, shared_style, template
 from lesionseg.segmentation import RESEARCH_USE_ONLY
 from lesionseg.writing import write_text
 
@@ -39,7 +36,7 @@ def write_page(path: Path, grid: Grid, titles: Mapping[str, str], text: str, fig
     drawn = charts(histories)
     first, *others = sections(text)
     place = next((i for i, section in enumerate(others) if section.heading.startswith(_CONFUSION)), len(others))
-    page = _template().render(
+    page = template(_HERE).render(
         title=first.heading,
         use=RESEARCH_USE_ONLY,
         intro=first.body,
@@ -78,15 +75,5 @@ def _missing(histories: Mapping[str, History]) -> list[str]:
 
 def _style() -> dict[str, Any]:
     """The style of the other pages with that of this one, and a policy that lets nothing else in."""
-    shared = (Path(lesionseg.report.__file__).parent / "page.css").read_text(encoding="utf-8")
-    style = Markup(shared + (_HERE / "page.css").read_text(encoding="utf-8"))
-    policy = f"default-src 'none'; style-src {inline_source(style)}; img-src data:; base-uri 'none'; form-action 'none'"
-    return {"style": style, "policy": Markup(policy)}
-
-
-@cache
-def _template() -> Template:
-    loader = FileSystemLoader(_HERE)
-    return Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    ).get_template("page.html")
+    style = shared_style() + (_HERE / "page.css").read_text(encoding="utf-8")
+    return {"style": Markup(style), "policy": Markup(policy(style))}

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from lesionseg.grid import Grid
 from lesionseg.labels import COLORS, LIVER, NAMES
-from lesionseg.report.policy import data_address
+from lesionseg.pages import css_color, data_address
 from lesionseg.results import MISSED, RunResult, worst_lesions
 from lesionseg.runs import WORST_FOLDER
 from lesionseg.statistics import confusion
@@ -81,7 +81,7 @@ def confusion_columns(grid: Grid) -> list[str]:
 def outline_colors(grid: Grid) -> list[tuple[str, str]]:
     """Name and colour of each outline in the pictures."""
     labels = [LIVER, *(label for label, name in NAMES.items() if name in grid.lesion_types)]
-    return [(NAMES[label], "#{:02x}{:02x}{:02x}".format(*COLORS[label])) for label in labels]
+    return [(NAMES[label], css_color(COLORS[label])) for label in labels]
 
 
 def _shaded(row: pd.Series, true: str) -> list[Cell]:

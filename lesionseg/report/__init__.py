@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import Template
 from markupsafe import Markup
 
 from lesionseg.figures import WINDOW_HU
 from lesionseg.labels import COLORS, LIVER, NAMES, UNTYPED_LESION
+from lesionseg.pages import policy, shared_style, template
 from lesionseg.report.lesions import key_voxels, lesion_table
 from lesionseg.report.pictures import key_pictures
-from lesionseg.report.policy import inline_source
 from lesionseg.report.provenance import net_table, sections
 from lesionseg.report.volumes import Volumes, embed
 from lesionseg.report.words import headline, legend, notices, viewer_note
@@ -78,10 +78,7 @@ def _render(context: dict[str, Any]) -> str:
 
 @cache
 def _template() -> Template:
-    loader = FileSystemLoader(_HERE)
-    return Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    ).get_template("page.html")
+    return template(_HERE)
 
 
 def _data(segmentation: Segmentation, volumes: Volumes) -> dict[str, Any]:
@@ -121,16 +118,11 @@ def _script_json(value: Any) -> Markup:
 def _assets() -> dict[str, Markup]:
     """Style and scripts as they stand in the page, and the policy that lets nothing but them run.
 
-    `default-src 'none'` forbids every request, WebAssembly, workers, fonts and frames; pictures may come from `data:`
-    alone. NiiVue needs no more: its volumes arrive as base64 text, its font as a `data:` picture.
+    NiiVue needs no more: its volumes arrive as base64 text, its font as a `data:` picture.
     """
-    style, niivue, script = (Markup(_text(name)) for name in ("page.css", "niivue.min.js", "page.js"))
-    scripts = f"{inline_source(niivue)} {inline_source(script)}"
-    policy = (
-        f"default-src 'none'; script-src {scripts}; style-src {inline_source(style)}; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
-    )
-    return {"style": style, "niivue": niivue, "script": script, "policy": Markup(policy)}
+    held = {"style": shared_style(), "niivue": _text("niivue.min.js"), "script": _text("page.js")}
+    held["policy"] = policy(held["style"], held["niivue"], held["script"])
+    return {name: Markup(text) for name, text in held.items()}
 
 
 def _niivue_version() -> str:

@@ -9,6 +9,7 @@ import numpy as np
 from scipy import ndimage
 
 from lesionseg.labels import COLORS, LESION_TYPES, UNTYPED_LESION
+from lesionseg.pages import css_color
 from lesionseg.scan import canonical, canonical_axes
 from lesionseg.segmentation import Finding, Segmentation
 
@@ -62,11 +63,6 @@ def lesion_table(segmentation: Segmentation) -> Table:
 def type_color(name: str) -> str:
     """Colour of a lesion type as CSS writes it."""
     return css_color(LESION_TYPES[name].color if name in LESION_TYPES else COLORS[UNTYPED_LESION])
-
-
-def css_color(color: tuple[int, int, int]) -> str:
-    """`#rrggbb`."""
-    return "#{:02x}{:02x}{:02x}".format(*color)
 
 
 def key_voxels(segmentation: Segmentation) -> dict[int, tuple[int, int, int]]:

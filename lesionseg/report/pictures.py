@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from lesionseg.boxes import Box, bounds, crop, liver_box
 from lesionseg.figures import MARGIN, overlay
 from lesionseg.labels import is_liver
-from lesionseg.report.policy import data_address
+from lesionseg.pages import data_address
 from lesionseg.scan import canonical, canonical_axes
 from lesionseg.segmentation import Finding, Segmentation
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from lesionseg.figures import WINDOW_HU
 from lesionseg.labels import COLORS, LESION_TYPES, LIVER, NAMES, is_liver
-from lesionseg.report.lesions import css_color, signed, type_color
+from lesionseg.pages import css_color
+from lesionseg.report.lesions import signed, type_color
 from lesionseg.report.volumes import Cut
 from lesionseg.scan import canonical_axes
 from lesionseg.segmentation import Segmentation

@@ -97,7 +97,7 @@ def test_the_vendored_viewer_is_the_one_that_is_recorded():
 
 
 @pytest.mark.parametrize(
-    ("name", "end"), [("niivue.min.js", b"</script"), ("page.js", b"</script"), ("page.css", b"</style")]
+    ("name", "end"), [("niivue.min.js", b"</script"), ("page.js", b"</script"), ("../pages/page.css", b"</style")]
 )
 def test_nothing_inlined_can_end_its_element_or_change_on_the_way(name, end):
     content = (files(report) / name).read_bytes()
