@@ -9,13 +9,12 @@ from PIL import Image
 from scipy import ndimage
 
 from lesionseg.boxes import Box, bounds, crop
-from lesionseg.figures import window
+from lesionseg.figures import grey_crop
 from lesionseg.labels import COLORS, LIVER, is_liver
 
 #: Side of one picture.
 SIDE_PX = 256
 _GAP_PX, _LINE_PX, _MARGIN_PX, _ARM_PX = 4, 2, 5, 8
-_AIR_HU = -1000
 
 
 def side_by_side(
@@ -40,7 +39,7 @@ def side_by_side(
 
 def outlined(hu: np.ndarray, labels: np.ndarray, box: Box) -> np.ndarray:
     """One slice (H, W) cut to a box, in the window of all figures, with outlines; RGB (SIDE_PX, SIDE_PX, 3), uint8."""
-    grey = Image.fromarray((255 * window(crop(hu, box, fill=_AIR_HU))).astype(np.uint8))
+    grey = Image.fromarray(grey_crop(hu, box))
     picture = np.repeat(np.asarray(grey.resize((SIDE_PX, SIDE_PX), Image.Resampling.BILINEAR))[..., None], 3, axis=2)
     large = _enlarged(labels, box)
     for label, color in COLORS.items():

@@ -19,7 +19,8 @@ from lesionseg.labels import COLORS, LIVER, NAMES, is_liver
 WINDOW_HU = (-100.0, 240.0)
 #: Added around the liver on every side of a cropped panel, as a share of the liver's longer side.
 MARGIN = 0.08
-_AIR_HU = -1000
+#: What a picture shows beyond the border of a slice.
+AIR_HU = -1000
 _BACKGROUND, _TEXT, _FAINT = "#101216", "#e8eaed", "#9aa0a6"
 _BAR_MM = 50.0
 
@@ -44,12 +45,27 @@ class Panel:
     outlined: bool = True
 
 
-def window(hu: np.ndarray, low_hu: float = WINDOW_HU[0], high_hu: float = WINDOW_HU[1]) -> np.ndarray:
-    """HU of any shape → grey values 0 … 1, float32, same shape."""
+def window(hu: np.ndarray) -> np.ndarray:
+    """HU of any shape → grey values 0 … 1 of `WINDOW_HU`, float32, same shape."""
+    low_hu, high_hu = WINDOW_HU
     return ((np.clip(hu, low_hu, high_hu) - low_hu) / (high_hu - low_hu)).astype(np.float32)
 
 
-def overlay(axes: Axes, hu: np.ndarray, labels: np.ndarray, *, aspect: float = 1.0, line_width: float = 1.0) -> None:
+def grey_crop(hu: np.ndarray, box: Box) -> np.ndarray:
+    """A slice (H, W) cut to a box, air beyond its border, as grey values 0…255 of `WINDOW_HU`: (side, side), uint8."""
+    return (255 * window(crop(hu, box, fill=AIR_HU))).astype(np.uint8)
+
+
+def liver_view(labels: np.ndarray) -> Box | None:
+    """The liver box of a slice (H, W) with a margin of `MARGIN`; None where no label is set."""
+    box = liver_box(is_liver(labels[None]))
+    if box is None:
+        return None
+    margin = math.ceil(MARGIN * box.side)
+    return Box(box.top - margin, box.left - margin, box.side + 2 * margin)
+
+
+def overlay(axes: Axes, hu: np.ndarray, labels: np.ndarray, *, aspect: float = 1.0) -> None:
     """Draw a slice (H, W) in the window of all figures, with thin outlines of liver and lesions over it.
 
     The liver is outlined together with its lesions; each lesion type has its colour of `labels.COLORS`.
@@ -59,13 +75,12 @@ def overlay(axes: Axes, hu: np.ndarray, labels: np.ndarray, *, aspect: float = 1
         hu: (H, W).
         labels: (H, W), ids of `lesionseg.labels`.
         aspect: height of a pixel over its width.
-        line_width: of lesion outlines, in points; the liver's is thinner.
     """
     axes.imshow(window(hu), cmap="gray", vmin=0, vmax=1, aspect=aspect, interpolation="bilinear")
     axes.set_axis_off()
     for label, color in COLORS.items():
         mask = is_liver(labels) if label == LIVER else labels == label
-        _outline(axes, mask, color, 0.7 * line_width if label == LIVER else line_width)
+        _outline(axes, mask, color, 0.7 if label == LIVER else 1.0)
 
 
 def contact_sheet(panels: Sequence[Panel], *, title: str = "", columns: int | None = None) -> Figure:
@@ -94,11 +109,9 @@ def contact_sheet(panels: Sequence[Panel], *, title: str = "", columns: int | No
 
 def _draw(axes: Axes, panel: Panel) -> None:
     hu, labels = panel.hu, panel.labels
-    box = liver_box(is_liver(labels[None]))
+    box = liver_view(labels)
     if box is not None and (labels == LIVER).any():  # lesions alone do not tell how far the liver reaches
-        margin = math.ceil(MARGIN * box.side)
-        box = Box(box.top - margin, box.left - margin, box.side + 2 * margin)
-        hu, labels = crop(hu, box, fill=_AIR_HU), crop(labels, box, fill=0)
+        hu, labels = crop(hu, box, fill=AIR_HU), crop(labels, box, fill=0)
     down, across = panel.spacing_mm or (1.0, 1.0)
     overlay(axes, hu, labels if panel.outlined else np.zeros_like(labels), aspect=down / across)
     if panel.spacing_mm is not None:

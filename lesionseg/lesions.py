@@ -20,7 +20,7 @@ MIN_OVERLAP = 0.25
 #: Index of the first lesion class.
 FIRST_TYPE = LIVER + 1
 
-#: Kinds of lesions in the tables of a run (`lesionseg.results`): those of the reference, and predicted ones without any.
+#: Kinds of lesions in the tables of a run: those of the reference, and predicted ones that touch none of these.
 REFERENCE, FALSE_POSITIVE = "reference", "false_positive"
 
 _NEIGHBOURS_8 = np.ones((3, 3), dtype=bool)

@@ -28,6 +28,7 @@ from lesionseg.runs import (
     SCHEDULE_FILE,
     SLICES_FILE,
     SPLIT_FILE,
+    WANDB_DATA_FOLDER,
     WANDB_FOLDER,
     WORST_FOLDER,
     RunInfo,
@@ -36,7 +37,7 @@ from lesionseg.runs import (
 _LOCK, _EARLIER, _MOVING = ".lock", ".earlier", ".moving"
 #: All that a run writes into its folder. What else lies there is its user's, and stays.
 WRITTEN = (RUN_FILE, CONFIG_FILE, SPLIT_FILE, SCHEDULE_FILE, METRICS_FILE, CASES_FILE, SLICES_FILE, LESIONS_FILE,
-           LAST_CHECKPOINT.parts[0], WANDB_FOLDER, OVERLAYS_FOLDER, WORST_FOLDER)  # fmt: skip
+           LAST_CHECKPOINT.parts[0], WANDB_FOLDER, WANDB_DATA_FOLDER, OVERLAYS_FOLDER, WORST_FOLDER)  # fmt: skip
 
 
 def held_run(folder: Path) -> RunInfo | None:

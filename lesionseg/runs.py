@@ -19,8 +19,9 @@ RUN_FILE, CONFIG_FILE, SPLIT_FILE = "run.json", "config.yaml", "split.json"
 SCHEDULE_FILE, METRICS_FILE = "schedule.json", "metrics.csv"
 #: Its tables (`lesionseg.results`): a liver net has the first, a lesion net the others.
 CASES_FILE, SLICES_FILE, LESIONS_FILE = "cases.csv", "slices.csv", "lesions.csv"
-#: Pictures of a few fixed slices by epoch, pictures of the worst test lesions (`<lesion_id>.png`), and W&B's own files.
-OVERLAYS_FOLDER, WORST_FOLDER, WANDB_FOLDER = "overlays", "worst", "wandb"
+#: Pictures of a few fixed slices by epoch, and of the worst test lesions (`<lesion_id>.png`); W&B's own files.
+OVERLAYS_FOLDER, WORST_FOLDER = "overlays", "worst"
+WANDB_FOLDER, WANDB_DATA_FOLDER = "wandb", "wandb-data"
 #: Between what made the first part of a run and what made the next.
 THEN = ", then "
 T = TypeVar("T")

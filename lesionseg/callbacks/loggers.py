@@ -18,7 +18,7 @@ import wandb
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 
-from lesionseg.runs import METRICS_FILE, WANDB_FOLDER, RunInfo
+from lesionseg.runs import METRICS_FILE, WANDB_DATA_FOLDER, WANDB_FOLDER, RunInfo
 
 
 class LossyWandbLogger(WandbLogger):
@@ -84,7 +84,7 @@ def run_loggers(folder: Path, run: RunInfo, checkpoint: Path | None = None) -> I
         if os.environ["WANDB_MODE"] == "disabled":
             yield loggers
             return
-        with _set_meanwhile("WANDB_DATA_DIR", str(folder / "wandb-data")), _wandb(folder, run, checkpoint) as logger:
+        with _set_meanwhile("WANDB_DATA_DIR", str(folder / WANDB_DATA_FOLDER)), _wandb(folder, run, checkpoint) as logger:
             yield [*loggers, logger]
 
 

@@ -14,13 +14,12 @@ from lesionseg.burned_in import png, side_by_side
 from lesionseg.callbacks.loggers import validates_training, wandb_run
 from lesionseg.callbacks.views import View, views
 from lesionseg.data.dataset import Batch, SliceDataset
-from lesionseg.figures import window
+from lesionseg.figures import grey_crop
 from lesionseg.labels import BACKGROUND, NAMES
 from lesionseg.runs import OVERLAYS_FOLDER
 
 #: Slices with something to find, evenly spaced over the inner validation: the same in every run of a fold.
 SLICES = 4
-_AIR_HU = -1000
 
 
 class Overlays(pl.Callback):
@@ -75,9 +74,8 @@ def _with_masks(view: View) -> Any:
     """The slice as W&B shows it, with masks to switch on and off."""
     names = {label: name for label, name in NAMES.items() if label != BACKGROUND}
     masks = {"reference": view.reference, "prediction": view.predicted}
-    grey = (255 * window(crop(view.hu, view.box, fill=_AIR_HU))).astype(np.uint8)
     held = {
         kind: {"mask_data": crop(labels, view.box, fill=BACKGROUND), "class_labels": names}
         for kind, labels in masks.items()
     }
-    return wandb.Image(grey, masks=held)
+    return wandb.Image(grey_crop(view.hu, view.box), masks=held)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,9 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from lesionseg.boxes import Box, bounds, crop, liver_box
-from lesionseg.figures import MARGIN, overlay
-from lesionseg.labels import is_liver
+from lesionseg.boxes import bounds, crop
+from lesionseg.figures import AIR_HU, liver_view, overlay
 from lesionseg.pages import data_address
 from lesionseg.scan import canonical, canonical_axes
 from lesionseg.segmentation import Finding, Segmentation
@@ -23,7 +21,6 @@ MOST_PICTURES = 12
 #: Length of the scale bar.
 BAR_MM = 50.0
 _SIDE_INCHES, _DOTS_PER_INCH = 3.0, 120
-_AIR_HU = -1000
 
 
 @dataclass(frozen=True)
@@ -56,14 +53,12 @@ def _draw(
     hu: np.ndarray, labels: np.ndarray, lesion: np.ndarray, title: str, spacing_mm: tuple[float, float] | None
 ) -> bytes:
     """PNG of a slice (H, W), cut to the labels on it with a margin."""
-    found = liver_box(is_liver(labels[None]))
-    assert found is not None  # the lesion is on it
-    margin = math.ceil(MARGIN * found.side)
-    box = Box(found.top - margin, found.left - margin, found.side + 2 * margin)
+    box = liver_view(labels)
+    assert box is not None  # the lesion is on it
     figure = Figure(figsize=(_SIDE_INCHES, _SIDE_INCHES), dpi=_DOTS_PER_INCH, facecolor="black")
     axes = figure.add_axes((0, 0, 1, 1))
     down, across = spacing_mm or (1.0, 1.0)
-    overlay(axes, crop(hu, box, fill=_AIR_HU), crop(labels, box, fill=0), aspect=down / across)
+    overlay(axes, crop(hu, box, fill=AIR_HU), crop(labels, box, fill=0), aspect=down / across)
     _point_out(axes, crop(lesion, box, fill=0), box.side)
     if spacing_mm is not None:
         left, length, bottom = 0.04 * box.side, BAR_MM / across, 0.96 * box.side
