@@ -84,7 +84,10 @@ def run_loggers(folder: Path, run: RunInfo, checkpoint: Path | None = None) -> I
         if os.environ["WANDB_MODE"] == "disabled":
             yield loggers
             return
-        with _set_meanwhile("WANDB_DATA_DIR", str(folder / WANDB_DATA_FOLDER)), _wandb(folder, run, checkpoint) as logger:
+        with (
+            _set_meanwhile("WANDB_DATA_DIR", str(folder / WANDB_DATA_FOLDER)),
+            _wandb(folder, run, checkpoint) as logger,
+        ):
             yield [*loggers, logger]
 
 
