@@ -73,6 +73,13 @@ class Counts:
     predicted: int
     reference: int
 
+    @classmethod
+    def of(cls, predicted: np.ndarray, reference: np.ndarray) -> Counts:
+        """Of two boolean masks; `ValueError` where they have different shapes."""
+        if predicted.shape != reference.shape:
+            raise ValueError(f"masks must have one shape, got {predicted.shape} and {reference.shape}")
+        return cls(*(int(np.count_nonzero(mask)) for mask in (predicted & reference, predicted, reference)))
+
     @property
     def dice(self) -> float:
         """2 |A ∩ B| / (|A| + |B|); both masks empty: NaN."""
@@ -118,14 +125,6 @@ def components(mask: np.ndarray) -> tuple[np.ndarray, int]:
     labelled = np.empty(mask.shape, dtype=np.int32)
     n = ndimage.label(mask, structure=_NEIGHBOURS_8, output=labelled)
     return labelled, int(n)
-
-
-def dice(a: np.ndarray, b: np.ndarray) -> float:
-    """Dice of two masks of one shape; both empty: NaN."""
-    a, b = np.asarray(a, dtype=bool), np.asarray(b, dtype=bool)
-    if a.shape != b.shape:
-        raise ValueError(f"masks must have one shape, got {a.shape} and {b.shape}")
-    return Counts(int(np.count_nonzero(a & b)), int(np.count_nonzero(a)), int(np.count_nonzero(b))).dice
 
 
 def compare_slice(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import astuple
 from typing import Any
 
 import numpy as np
@@ -200,9 +201,8 @@ class LiverDice(_RowMetric):
 
     def update(self, predicted: ClassMap, reference: ClassMap, case_key: int, slice_index: int) -> None:
         """Add a slice of a case: class indices (H, W) each, whole numbers for the case and the slice."""
-        a, b = is_liver(_array(predicted)), is_liver(_array(reference))
-        counts = [int(np.count_nonzero(mask)) for mask in (a & b, a, b)]
-        self._append("liver_table", [[case_key, slice_index, *counts]])
+        counts = Counts.of(is_liver(_array(predicted)), is_liver(_array(reference)))
+        self._append("liver_table", [[case_key, slice_index, *astuple(counts)]])
 
     def case_rows(self) -> list[Row]:
         """Rows `case_key, dice` by case key; NaN where neither holds liver; call it as `LesionFigures.slice_rows`."""

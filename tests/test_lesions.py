@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.metrics import f1_score
 
-from lesionseg.lesions import FalsePositive, LesionMatch, compare_slice, components, dice, type_probabilities
+from lesionseg.lesions import Counts, FalsePositive, LesionMatch, compare_slice, components, type_probabilities
 
 N_TYPES = 3
 class_maps = st.tuples(st.integers(1, 9), st.integers(1, 9)).flatmap(
@@ -97,7 +97,7 @@ def test_dice_agrees_with_scikit_learn(maps: tuple[np.ndarray, np.ndarray]) -> N
     assert figures.dice1 == pytest.approx(f1(predicted > 1, reference > 1), nan_ok=True)
     assert figures.dice_types == pytest.approx(types, nan_ok=True)
     assert figures.dice2 == pytest.approx(math.nan if np.isnan(types).all() else np.nanmean(types), nan_ok=True)
-    assert dice(predicted > 1, reference > 1) == pytest.approx(figures.dice1, nan_ok=True)
+    assert Counts.of(predicted > 1, reference > 1).dice == pytest.approx(figures.dice1, nan_ok=True)
 
 
 @settings(deadline=None)
@@ -130,7 +130,7 @@ def test_dice_by_hand(predicted: list[int], reference: list[int], dice1: float, 
 
 
 def test_dice_of_empty_masks_is_undefined() -> None:
-    assert math.isnan(dice(np.zeros((3, 3)), np.zeros((3, 3))))
+    assert math.isnan(Counts.of(np.zeros((3, 3), bool), np.zeros((3, 3), bool)).dice)
 
 
 def draw(*rows: str) -> np.ndarray:
@@ -186,6 +186,6 @@ def test_refuses_what_it_cannot_compare(predicted: np.ndarray, reference: np.nda
         compare_slice(predicted, reference, N_TYPES, min_overlap)
 
 
-def test_dice_refuses_masks_of_different_shapes() -> None:
+def test_counts_refuse_masks_of_different_shapes() -> None:
     with pytest.raises(ValueError, match="one shape"):
-        dice(np.zeros((2, 1)), np.zeros((1, 2)))
+        Counts.of(np.zeros((2, 1), bool), np.zeros((1, 2), bool))

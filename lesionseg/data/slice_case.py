@@ -11,7 +11,7 @@ import numpy as np
 
 from lesionseg.data.table import Row
 from lesionseg.errors import InputError
-from lesionseg.formats import read_scan
+from lesionseg.formats import is_nifti, read_scan
 from lesionseg.formats.dicom import is_dicom, source_headers
 from lesionseg.formats.dicom_seg_read import read_dicom_seg, segment_labels
 from lesionseg.formats.nifti import check_same_grid, read_nifti, read_nifti_labels, stem
@@ -26,7 +26,6 @@ SPACING_TOLERANCE = 0.01
 OUTSIDE_LIVER_SHARE = 0.05
 #: Of liver and lesion in a mask of LiTS.
 _LITS_VALUES = {1, 2}
-_NIFTI = (".nii", ".nii.gz")
 
 
 class LiverPredictor(Protocol):
@@ -83,7 +82,7 @@ def read_slice_case(
             warnings += (f"{outside:.0%} of the lesion pixels lie outside of the liver; they are counted to it",)
         labels[liver & ~lesion] = LIVER
     masks = [row.mask for row in rows] + ([first.liver_mask] if first.liver_mask else [])
-    if any(_is_png(path) != _is_png(first.image) and _is_nifti({path, first.image}) for path in masks):
+    if any(_is_png(path) != _is_png(first.image) and any(map(is_nifti, (path, first.image))) for path in masks):
         warnings += ("NIfTI beside PNG, which has no orientation: PNG rows are taken as the second NIfTI axis",)
     return Case(scan, labels, patient_id, liver_predicted=predict_liver is not None, warnings=warnings)
 
@@ -93,7 +92,7 @@ def _read_image(row: Row) -> tuple[Scan, tuple[str, ...]]:
     warnings: tuple[str, ...] = ()
     if _is_png(row.image) and row.window_hu is not None:
         scan = Scan(read_png_image(row.image, *row.window_hu), stem(row.image))
-    elif _is_nifti({row.image}):
+    elif is_nifti(row.image):
         scan, warnings = read_nifti(row.image)
     else:
         scan = read_scan(row.image)
@@ -123,7 +122,7 @@ def holds_liver(mask: Path) -> bool:
 
 def _read_mask(path: Path, scan: Scan) -> np.ndarray:
     """Values of a PNG or NIfTI mask on the grid of the scan, uint8 (1, H, W)."""
-    if _is_nifti({path}):
+    if is_nifti(path):
         return read_nifti_labels(path, scan, range(256))
     if not _is_png(path):
         remedy = "save the mask in one of these formats"
@@ -236,8 +235,4 @@ def _is_png(path: Path) -> bool:
 
 def is_seg(path: Path) -> bool:
     """Whether a mask is read as DICOM-SEG: DICOM by content, of any name but those of the other formats."""
-    return not _is_png(path) and not _is_nifti({path}) and is_dicom(path)
-
-
-def _is_nifti(paths: set[Path]) -> bool:
-    return any(path.name.lower().endswith(_NIFTI) for path in paths)
+    return not _is_png(path) and not is_nifti(path) and is_dicom(path)

@@ -44,14 +44,14 @@ _IN_MM = ("liver_assd_mm", "lesion_assd_mm")
 LARGEST = "burden_error_max"
 
 
-def pooled_figures(scores: Sequence[CaseScore], seed: int = 0) -> dict[str, dict[str, Any]]:
+def pooled_figures(scores: Sequence[CaseScore]) -> dict[str, dict[str, Any]]:
     """The figures of volumes by name: `estimate`, `low`, `high` (NaN: undefined), `n`, `of` (what n counts).
 
     Resamples in which a figure is not defined are left out of its interval; where all agree there is none.
     """
     terms = pd.DataFrame([_terms(score) for score in scores]).groupby([score.patient_id for score in scores]).sum()
     whole = pooled({str(name): values.sum() for name, values in terms.items()})
-    weights = draw_resamples(len(terms), 1, RESAMPLES, seed).patients
+    weights = draw_resamples(len(terms), 1, RESAMPLES, seed=0).patients
     draws = pooled(dict(zip(map(str, terms.columns), (weights @ terms.to_numpy()).T, strict=True)))
     counted = np.stack([terms[list(names)].sum(axis=1) for names, _ in COUNTED.values()], axis=1)
     weighed = counted.copy()

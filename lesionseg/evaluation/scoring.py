@@ -140,8 +140,8 @@ def score_case(
     return CaseScore(
         case_id=case_id,
         patient_id=patient_id,
-        liver=None if liver_predicted else counts(liver, reference_liver),
-        lesion=counts(lesion, reference_lesion),
+        liver=None if liver_predicted else Counts.of(liver, reference_liver),
+        lesion=Counts.of(lesion, reference_lesion),
         liver_assd_mm=None if liver_predicted else surface_distance_mm(liver, reference_liver, spacing),
         lesion_assd_mm=surface_distance_mm(lesion, reference_lesion, spacing),
         burden=None if liver_predicted else _burden(found.labels, reference),
@@ -165,11 +165,6 @@ def slice_tables(
     for index in slices:
         figures.update(np.minimum(predicted[index], most), np.minimum(reference[index], most), index)
     return SliceTables(tuple(figures.slice_rows()), tuple(figures.lesion_rows()))
-
-
-def counts(predicted: np.ndarray, reference: np.ndarray) -> Counts:
-    """Voxels of two boolean masks."""
-    return Counts(*(int(np.count_nonzero(mask)) for mask in (predicted & reference, predicted, reference)))
 
 
 def surface_distance_mm(a: np.ndarray, b: np.ndarray, spacing_mm: tuple[float, float, float] | None) -> float | None:

@@ -99,10 +99,10 @@ class Contrast:
     vessel_hu: float
 
 
-def draw_diameter_mm(rng: np.random.Generator, kind: str, difficulty: Difficulty = DIFFICULTY) -> float:
+def draw_diameter_mm(rng: np.random.Generator, kind: str) -> float:
     """Draw a diameter for a lesion type."""
     median, spread, least, largest = DIAMETERS_MM[kind]
-    return float(np.clip(difficulty.diameter_scale * rng.lognormal(np.log(median), spread), least, largest))
+    return float(np.clip(DIFFICULTY.diameter_scale * rng.lognormal(np.log(median), spread), least, largest))
 
 
 def draw_lesion(
@@ -112,10 +112,9 @@ def draw_lesion(
     center_mm: Point,
     diameter_mm: float,
     contrast: Contrast,
-    difficulty: Difficulty = DIFFICULTY,
 ) -> Lesion:
     """Draw a lesion of a type, a place and a size for one scan."""
-    look, edge_mm, bumps, stretch = _DRAWERS[kind](rng, diameter_mm, contrast, difficulty)
+    look, edge_mm, bumps, stretch = _DRAWERS[kind](rng, diameter_mm, contrast)
     surface = WaveField.draw(rng, scale=0.45, sd=bumps, waves=16)
     return Lesion(kind, center_mm, diameter_mm, _draw_axes(rng, stretch), surface, edge_mm, look)
 
@@ -130,7 +129,7 @@ def _draw_axes(rng: np.random.Generator, stretch: float) -> np.ndarray:
 Drawn = tuple[Look, float, float, float]
 
 
-def _draw_cyst(rng: np.random.Generator, diameter_mm: float, contrast: Contrast, difficulty: Difficulty) -> Drawn:
+def _draw_cyst(rng: np.random.Generator, diameter_mm: float, contrast: Contrast) -> Drawn:
     fluid = float(rng.uniform(2, 18))
 
     def look(local: Local) -> np.ndarray:
@@ -139,12 +138,12 @@ def _draw_cyst(rng: np.random.Generator, diameter_mm: float, contrast: Contrast,
     return look, 0.8, 0.03, 0.12
 
 
-def _draw_hemangioma(rng: np.random.Generator, diameter_mm: float, contrast: Contrast, difficulty: Difficulty) -> Drawn:
+def _draw_hemangioma(rng: np.random.Generator, diameter_mm: float, contrast: Contrast) -> Drawn:
     bright = contrast.vessel_hu + float(rng.normal(0, 4))
-    core = float(rng.uniform(*difficulty.hemangioma_core_hu))
-    flash = diameter_mm < FLASH_BELOW_MM and rng.random() < difficulty.flash_share
-    count = int(rng.integers(difficulty.nodule_count[0], difficulty.nodule_count[1] + 1))
-    centers, sizes = _draw_nodules(rng, count, difficulty.nodule_radius)
+    core = float(rng.uniform(*DIFFICULTY.hemangioma_core_hu))
+    flash = diameter_mm < FLASH_BELOW_MM and rng.random() < DIFFICULTY.flash_share
+    count = int(rng.integers(DIFFICULTY.nodule_count[0], DIFFICULTY.nodule_count[1] + 1))
+    centers, sizes = _draw_nodules(rng, count, DIFFICULTY.nodule_radius)
     sizes = sizes * rng.uniform(1.0, 1.3)  # how far the filling has gone
     texture = WaveField.draw(rng, scale=0.3, sd=4.0)
 
@@ -174,10 +173,10 @@ def _draw_nodules(rng: np.random.Generator, count: int, radius: Range) -> tuple[
     return np.array(chosen) * (1 - 0.6 * sizes[:, None]), sizes
 
 
-def _draw_metastasis(rng: np.random.Generator, diameter_mm: float, contrast: Contrast, difficulty: Difficulty) -> Drawn:
-    core = float(rng.uniform(*difficulty.metastasis_core_hu))
-    rim = min(core + float(rng.uniform(*difficulty.metastasis_rim_hu)), 100.0)
-    necrotic = diameter_mm > NECROSIS_ABOVE_MM and rng.random() < difficulty.necrotic_share
+def _draw_metastasis(rng: np.random.Generator, diameter_mm: float, contrast: Contrast) -> Drawn:
+    core = float(rng.uniform(*DIFFICULTY.metastasis_core_hu))
+    rim = min(core + float(rng.uniform(*DIFFICULTY.metastasis_rim_hu)), 100.0)
+    necrotic = diameter_mm > NECROSIS_ABOVE_MM and rng.random() < DIFFICULTY.necrotic_share
     if necrotic:
         core = float(rng.uniform(14, 38))
     dense_center = 0.0 if necrotic or rng.random() > 0.5 else float(rng.uniform(6, 20))
@@ -192,10 +191,10 @@ def _draw_metastasis(rng: np.random.Generator, diameter_mm: float, contrast: Con
         strength = np.clip(1 + uneven.at(z, y, x), 0.6, 1.2) * np.clip(2.2 - 2 * local.depth_mm / rim_mm, 0, 1)
         return core + texture.at(z, y, x) + dense_center * center + strength * (rim - core)
 
-    return look, float(rng.uniform(*difficulty.metastasis_edge_mm)), 0.10, 0.25
+    return look, float(rng.uniform(*DIFFICULTY.metastasis_edge_mm)), 0.10, 0.25
 
 
-def _draw_hcc(rng: np.random.Generator, diameter_mm: float, contrast: Contrast, difficulty: Difficulty) -> Drawn:
+def _draw_hcc(rng: np.random.Generator, diameter_mm: float, contrast: Contrast) -> Drawn:
     base = contrast.liver_hu - float(rng.uniform(14, 34))
     capsule = contrast.liver_hu + float(rng.uniform(4, 18)) if rng.random() < 0.8 else base
     mosaic = WaveField.draw(rng, scale=0.13, sd=9.0, waves=32)
@@ -210,7 +209,7 @@ def _draw_hcc(rng: np.random.Generator, diameter_mm: float, contrast: Contrast, 
     return look, 1.8, 0.08, 0.2
 
 
-_DRAWERS: dict[str, Callable[[np.random.Generator, float, Contrast, Difficulty], Drawn]] = {
+_DRAWERS: dict[str, Callable[[np.random.Generator, float, Contrast], Drawn]] = {
     "cyst": _draw_cyst,
     "hemangioma": _draw_hemangioma,
     "metastasis": _draw_metastasis,

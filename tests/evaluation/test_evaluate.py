@@ -26,7 +26,7 @@ from lesionseg.evaluation import folder as module
 from lesionseg.evaluation.evaluate import evaluate, kept
 from lesionseg.evaluation.figures import CASCADE, PREDICTED_BOX, REFERENCE_BOX
 from lesionseg.labels import LESION_TYPES, TARGETS
-from lesionseg.lesions import dice
+from lesionseg.lesions import Counts
 from lesionseg.metrics import LesionFigures
 from lesionseg.model_net import Net
 from lesionseg.results import read_run
@@ -107,8 +107,8 @@ def test_figures_follow_from_what_the_cascade_gives(store, model, request, tmp_p
     figures = {way: LesionFigures(types) for way in (REFERENCE_BOX, PREDICTED_BOX, CASCADE)}
     lesion_dice, liver_dice, key = [], [], 0
     for record, cascade, found, labels in segmented(store, model):
-        lesion_dice.append(dice(found.labels > 1, labels > 1))
-        liver_dice.append(dice(found.labels > 0, labels > 0))
+        lesion_dice.append(Counts.of(found.labels > 1, labels > 1).dice)
+        liver_dice.append(Counts.of(found.labels > 0, labels > 0).dice)
         boxes = {REFERENCE_BOX: record.liver_box, PREDICTED_BOX: liver_box(found.labels > 0)}
         slices = np.array(record.liver_slices)
         maps = {way: cascade.find_lesions(found.scan.hu, slices, box).classes for way, box in boxes.items()}
