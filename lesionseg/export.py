@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,6 +12,7 @@ import numpy as np
 import yaml
 
 from lesionseg.calibration import TypedLesion, calibrate, true_types
+from lesionseg.data.folds import Split
 from lesionseg.data.records import CaseRecord
 from lesionseg.data.store import Store
 from lesionseg.device import moved, pass_on
@@ -196,7 +196,7 @@ def training_store(run: Path, info: RunInfo) -> Store:
 
 def inner_validation(run: Path, store: Store) -> list[CaseRecord]:
     """The cases that steered the training of a run, but that no weights learned from."""
-    return left_by_fit(run, SPLIT_FILE, lambda text: [store.record(case) for case in json.loads(text)["validation"]])
+    return left_by_fit(run, SPLIT_FILE, lambda text: [store.record(case) for case in Split.from_json(text).validation])
 
 
 def _held_out_lesions(

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from argparse import ArgumentError
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +15,23 @@ from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCL
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from lesionseg.callbacks.checkpoints import WholeCheckpoints, checkpoints
+from lesionseg.callbacks.checkpoints import WholeCheckpoints
 from lesionseg.callbacks.freezing import StagedFreezing
-from lesionseg.callbacks.global_batch import GlobalBatch
-from lesionseg.callbacks.guards import FiniteLoss, StopOnSignal
 from lesionseg.callbacks.loggers import run_loggers
-from lesionseg.callbacks.logs import logs
 from lesionseg.callbacks.lost_ranks import LostRanks
-from lesionseg.callbacks.progress import TimeLeft, progress_bar
-from lesionseg.callbacks.results import Results
-from lesionseg.callbacks.seeding import SeedEveryStep
+from lesionseg.callbacks.of_a_run import run_callbacks
+from lesionseg.callbacks.progress import progress_bar
 from lesionseg.command_line import read_configs, wrong_option
 from lesionseg.data.datamodule import MOST_SEED, LesionDataModule
-from lesionseg.data.folds import Split, imbalance
+from lesionseg.data.folds import imbalance
 from lesionseg.errors import InputError, first_sentence
 from lesionseg.networks import blocks
 from lesionseg.ranks import joined, many_ranks, refuse_unfit, with_cluster
+from lesionseg.run_checks import refuse_other_options, refuse_other_split, with_training_cases
 from lesionseg.run_folder import claimed, held_run, refuse_foreign, set_aside
 from lesionseg.run_identity import describe_run
 from lesionseg.run_weights import LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, checkpoint_to_continue
-from lesionseg.runs import CONFIG_FILE, SPLIT_FILE, RunInfo, finished_run, left_by_fit
+from lesionseg.runs import CONFIG_FILE, SPLIT_FILE, RunInfo
 from lesionseg.tasks.base import SegmentationTask
 from lesionseg.trainer import Trainer, refuse_limits
 from lesionseg.writing import remove_parts, write_text
@@ -60,8 +55,10 @@ class RunCLI(LightningCLI):
             ending: what is held until the run has ended: its folder, from before its first change on, and its logs.
         """
         self.ending = ending
+        self.args = list(args)
         self.checkpoint: Path | None = None
         self.configs = read_configs(args)
+        self.lost_ranks = LostRanks()
         raising = {"exit_on_error": False}
         super().__init__(
             model_class=SegmentationTask,
@@ -108,8 +105,8 @@ class RunCLI(LightningCLI):
         try:
             super().parse_arguments(parser, args)
         except ArgumentError as error:
-            known = self._parser(sys.argv[1]).get_defaults().keys()
-            raise wrong_option(error, sys.argv[1:], self.configs, known) from error
+            known = self._parser(self.args[0]).get_defaults().keys()
+            raise wrong_option(error, self.args, self.configs, known) from error
         given = self.config[self.config.subcommand]
         if not 0 <= (seed := given.seed_everything) <= MOST_SEED:
             raise InputError("seed_everything", expected=f"0 to {MOST_SEED}", got=str(seed), remedy="change it")
@@ -133,9 +130,9 @@ class RunCLI(LightningCLI):
         """Compare the run asked for with what its folder holds, before anything heavy is built."""
         self.plain = self._plain_config()
         self.run_dir = self._run_dir()
-        self.run = describe_run(self.plain, sys.argv[1:])
+        self.run = describe_run(self.plain, self.args)
         if self.subcommand != "fit":
-            self._refuse_other_options(finished_run(self.run_dir))
+            refuse_other_options(self.run_dir, self.run)
             self.checkpoint = self.run_dir / LAST_CHECKPOINT
             return
         held = held_run(self.run_dir)
@@ -159,28 +156,19 @@ class RunCLI(LightningCLI):
         validate_every = 1 if self._freezing().plateau else config.trainer.check_val_every_n_epoch
         kwargs["check_val_every_n_epoch"] = validate_every
         bar = progress_bar(config.trainer.enable_progress_bar)
-        finite = FiniteLoss()
-        stop = StopOnSignal(self.run_dir / LAST_CHECKPOINT, finite)
-        self.lost_ranks = LostRanks()
-        callbacks: list[pl.Callback] = [
-            finite,  # before what would log such figures
-            *logs(self.run_dir),
-            Results(self.run_dir),
-            SeedEveryStep(self.datamodule.seed),
-            stop,
-            self.lost_ranks,
-            GlobalBatch(),
-            TimeLeft(config.cell),
-            *bar,
-            *checkpoints(
+        given = self._get(self.config_init, "trainer").callbacks or []
+        kwargs["callbacks"] = [
+            *(given if isinstance(given, list) else [given]),
+            *run_callbacks(
                 self.run_dir,
-                stop,
-                self.model.monitor if self.datamodule.inner_validation else None,
-                validate_every,
+                seed=self.datamodule.seed,
+                cell=config.cell,
+                monitor=self.model.monitor if self.datamodule.inner_validation else None,
+                validate_every=validate_every,
+                lost_ranks=self.lost_ranks,
+                bar=bar,
             ),
         ]
-        given = self._get(self.config_init, "trainer").callbacks or []
-        kwargs["callbacks"] = [*(given if isinstance(given, list) else [given]), *callbacks]
         kwargs["enable_progress_bar"] = bool(bar)
         kwargs["logger"] = False
         if self.subcommand == "fit":
@@ -205,7 +193,7 @@ class RunCLI(LightningCLI):
         """
         self.datamodule.setup("fit")
         if self.checkpoint is not None:
-            self._refuse_other_split()
+            refuse_other_split(self.run_dir, self.datamodule.split)
         self.datamodule.check_ranks(self.trainer.world_size)
         self.datamodule.check_shared_memory(self.trainer.num_devices)
         validates = bool(self.trainer.limit_val_batches * len(self.datamodule.validation))
@@ -213,18 +201,20 @@ class RunCLI(LightningCLI):
         random = self.run.weights_sha256 is None and self.run.encoder_weights is None
         self._freezing().check(self.trainer.max_epochs or 0, list(blocks(self.model.net)), validates, random)
         self.model.check_start()
-        self.run = replace(self._with_training_cases(), ranks=self.trainer.world_size)
+        self.run = replace(
+            with_training_cases(self.run, self.datamodule, self.model.weights), ranks=self.trainer.world_size
+        )
         self._announce()
 
     def before_validate(self) -> None:
         """Refuse other parts than those of the fit."""
         self.datamodule.setup("validate")
-        self._refuse_other_split()
+        refuse_other_split(self.run_dir, self.datamodule.split)
 
     def before_test(self) -> None:
         """Refuse other parts than those of the fit."""
         self.datamodule.setup("test")
-        self._refuse_other_split()
+        refuse_other_split(self.run_dir, self.datamodule.split)
 
     def after_fit(self) -> None:
         """Test the last weights on the test part, then declare the run finished.
@@ -265,40 +255,6 @@ class RunCLI(LightningCLI):
             )
         return Path(folder)
 
-    def _with_training_cases(self) -> RunInfo:
-        """The run with the voxel hashes of all that trains it; `InputError` where a test case is among them."""
-        records, parts = self.datamodule.records, self.datamodule.split
-        start = finished_run(self.model.weights).trained_on if self.model.weights else ()
-        seen = {*start, *(scan for case in (*parts.train, *parts.validation) for scan in records[case].scans)}
-        known = [case for case in parts.test if records[case].scans & seen]
-        if known:
-            raise InputError(
-                self.datamodule.path,
-                expected="test cases that the net never saw",
-                got=f"{len(known)} that it was trained on ({', '.join(known[:3])})",
-                remedy="leave them out of the pretraining: lesionseg prepare lits --exclude",
-            )
-        return replace(self.run, trained_on=tuple(sorted(seen)))
-
-    def _refuse_other_options(self, held: RunInfo) -> None:
-        """Other options would write tables that are not this run's, of cases it may have seen in training."""
-        if held.fingerprint != self.run.fingerprint:
-            raise InputError(
-                self.run_dir,
-                expected="the options of its fit",
-                got="others",
-                remedy=f"repeat those that {self.run_dir / CONFIG_FILE} lists",
-            )
-
-    def _refuse_other_split(self) -> None:
-        """Another version may have split the same patients in another way: it would test what it has learned from."""
-        split = left_by_fit(self.run_dir, SPLIT_FILE, lambda text: Split(**{
-            part: tuple(cases) for part, cases in json.loads(text).items()
-        }))  # fmt: skip
-        if split != self.datamodule.split:
-            raise InputError(self.run_dir / SPLIT_FILE, expected="the parts that this version makes of the store",
-                             got="others", remedy="train the run again, in another folder")  # fmt: skip
-
     @rank_zero_only
     def _announce(self) -> None:
         """Describe the run in its folder; an earlier run there gives way only now that nothing was refused."""
@@ -313,8 +269,7 @@ class RunCLI(LightningCLI):
         if self.checkpoint == self.run_dir / PREVIOUS_CHECKPOINT:  # or the torn one would take the good one's place
             (self.run_dir / LAST_CHECKPOINT).unlink(missing_ok=True)
         self.run.write(self.run_dir)
-        parts = {part: list(cases) for part, cases in asdict(self.datamodule.split).items()}
-        write_text(self.run_dir / SPLIT_FILE, json.dumps(parts, indent=1) + "\n")
+        write_text(self.run_dir / SPLIT_FILE, self.datamodule.split.to_json())
         table = imbalance(list(self.datamodule.records.values()), self.datamodule.split)
         rank_zero_info(
             f"{self.run.name}, fold {self.run.fold} of {self.run.folds}, seed {self.run.seed} → {self.run_dir}"

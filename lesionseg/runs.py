@@ -128,7 +128,7 @@ def left_by_fit(run: Path, name: str, read: Callable[[str], T]) -> T:
     """What a file of a run folder says; `InputError` where `read` can make nothing of its text."""
     try:
         return read((run / name).read_text())
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError, RecursionError) as error:
         got = f"{type(error).__name__}: {first_sentence(error)}"
         raise InputError(run / name, expected="as its fit left it", got=got, remedy="train the run again") from None
 

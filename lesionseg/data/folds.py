@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 
 import numpy as np
@@ -29,6 +30,15 @@ class Split:
     train: tuple[str, ...]
     validation: tuple[str, ...]
     test: tuple[str, ...]
+
+    def to_json(self) -> str:
+        """The text of `split.json`."""
+        return json.dumps({part: list(cases) for part, cases in asdict(self).items()}, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Split:
+        """The inverse of `to_json`; `ValueError`, `TypeError` or `AttributeError` for anything else."""
+        return cls(**{part: tuple(cases) for part, cases in json.loads(text).items()})
 
 
 def split(

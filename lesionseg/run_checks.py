@@ -1,0 +1,56 @@
+"""What a run is refused for once its data are there: test cases that its net has seen, other options or other parts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from lesionseg.data.datamodule import LesionDataModule
+from lesionseg.data.folds import Split
+from lesionseg.errors import InputError
+from lesionseg.runs import CONFIG_FILE, SPLIT_FILE, RunInfo, finished_run, left_by_fit
+
+
+def with_training_cases(run: RunInfo, data: LesionDataModule, weights: Path | None) -> RunInfo:
+    """The run with the voxel hashes of all that trains it, its start included.
+
+    Args:
+        run: without them.
+        data: set up.
+        weights: run folder that the net starts from; None: none.
+
+    Raises:
+        InputError: a test case is among them.
+    """
+    start = finished_run(weights).trained_on if weights else ()
+    parts = data.split
+    seen = {*start, *(scan for case in (*parts.train, *parts.validation) for scan in data.records[case].scans)}
+    known = [case for case in parts.test if data.records[case].scans & seen]
+    if known:
+        raise InputError(
+            data.path,
+            expected="test cases that the net never saw",
+            got=f"{len(known)} that it was trained on ({', '.join(known[:3])})",
+            remedy="leave them out of the pretraining: lesionseg prepare lits --exclude",
+        )
+    return replace(run, trained_on=tuple(sorted(seen)))
+
+
+def refuse_other_options(folder: Path, run: RunInfo) -> None:
+    """Raise `InputError` unless a run asked for is the finished one in its folder.
+
+    Other options would write tables that are not this run's, of cases it may have seen in training.
+    """
+    if finished_run(folder).fingerprint != run.fingerprint:
+        raise InputError(folder, expected="the options of its fit", got="others",
+                         remedy=f"repeat those that {folder / CONFIG_FILE} lists")  # fmt: skip
+
+
+def refuse_other_split(folder: Path, split: Split) -> None:
+    """Raise `InputError` unless the parts of the data are those of the fit.
+
+    Another version may have split the same patients in another way: it would test what it has learned from.
+    """
+    if left_by_fit(folder, SPLIT_FILE, Split.from_json) != split:
+        raise InputError(folder / SPLIT_FILE, expected="the parts that this version makes of the store",
+                         got="others", remedy="train the run again, in another folder")  # fmt: skip
