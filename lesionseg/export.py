@@ -8,33 +8,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import yaml
-
-from lesionseg.calibration import TypedLesion, calibrate, true_types
-from lesionseg.data.folds import Split
-from lesionseg.data.records import CaseRecord
-from lesionseg.data.store import Store
-from lesionseg.device import moved, pass_on
 from lesionseg.errors import InputError, printable
 from lesionseg.grid import SHARED, SHARED_STARTS, read_grid
-from lesionseg.inference import lesions_in_liver, predict_lesions
-from lesionseg.labels import LIVER, TARGETS, is_liver
-from lesionseg.lesions import FIRST_TYPE
-from lesionseg.matching import number_lesions
-from lesionseg.model import MOST_NETS, Model, Thresholds
+from lesionseg.held_out import calibrate_votes
+from lesionseg.model import MOST_NETS, Model
 from lesionseg.model_net import Net
 from lesionseg.paper import in_paper_order
-from lesionseg.runs import CONFIG_FILE, RUN_FILE, SPLIT_FILE, RunInfo, finished_run, left_by_fit, liver_run
+from lesionseg.runs import RUN_FILE, RunInfo, finished_run, liver_run
 from lesionseg.statistics import FIGURES, PRIMARY, estimates, patient_sums
 
 #: Said of a model whose schedule the comparison chose.
 OPTIMISTIC = "chosen on the test folds: its own figures there are optimistic"
-#: Said of the calibration of an ensemble: no lesion is new to all of its nets, so none can judge their mean.
-ENSEMBLE = "figures of each net alone; an ensemble votes by their mean, which is less sure than they are"
 #: What the nets of an ensemble share: they are folds and seeds of one schedule.
 _ALIKE = {"name": "schedule", **SHARED, **SHARED_STARTS}
-_TINY = np.finfo(np.float32).tiny
 
 
 def export(liver: Path, lesions: Sequence[Path], output: Path, *, selected: dict[str, Any] | None = None) -> Model:
@@ -72,7 +58,7 @@ def export(liver: Path, lesions: Sequence[Path], output: Path, *, selected: dict
         generated=seen.generated,
         implanted=any(info.implanted for info in infos),
     )
-    temperature, calibration = _calibrate(runs, model)
+    temperature, calibration = calibrate_votes(runs, model)
     model = replace(model, temperature=temperature, calibration=calibration)
     if (held := _held(output)) is not None and replace(held, provenance=model.provenance).identity == model.identity:
         print(f"{printable(str(output))} is done already")
@@ -107,9 +93,6 @@ def best_runs(root: Path) -> tuple[list[Path], dict[str, Any]]:
     best = max(defined, key=lambda name: defined[name])
     selected = {"figure": PRIMARY, "schedule": best, "value": defined[best], "among": among, "note": OPTIMISTIC}
     return [run.folder for run in grid.runs if run.info.name == best], selected
-
-
-# ---- which runs make a model ----
 
 
 def _lesion_run(folder: Path) -> RunInfo:
@@ -154,81 +137,6 @@ def _refuse_inside_run(output: Path) -> None:
 
 def _short(value: object) -> str:
     return str(value)[:12]
-
-
-# ---- calibration ----
-
-
-def _calibrate(runs: Sequence[tuple[Path, RunInfo]], model: Model) -> tuple[float, dict[str, Any]]:
-    """Temperature of the type votes from the inner validation of every run, each predicted by its own net."""
-    if len(model.lesion_types) < 2:
-        return 1.0, {"reason": "the nets name no types"}
-    lesions: list[TypedLesion] = []
-    cases, predicted = 0, 0
-    store = training_store(*runs[0])  # that of all: they name the same checksum
-    for (folder, info), net in zip(runs, model.lesions, strict=True):
-        held_out = inner_validation(folder, store)
-        typed, n = _held_out_lesions(net, store, held_out, info.fold, model.thresholds)
-        lesions, cases, predicted = lesions + typed, cases + len(held_out), predicted + n
-    if not cases:
-        return 1.0, {"reason": "the runs set no inner validation aside"}
-    temperature, record = calibrate(lesions, model.lesion_types)
-    if "reason" not in record:
-        record["without_true_type"] = predicted - len(lesions)
-        if len(runs) > 1:
-            record["note"] = ENSEMBLE
-    return temperature, record
-
-
-def training_store(run: Path, info: RunInfo) -> Store:
-    """The store of a run, as it was when the run was trained."""
-    path = left_by_fit(run, CONFIG_FILE, lambda text: Path(yaml.safe_load(text)["data"]["store"]))
-    if not path.is_dir():
-        raise InputError(path, expected=f"the store that {run} was trained on, for its calibration", got="no folder",
-                         remedy="call from the folder that the training was called from, or prepare it again",
-                         )  # fmt: skip
-    store = Store.open(path)
-    if store.manifest_sha256 != info.store_sha256:
-        raise InputError(path, expected=f"the store that {run} was trained on ({_short(info.store_sha256)})",
-                         got=_short(store.manifest_sha256), remedy="prepare it as it was, or train again")  # fmt: skip
-    return store
-
-
-def inner_validation(run: Path, store: Store) -> list[CaseRecord]:
-    """The cases that steered the training of a run, but that no weights learned from."""
-    return left_by_fit(run, SPLIT_FILE, lambda text: [store.record(case) for case in Split.from_json(text).validation])
-
-
-def _held_out_lesions(
-    net: Net, store: Store, cases: Sequence[CaseRecord], fold: int, thresholds: Thresholds
-) -> tuple[list[TypedLesion], int]:
-    """Lesions that the cascade would name with this net and the reference liver: those with a true type, and all.
-
-    A predicted lesion that touches no reference lesion has no true type.
-    """
-    how, target = pass_on(), TARGETS[net.description["target"]]
-    built = moved(net.build(), how.device)
-    typed: list[TypedLesion] = []
-    predicted = 0
-    for record in cases:
-        if record.liver_box is None:
-            continue
-        scan, labels = store.scan(record.case_id), np.asarray(store.labels(record.case_id))
-        found = predict_lesions(
-            [built], net.spec, scan.hu, record.liver_slices, record.liver_box, naming=net.naming, how=how
-        )
-        ids = lesions_in_liver(found.classes > LIVER, is_liver(labels), thresholds.least_voxels(scan))
-        predicted += int(ids.max())
-        owner, scores = ids.reshape(-1)[found.places], np.log(np.maximum(found.types, _TINY))
-        reference = target.apply(labels)
-        covered = true_types(ids, number_lesions(reference >= FIRST_TYPE), 1)  # the same vote, over lesions
-        for lesion, kind in true_types(ids, reference, FIRST_TYPE).items():
-            name = f"{record.case_id}/{covered[lesion]}"
-            typed.append(TypedLesion(scores[owner == lesion], kind, record.patient_id, fold, name))
-    return typed, predicted
-
-
-# ---- what is said ----
 
 
 def _held(folder: Path) -> Model | None:

@@ -26,7 +26,8 @@ from lesionseg.data.prepare import prepare
 from lesionseg.data.store import Store
 from lesionseg.device import Pass
 from lesionseg.errors import InputError
-from lesionseg.export import ENSEMBLE, OPTIMISTIC, best_runs, export
+from lesionseg.export import OPTIMISTIC, best_runs, export
+from lesionseg.held_out import ENSEMBLE
 from lesionseg.inference import Lesions
 from lesionseg.inputs import InputSpec, paste, resize
 from lesionseg.labels import LESION_TYPES, is_liver
@@ -261,8 +262,8 @@ def test_the_votes_are_collected_on_a_gpu_where_there_is_one(made, tmp_path, mon
         seen.add((how, *(parameter.device.type for net in nets for parameter in net.parameters())))
         return Lesions(np.zeros(hu.shape, np.uint8), np.zeros(0, np.int64), np.zeros((0, 3), np.float32), None)
 
-    monkeypatch.setattr("lesionseg.export.pass_on", lambda: how)
-    monkeypatch.setattr("lesionseg.export.predict_lesions", predicted)
+    monkeypatch.setattr("lesionseg.held_out.pass_on", lambda: how)
+    monkeypatch.setattr("lesionseg.held_out.predict_lesions", predicted)
     export(made / "liver", [made / "fold0"], tmp_path / "model")
     assert [set(each) for each in seen] == [{how, "meta"}]
 

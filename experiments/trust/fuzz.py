@@ -42,10 +42,10 @@ from lesionseg.data import lits, slices
 from lesionseg.data.groups import read_groups
 from lesionseg.data.store import Store, read_manifest
 from lesionseg.errors import InputError
-from lesionseg.export import inner_validation, training_store
 from lesionseg.formats.dicom import PADDING_HU, read_dicom_file
 from lesionseg.formats.nifti import RAS_TO_LPS, read_nifti
 from lesionseg.formats.png import read_png_labels
+from lesionseg.held_out import inner_validation, training_store
 from lesionseg.model import Model
 from lesionseg.results import read_run
 from lesionseg.run_weights import LAST_CHECKPOINT, read_net
