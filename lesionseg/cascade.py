@@ -13,7 +13,7 @@ import torch
 
 from lesionseg.boxes import Box, liver_box
 from lesionseg.calibration import vote
-from lesionseg.device import keep_freed_memory, moved, pass_on
+from lesionseg.device import inference_on, keep_freed_memory, moved
 from lesionseg.errors import InputError
 from lesionseg.findings import measure_findings
 from lesionseg.inference import Lesions, clean_liver, lesions_in_liver, predict_lesions, predict_liver
@@ -43,7 +43,7 @@ class Cascade:
     """
 
     def __init__(self, model: Model, *, device: str = "auto", batch_size: int | None = None, tta: bool = False) -> None:
-        self.model, self.how = model, pass_on(device, batch_size, tta)
+        self.model, self.how = model, inference_on(device, batch_size, tta)
         where = self.how.device
         if where.type == "cpu":
             keep_freed_memory()

@@ -106,11 +106,11 @@ def _prepare_slices(options: argparse.Namespace) -> None:
     predict = None
     if options.liver is not None:
         with collector_at_rest():
-            from lesionseg.device import pass_on
+            from lesionseg.device import inference_on
             from lesionseg.liver_predictor import LiverPredictor
 
         predict = LiverPredictor(options.liver)
-        if options.workers is None and pass_on().device.type != "cpu":
+        if options.workers is None and inference_on().device.type != "cpu":
             options.workers = 1  # as in `segment`: each process would hold the net on the GPU
     sources = slices.cases(
         options.table, labels=options.labels, groups=options.groups, exclude=options.exclude, predict_liver=predict

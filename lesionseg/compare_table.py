@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lesionseg.grid import Grid
-from lesionseg.grid_basis import data_kind, encoder_weights, provenance
+from lesionseg.grid_basis import basis, data_kind, encoder_weights
 from lesionseg.lesions import MIN_OVERLAP
 from lesionseg.paper import BASELINE, PAPER, title
 from lesionseg.results import MISSED
@@ -68,7 +68,7 @@ def markdown(grid: Grid, schedules: Sequence[str], table: pd.DataFrame, against:
     rows = {name: _rows(table, name) for name in schedules}
     parts = [
         f"# Freeze schedules compared ({data_kind(grid)})",
-        "\n".join(f"- {line}" for line in provenance(grid)),
+        "\n".join(f"- {line}" for line in basis(grid)),
         "## Figures\n\nEstimate [95 % interval], n.",
         pipe_table(
             ["schedule", "starts from", *HEADINGS.values()],

@@ -22,7 +22,7 @@ CPU_BATCH, GPU_BATCH = 1, 8
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
-class Pass(NamedTuple):
+class Inference(NamedTuple):
     """How slices go through nets: where, how many at once, and whether their mirror images (left-right) go as well."""
 
     device: torch.device = torch.device("cpu")
@@ -30,17 +30,17 @@ class Pass(NamedTuple):
     mirror: bool = False
 
 
-PLAIN = Pass()
+ON_CPU = Inference()
 
 
-def pass_on(device: str = "auto", batch_size: int | None = None, mirror: bool = False) -> Pass:
+def inference_on(device: str = "auto", batch_size: int | None = None, mirror: bool = False) -> Inference:
     """How slices go through nets on a device; `Cascade` says what device and batch size are, and what is refused."""
     where = _device(device)
     if batch_size is None:
         batch_size = CPU_BATCH if where.type == "cpu" else GPU_BATCH
     if batch_size < 1:
         raise InputError("batch size", expected="1 or more", got=str(batch_size), remedy="leave it out")
-    return Pass(where, batch_size, mirror)
+    return Inference(where, batch_size, mirror)
 
 
 def moved(net: nn.Module, device: torch.device) -> nn.Module:

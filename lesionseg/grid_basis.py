@@ -17,7 +17,7 @@ from lesionseg.variance import effective_patients
 FEW_PATIENTS, FEW_RUNS = 30, 6
 
 
-def provenance(grid: Grid) -> list[str]:
+def basis(grid: Grid) -> list[str]:
     """What the table rests on, one sentence each."""
     infos = [run.info for run in grid.runs]
     info = infos[0]

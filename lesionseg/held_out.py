@@ -13,7 +13,7 @@ from lesionseg.calibration import TypedLesion, calibrate, true_types
 from lesionseg.data.folds import Split
 from lesionseg.data.records import CaseRecord
 from lesionseg.data.store import Store
-from lesionseg.device import moved, pass_on
+from lesionseg.device import inference_on, moved
 from lesionseg.errors import InputError
 from lesionseg.inference import lesions_in_liver, predict_lesions
 from lesionseg.labels import LIVER, TARGETS, is_liver
@@ -75,7 +75,7 @@ def _held_out_lesions(
 
     A predicted lesion that touches no reference lesion has no true type.
     """
-    how, target = pass_on(), TARGETS[net.description["target"]]
+    how, target = inference_on(), TARGETS[net.description["target"]]
     built = moved(net.build(), how.device)
     typed: list[TypedLesion] = []
     predicted = 0

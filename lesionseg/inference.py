@@ -17,7 +17,7 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from lesionseg.boxes import Box, bounds
-from lesionseg.device import PLAIN, Pass
+from lesionseg.device import ON_CPU, Inference
 from lesionseg.inputs import InputSpec, paste, resize
 from lesionseg.labels import LESION_TYPES, LIVER
 from lesionseg.lesions import FIRST_TYPE
@@ -30,15 +30,15 @@ CLOSING_DIAMETER_PX = 10
 BY_PIXELS = Naming()
 
 
-class View(NamedTuple):
+class NetOutput(NamedTuple):
     """What a net says of a slice: scores of its pixels (K, S, S), and of its types (n_types,) by a head for these."""
 
     pixels: Tensor
     types: Tensor | None
 
-    def at(self, position: int) -> View:
+    def at(self, position: int) -> NetOutput:
         """One slice of several, each with an axis before."""
-        return View(self.pixels[position].float(), None if self.types is None else self.types[position].float())
+        return NetOutput(self.pixels[position].float(), None if self.types is None else self.types[position].float())
 
 
 class Lesions(NamedTuple):
@@ -58,7 +58,13 @@ class Lesions(NamedTuple):
 
 
 def predict_liver(
-    net: nn.Module, spec: InputSpec, hu: np.ndarray, threshold: float, *, stride: int = 1, how: Pass = PLAIN
+    net: nn.Module,
+    spec: InputSpec,
+    hu: np.ndarray,
+    threshold: float,
+    *,
+    stride: int = 1,
+    how: Inference = ON_CPU,
 ) -> np.ndarray:
     """Boolean (D, H, W): where the liver is more probable than `threshold`, not cleaned yet.
 
@@ -111,7 +117,7 @@ def predict_lesions(
     *,
     naming: Naming = BY_PIXELS,
     temperature: float = 1.0,
-    how: Pass = PLAIN,
+    how: Inference = ON_CPU,
     probabilities: bool = False,
 ) -> Lesions:
     """Class of every pixel of the given slices in the liver box: the largest mean probability over nets (and mirrors).
@@ -128,7 +134,7 @@ def predict_lesions(
         liver_box: of the scan.
         naming: what names lesions, alike in all nets.
         temperature: divides the scores of the types in `Lesions.types`; the classes do not depend on it.
-        how: see `Pass`.
+        how: see `Inference`.
         probabilities: keep the maps of all classes.
     """
     _, height, width = hu.shape
@@ -165,7 +171,12 @@ def predict_lesions(
 
 
 def _named(
-    plane: Tensor, nets: Sequence[nn.Module], naming: Naming, seen: SliceInput, views: Sequence[View], how: Pass
+    plane: Tensor,
+    nets: Sequence[nn.Module],
+    naming: Naming,
+    seen: SliceInput,
+    views: Sequence[NetOutput],
+    how: Inference,
 ) -> NamedSlice:
     """The lesions of class indices (H, W) of pixels without types, by what names them."""
     if naming.by == "slice":
@@ -222,8 +233,8 @@ def lesions_in_liver(lesion: np.ndarray, liver: np.ndarray, least_voxels: float)
 
 
 def _views(
-    nets: Sequence[nn.Module], spec: InputSpec, hu: np.ndarray, slices: Sequence[int], box: Box, how: Pass
-) -> Iterator[tuple[int, Tensor, list[View]]]:
+    nets: Sequence[nn.Module], spec: InputSpec, hu: np.ndarray, slices: Sequence[int], box: Box, how: Inference
+) -> Iterator[tuple[int, Tensor, list[NetOutput]]]:
     """For each slice its input (3, S, S), and what every net says of it, and then of its mirror image where asked."""
     last, planes = len(hu) - 1, dict[int, Tensor]()
     for start in range(0, len(slices), how.batch_size):
@@ -239,12 +250,12 @@ def _views(
             said = [_said(net, images) for net in nets]
             if how.mirror:
                 mirrored = [_said(net, images.flip(-1)) for net in nets]
-                said += [View(view.pixels.flip(-1), view.types) for view in mirrored]
+                said += [NetOutput(view.pixels.flip(-1), view.types) for view in mirrored]
         for position, index in enumerate(batch):
             yield index, images[position], [view.at(position) for view in said]
 
 
-def _said(net: nn.Module, images: Tensor) -> View:
+def _said(net: nn.Module, images: Tensor) -> NetOutput:
     """What a net says of images (N, 3, S, S), with an axis of N."""
     scores = net(images)
-    return View(*scores) if isinstance(scores, tuple) else View(scores, None)
+    return NetOutput(*scores) if isinstance(scores, tuple) else NetOutput(scores, None)

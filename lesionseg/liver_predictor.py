@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from lesionseg.device import Pass, moved, on_own_gpu, pass_on
+from lesionseg.device import Inference, inference_on, moved, on_own_gpu
 from lesionseg.errors import InputError
 from lesionseg.inference import clean_liver, predict_liver
 from lesionseg.inputs import InputSpec
@@ -52,7 +52,7 @@ class LiverPredictor:
 
 
 @lru_cache(maxsize=1)
-def _liver_net(run: Path, identity: str) -> tuple[nn.Module, InputSpec, Pass]:
+def _liver_net(run: Path, identity: str) -> tuple[nn.Module, InputSpec, Inference]:
     """That of a run whose weights have the hash `identity`, and how slices go through it."""
-    net, how = Net.from_run(run), pass_on()
+    net, how = Net.from_run(run), inference_on()
     return on_own_gpu(worker_number(), lambda: moved(net.build(), how.device)), net.spec, how

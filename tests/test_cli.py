@@ -12,7 +12,7 @@ from PIL import Image
 from lesionseg import __version__, cli
 from lesionseg.cli import main
 from lesionseg.data.store import Store
-from lesionseg.device import Pass
+from lesionseg.device import Inference
 from lesionseg.errors import InputError
 
 VERBS = ("phantom", "prepare", "check", "fit", "validate", "test", "compare", "export", "segment", "implant")
@@ -199,7 +199,7 @@ def test_a_liver_net_that_is_not_there_is_refused(table, tmp_path, capsys):
 def test_one_process_prepares_where_the_liver_net_has_a_gpu(table, tmp_path, monkeypatch, device, more, workers):
     seen = []
     monkeypatch.setattr("lesionseg.liver_predictor.LiverPredictor", lambda run: None)
-    monkeypatch.setattr("lesionseg.device.pass_on", lambda: Pass(torch.device(device)))
+    monkeypatch.setattr("lesionseg.device.inference_on", lambda: Inference(torch.device(device)))
     monkeypatch.setattr("lesionseg.data.prepare.prepare", lambda *_, **options: seen.append(options["workers"]))
     assert main(["prepare", "slices", str(table), "-o", str(tmp_path / "store"), "--liver", "run", *more]) == 0
     assert seen == [workers]

@@ -9,19 +9,19 @@ import pytest
 import torch
 from torch import nn
 
-from lesionseg.device import moved, on_own_gpu, pass_on, sent
+from lesionseg.device import inference_on, moved, on_own_gpu, sent
 from lesionseg.errors import InputError
 
 
 @pytest.mark.parametrize("device", ["xpu:7", "abacus", "meta"])
 def test_a_device_that_is_not_there_is_refused(device):
     with pytest.raises(InputError, match="use --device cpu"):
-        pass_on(device)
+        inference_on(device)
 
 
 def test_no_slice_at_once_is_refused():
     with pytest.raises(InputError, match="batch size"):
-        pass_on("cpu", batch_size=0)
+        inference_on("cpu", batch_size=0)
 
 
 @pytest.mark.parametrize("full", [torch.OutOfMemoryError, torch.AcceleratorError])

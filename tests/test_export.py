@@ -24,7 +24,7 @@ from lesionseg.data import slices
 from lesionseg.data.datamodule import LesionDataModule
 from lesionseg.data.prepare import prepare
 from lesionseg.data.store import Store
-from lesionseg.device import Pass
+from lesionseg.device import Inference
 from lesionseg.errors import InputError
 from lesionseg.export import OPTIMISTIC, best_runs, export
 from lesionseg.held_out import ENSEMBLE
@@ -256,13 +256,13 @@ def test_the_votes_are_those_of_training_s_own_path(model, made, store):
 
 
 def test_the_votes_are_collected_on_a_gpu_where_there_is_one(made, tmp_path, monkeypatch):
-    seen, how = set(), Pass(torch.device("meta"), 8)
+    seen, how = set(), Inference(torch.device("meta"), 8)
 
     def predicted(nets, spec, hu, slices, box, naming, how):
         seen.add((how, *(parameter.device.type for net in nets for parameter in net.parameters())))
         return Lesions(np.zeros(hu.shape, np.uint8), np.zeros(0, np.int64), np.zeros((0, 3), np.float32), None)
 
-    monkeypatch.setattr("lesionseg.held_out.pass_on", lambda: how)
+    monkeypatch.setattr("lesionseg.held_out.inference_on", lambda: how)
     monkeypatch.setattr("lesionseg.held_out.predict_lesions", predicted)
     export(made / "liver", [made / "fold0"], tmp_path / "model")
     assert [set(each) for each in seen] == [{how, "meta"}]

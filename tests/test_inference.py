@@ -16,7 +16,7 @@ from torch.nn import functional
 from lesionseg.boxes import Box
 from lesionseg.crops import MARGIN, cut
 from lesionseg.data.dataset import Batch
-from lesionseg.device import Pass
+from lesionseg.device import Inference
 from lesionseg.inference import clean_liver, lesion_ids, predict_lesions, predict_liver
 from lesionseg.inputs import InputSpec
 from lesionseg.networks import build_unet
@@ -77,7 +77,7 @@ def pasted(plane, box, shape):
 def test_the_liver_is_where_its_probability_exceeds_the_threshold(liver_net, depth, threshold):
     hu = noise(depth)
     whole = Box(0, -3, 50)
-    found = predict_liver(liver_net, InputSpec(SIZE, "slice"), hu, threshold, how=Pass(batch_size=4))
+    found = predict_liver(liver_net, InputSpec(SIZE, "slice"), hu, threshold, how=Inference(batch_size=4))
     for i in range(depth):
         # Scores are resized, then turned into a probability.
         probability = pasted(softmax(by_hand(liver_net, hu, i, whole))[1], whole, (50, 44))
@@ -127,7 +127,7 @@ def test_lesions_are_the_largest_mean_probability(nets, members, mirror):
     hu, slices, temperature = noise(6), [1, 2, 5], 2.5
     lesions = predict_lesions(
         nets[:members], InputSpec(SIZE, "liver"), hu, slices, BOX, temperature=temperature,
-        how=Pass(batch_size=2, mirror=mirror), probabilities=True,
+        how=Inference(batch_size=2, mirror=mirror), probabilities=True,
     )  # fmt: skip
     assert lesions.probabilities.shape == (5, 6, 50, 44)
     places, types = [], []
@@ -222,7 +222,7 @@ def test_lesions_are_named_by_the_mean_of_what_names_them(naming, members, mirro
     nets = [unnamed(naming, seed) for seed in range(members)]
     lesions = predict_lesions(
         nets, InputSpec(SIZE, "liver"), hu, slices, BOX, naming=naming, temperature=temperature,
-        how=Pass(batch_size=2, mirror=mirror), probabilities=True,
+        how=Inference(batch_size=2, mirror=mirror), probabilities=True,
     )  # fmt: skip
     views, regions, seen = [(net, flip) for flip in (False, True)[: 1 + mirror] for net in nets], 0, set()
     ends = np.cumsum([0, *((lesions.classes[i] >= 2).sum() for i in slices)])
@@ -274,7 +274,7 @@ def test_lesions_are_named_as_in_the_test_of_the_training(naming):
     batch = Batch(images, torch.zeros(len(slices), SIZE, SIZE), references, [BOX] * len(slices), [])
     with torch.inference_mode():
         expected = torch.stack(task.predict_slices(batch)).numpy()
-    how = Pass(batch_size=len(slices))  # those of another size round otherwise
+    how = Inference(batch_size=len(slices))  # those of another size round otherwise
     found = predict_lesions([task.net], spec, hu, slices, BOX, naming=naming, how=how).classes
     np.testing.assert_array_equal(found, expected)
     assert {2, 3, 4} & set(np.unique(found)) > {2}

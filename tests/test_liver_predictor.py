@@ -10,7 +10,7 @@ import torch
 from test_cascade import AFFINE, noise
 
 from lesionseg import device, liver_predictor
-from lesionseg.device import GPU_BATCH, Pass
+from lesionseg.device import GPU_BATCH, Inference
 from lesionseg.errors import InputError
 from lesionseg.inputs import InputSpec
 from lesionseg.liver_predictor import LiverPredictor
@@ -145,4 +145,4 @@ def test_the_liver_is_looked_for_on_a_gpu_where_there_is_one(run, monkeypatch):
     monkeypatch.setattr(device, "_device", {"auto": torch.device("meta")}.__getitem__)
     monkeypatch.setattr(liver_predictor, "predict_liver", predicted)
     assert LiverPredictor(run)(scan).shape == scan.hu.shape
-    assert seen == [(Pass(torch.device("meta"), GPU_BATCH), {"meta"})]
+    assert seen == [(Inference(torch.device("meta"), GPU_BATCH), {"meta"})]

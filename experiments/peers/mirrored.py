@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from cell import Cell, PredictedTask, places
 
-from lesionseg.device import pass_on
+from lesionseg.device import inference_on
 from lesionseg.inference import predict_lesions
 from lesionseg.model_net import Net
 from lesionseg.paper import title
@@ -19,7 +19,7 @@ from lesionseg.paper import title
 def test(run: Path, folder: Path) -> None:
     """Test the net of a run on each slice and its left-right mirror image, in the liver box of the reference."""
     cell, held = Cell.read(run), Net.from_run(run)
-    data, net, how = cell.data(), held.build(), pass_on(mirror=True)
+    data, net, how = cell.data(), held.build(), inference_on(mirror=True)
     assert data.store is not None
     net.to(how.device)
     task = cell.task(PredictedTask)

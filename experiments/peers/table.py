@@ -23,7 +23,7 @@ from lesionseg.compare import statistics_of
 from lesionseg.compare_table import FIGURE_DEFINITIONS, HEADINGS, pipe_table
 from lesionseg.errors import InputError
 from lesionseg.grid import Grid, read_grid
-from lesionseg.grid_basis import data_kind, provenance
+from lesionseg.grid_basis import basis, data_kind
 from lesionseg.paper import in_paper_order, title
 from lesionseg.statistics import FIGURES, PRIMARY
 from lesionseg.wording import cell, difference_cell, p_cell, verdict
@@ -75,7 +75,7 @@ def markdown(out: Path, grid: Grid, table: pd.DataFrame, order: Sequence[str], a
     theirs = neighbours(grid)
     rows = {row: [r for _, r in _of(table, row).iterrows()] for row in order}
     others = [row for row in order if row != against]
-    lines = [*provenance(grid), *(facts(row, peer) for row, peer in theirs.items())]
+    lines = [*basis(grid), *(facts(row, peer) for row, peer in theirs.items())]
     lines += preparations(out, [row for row in theirs if row.startswith("nnunet")])
     heads = ["row", *HEADINGS.values()]
     return "\n\n".join((

@@ -33,7 +33,7 @@ _SHEET_DPI = 130
 
 
 @dataclass(frozen=True)
-class Findings:
+class CheckResult:
     """What was looked at: problems, errors first, and at most `MOST_PANELS` slices, cases with problems first."""
 
     cases: int
@@ -77,7 +77,7 @@ def check(
     exclude: Sequence[str] = (),
     folds: int = USUAL_FOLDS,
     workers: int | None = None,
-) -> Findings:
+) -> CheckResult:
     """Look at every case of a store, a LiTS folder or a table of slices; nothing is changed.
 
     Args:
@@ -121,23 +121,23 @@ def report(
     workers: int | None = None,
 ) -> bool:
     """`check`, print all problems, write the contact sheet; true if there is an error."""
-    findings = check(target, labels=labels, groups=groups, exclude=exclude, folds=folds, workers=workers)
+    result = check(target, labels=labels, groups=groups, exclude=exclude, folds=folds, workers=workers)
     console = Console()
-    print_findings(findings, console)
-    if findings.panels:
-        write_contact_sheet(findings, sheet)
+    print_problems(result, console)
+    if result.panels:
+        write_contact_sheet(result, sheet)
         console.print(printable(f"contact sheet: {sheet}"), markup=False, highlight=False, soft_wrap=True)
-    return findings.errors > 0
+    return result.errors > 0
 
 
-def print_findings(findings: Findings, console: Console) -> None:
+def print_problems(result: CheckResult, console: Console) -> None:
     """All problems by kind, errors first: code and meaning, every place with what was found, the remedy; then counts.
 
     One line each, never wrapped, so that the output can be searched.
     """
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     by_kind: dict[tuple[str, str, str], list[Problem]] = defaultdict(list)
-    for problem in findings.problems:
+    for problem in result.problems:
         by_kind[problem.severity, problem.code, problem.remedy].append(problem)
     for (severity, code, remedy), group in by_kind.items():
         style = "bold red" if severity == "error" else "yellow"
@@ -145,15 +145,15 @@ def print_findings(findings: Findings, console: Console) -> None:
         for problem in group:
             say(printable(f"  {problem.where}: {problem.message}"))
         say(f"  → {remedy}", style="green")
-    count = Counter(problem.severity for problem in findings.problems)
-    say(f"{findings.cases} cases: {count['error']} errors, {count['warning']} warnings")
+    count = Counter(problem.severity for problem in result.problems)
+    say(f"{result.cases} cases: {count['error']} errors, {count['warning']} warnings")
 
 
-def write_contact_sheet(findings: Findings, path: Path) -> None:
+def write_contact_sheet(result: CheckResult, path: Path) -> None:
     """Write the slice with the largest lesion of each case as a PNG, outlines of liver and lesions on it."""
-    shown = len(findings.panels)
-    title = f"{shown} of {findings.cases} cases" if shown < findings.cases else f"{shown} cases"
-    figure = contact_sheet(findings.panels, title=f"{title}, each at its largest lesion")
+    shown = len(result.panels)
+    title = f"{shown} of {result.cases} cases" if shown < result.cases else f"{shown} cases"
+    figure = contact_sheet(result.panels, title=f"{title}, each at its largest lesion")
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as part:
         figure.savefig(part, dpi=_SHEET_DPI, format="png")
@@ -172,11 +172,11 @@ def _refuse(options: str, expected: str, got: str) -> NoReturn:
     raise InputError(options, expected=f"{expected} to apply them to", got=got, remedy="leave them out")
 
 
-def _check_store(path: Path, folds: int, workers: int | None) -> Findings:
+def _check_store(path: Path, folds: int, workers: int | None) -> CheckResult:
     try:
         store = read_manifest(path)
     except InputError as error:
-        return Findings(0, (unreadable(error),), ())
+        return CheckResult(0, (unreadable(error),), ())
     return _gather(partial(_look_at_stored, store=store), store.records, str(path), folds, workers, [])
 
 
@@ -187,7 +187,7 @@ def _gather(
     folds: int,
     workers: int | None,
     problems: list[Problem],
-) -> Findings:
+) -> CheckResult:
     where: dict[str, str] = {}
     records: list[CaseRecord] = []
     panels: dict[tuple[int, str], Panel] = {}
@@ -204,7 +204,7 @@ def _gather(
     if records:
         problems += cohort_problems(records, where, cohort, folds)
     ordered = sorted(problems, key=lambda problem: (problem.severity, problem.code, problem.where, problem.message))
-    return Findings(len(items), tuple(ordered), tuple(panels[key] for key in sorted(panels)))
+    return CheckResult(len(items), tuple(ordered), tuple(panels[key] for key in sorted(panels)))
 
 
 def _look_at_source(source: CaseSource, kind: StoreKind) -> _Looked:

@@ -28,7 +28,7 @@ OUTSIDE_LIVER_SHARE = 0.05
 _LITS_VALUES = {1, 2}
 
 
-class LiverPredictor(Protocol):
+class PredictsLiver(Protocol):
     """Finds the liver in a scan whose table gives none; picklable."""
 
     @property
@@ -42,7 +42,7 @@ class LiverPredictor(Protocol):
 
 
 def read_slice_case(
-    rows: Sequence[Row], patient_id: str, values: Mapping[str, int], predict_liver: LiverPredictor | None
+    rows: Sequence[Row], patient_id: str, values: Mapping[str, int], predict_liver: PredictsLiver | None
 ) -> Case:
     """Read one image with its masks.
 

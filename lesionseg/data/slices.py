@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from lesionseg.data.groups import check_excluded, read_groups
-from lesionseg.data.slice_case import LiverPredictor, holds_liver, is_seg, read_slice_case
+from lesionseg.data.slice_case import PredictsLiver, holds_liver, is_seg, read_slice_case
 from lesionseg.data.table import Row, read_rows
 from lesionseg.errors import InputError
 from lesionseg.labels import LESION_TYPES
@@ -24,7 +24,7 @@ def cases(
     labels: Mapping[str, int] | None = None,
     groups: Path | None = None,
     exclude: Sequence[str] = (),
-    predict_liver: LiverPredictor | None = None,
+    predict_liver: PredictsLiver | None = None,
 ) -> list[CaseSource]:
     """List the slices of a table in its order; no image is read yet.
 
@@ -54,7 +54,7 @@ def find(
     labels: Mapping[str, int] | None = None,
     groups: Path | None = None,
     exclude: Sequence[str] = (),
-    predict_liver: LiverPredictor | None = None,
+    predict_liver: PredictsLiver | None = None,
 ) -> tuple[list[CaseSource], list[InputError]]:
     """List the slices as `cases` does, and all problems that show before an image is read."""
     rows, problems = read_rows(table)
@@ -145,7 +145,7 @@ def _needs_liver(rows: Sequence[Row], values: Mapping[str, int]) -> bool:
 
 
 def _source(
-    rows: tuple[Row, ...], patient_id: str, values: Mapping[str, int], predict: LiverPredictor | None
+    rows: tuple[Row, ...], patient_id: str, values: Mapping[str, int], predict: PredictsLiver | None
 ) -> CaseSource:
     first = rows[0]
     options = {

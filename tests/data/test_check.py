@@ -12,7 +12,7 @@ from PIL import Image
 from rich.console import Console
 
 from lesionseg.data import check as checking
-from lesionseg.data.check import Findings, check, largest_lesion_slice, print_findings, report
+from lesionseg.data.check import CheckResult, check, largest_lesion_slice, print_problems, report
 from lesionseg.data.plausible import Problem, case_problems, cohort_problems
 from lesionseg.data.prepare import prepare
 from lesionseg.data.records import describe
@@ -266,7 +266,7 @@ def test_no_more_panels_than_a_sheet_holds(tmp_path, monkeypatch):
 def test_problems_are_printed_one_a_line_and_nothing_is_markup():
     problem = Problem("error", "unreadable", "a/[bold]file[/bold].nii", "x" * 200, "mend it")
     out = StringIO()
-    print_findings(Findings(1, (problem,), ()), Console(file=out, width=40))
+    print_problems(CheckResult(1, (problem,), ()), Console(file=out, width=40))
     lines = out.getvalue().splitlines()
     assert "  a/[bold]file[/bold].nii: " + "x" * 200 in lines
     assert lines[-1] == "1 cases: 1 errors, 0 warnings"
