@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pandas as pd
@@ -75,8 +76,8 @@ def _located(rows: pd.DataFrame, data: LesionDataModule, part: SliceDataset) -> 
 
 
 def _pixel_mm2(data: LesionDataModule, case_id: str) -> float:
-    spacing_mm = data.records[case_id].spacing_mm
-    return float("nan") if spacing_mm is None else spacing_mm[1] * spacing_mm[2]
+    pixel_mm = data.records[case_id].pixel_mm
+    return math.nan if pixel_mm is None else math.prod(pixel_mm)
 
 
 def _case_table(metric: LiverDice, data: LesionDataModule) -> pd.DataFrame:

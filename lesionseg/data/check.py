@@ -239,9 +239,8 @@ def _look_at_stored(record: CaseRecord, store: Store) -> _Looked:
 def _looked(record: CaseRecord, hu: np.ndarray, labels: np.ndarray, where: str, kind: StoreKind) -> _Looked:
     problems = tuple(case_problems(record, hu, labels, where, kind))
     index = largest_lesion_slice(labels)
-    spacing_mm = None if record.spacing_mm is None else record.spacing_mm[1:]
     note = " · ".join(_notes(record, index, problems))
-    panel = Panel(np.array(hu[index]), np.array(labels[index]), record.case_id, note, spacing_mm)
+    panel = Panel(np.array(hu[index]), np.array(labels[index]), record.case_id, note, record.pixel_mm)
     return _Looked(where, problems, record, panel)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from lesionseg.data.implants import Plan, plan
@@ -81,7 +80,7 @@ def implants_figure(plans: list[Plan]) -> Figure:
 
 
 def _before_and_after(planned: Plan) -> list[Panel]:
-    (hu, labels), made, spacing_mm = planned.before(), planned.read(), _plane(planned.record)
+    (hu, labels), made, spacing_mm = planned.before(), planned.read(), planned.record.pixel_mm
     name, count = planned.record.case_id, f"slice {planned.index + 1}"
     return [
         Panel(hu[0], labels[0], name, f"{count} as scanned", spacing_mm, outlined=False),
@@ -102,10 +101,7 @@ def _real_lesions(store: Store) -> list[list[Panel]]:
 
 
 def _plain_and_outlined(store: Store, record: CaseRecord, index: int) -> list[Panel]:
-    hu, labels = np.array(store.hu(record.case_id)[index]), np.array(store.labels(record.case_id)[index])
+    here = slice(index, index + 1)
+    hu, labels = store.hu_slices(record.case_id, here)[0], store.label_slices(record.case_id, here)[0]
     note = f"slice {index + 1}, the patient's own"
-    return [Panel(hu, labels, record.case_id, note, _plane(record), outlined=outlined) for outlined in (False, True)]
-
-
-def _plane(record: CaseRecord) -> tuple[float, float] | None:
-    return None if record.spacing_mm is None else record.spacing_mm[1:]
+    return [Panel(hu, labels, record.case_id, note, record.pixel_mm, outlined=outlined) for outlined in (False, True)]

@@ -46,9 +46,7 @@ class Plan:
     def before(self) -> tuple[np.ndarray, np.ndarray]:
         """HU and labels (1, H, W) of the slice as it is."""
         here = slice(self.index, self.index + 1)
-        return np.array(self.store.hu(self.record.case_id)[here]), np.array(
-            self.store.labels(self.record.case_id)[here]
-        )
+        return self.store.hu_slices(self.record.case_id, here), self.store.label_slices(self.record.case_id, here)
 
     def read(self) -> Case:
         """The slice with its lesions, a function of the seed, its scan, its number and the type."""

@@ -80,6 +80,11 @@ class CaseRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     study: str | None = None
 
     @property
+    def pixel_mm(self) -> tuple[float, float] | None:
+        """Spacing along (H, W); None: unknown."""
+        return None if self.spacing_mm is None else self.spacing_mm[1:]
+
+    @property
     def scans(self) -> frozenset[str]:
         """Hashes of the scans that a net has seen once it has seen this case: its own, and that it is made of."""
         return frozenset({self.voxel_checksum, self.implanted_in or self.voxel_checksum})
