@@ -82,7 +82,12 @@ SPREAD = $(if $(DEVICES)$(NODES)$(MEET),--trainer.devices $(or $(DEVICES),auto))
 # each, which share its cores. `make -j N` says otherwise. CUDA_VISIBLE_DEVICES says which of the GPUs are there. With NODES
 # a training takes all that is there, if DEVICES does not say otherwise.
 # The CPUs of this job; nproc by itself takes OMP_NUM_THREADS for them, which is said for one process.
-CORES := $(shell env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
+NPROC := $(shell env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
+# Of the CPU time of a container: as many as it is worth (`machine.cores`, before there is a Python).
+CPU_GROUP := /sys/fs/cgroup
+QUOTA := $(shell (cat $(CPU_GROUP)/cpu.max || paste -d ' ' $(CPU_GROUP)/cpu/cpu.cfs_quota_us $(CPU_GROUP)/cpu/cpu.cfs_period_us) \
+  2>/dev/null | awk '$$1 + 0 > 0 && $$2 > 0 { n = int($$1 / $$2); print (n > 1 ? n : 1) }')
+CORES := $(shell echo $$(( $(or $(QUOTA),$(NPROC)) < $(NPROC) ? $(QUOTA) + 0 : $(NPROC) )))
 COMMA := ,
 MACHINE_GPUS := $(shell nvidia-smi -L 2>/dev/null | sed -nE 's/^GPU ([0-9]+):.*/\1/p')
 VISIBLE := $(filter-out -1,$(subst $(COMMA), ,$(CUDA_VISIBLE_DEVICES)))
@@ -98,7 +103,8 @@ THREADS = $$(( $(CORES) / $(JOBS) / $(EACH) > 1 ? $(CORES) / $(JOBS) / $(EACH) :
 # What stands before a training: its threads and, where the machine has more GPUs than it takes, GPUs of its own, also
 # beside the trainings of another make.
 MORE_GPUS := $(if $(GPUS),$(if $(NODES),,$(word 2,$(wordlist $(EACH),$(words $(GPUS)),$(GPUS)))))
-PLACED = $(if $(MORE_GPUS),bash experiments/on_free_gpus.sh runs/.gpus $(EACH) '$(GPUS)')
+GPU_LOCKS := runs/.gpus
+PLACED = $(if $(MORE_GPUS),bash experiments/on_free_gpus.sh $(GPU_LOCKS) $(EACH) '$(GPUS)')
 BESIDE = OMP_NUM_THREADS=$(if $(NODES),$(GIVEN_THREADS),$(THREADS)) $(PLACED)
 # Where make starts one training, whoever starts make may know the threads of it: train.sbatch, grid.sbatch, an agent.
 GIVEN_THREADS = $${OMP_NUM_THREADS:-$(THREADS)}

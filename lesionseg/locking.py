@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from lesionseg.errors import InputError
+
+#: What a file system says that cannot lock files.
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 
 @contextmanager
@@ -22,7 +26,7 @@ def one_at_a_time(folder: Path, name: str, busy: InputError) -> Iterator[None]:
         busy: what to say where another process is at work.
 
     Raises:
-        InputError: `busy`.
+        InputError: `busy`; or the file system knows no locks.
     """
     new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
@@ -31,6 +35,15 @@ def one_at_a_time(folder: Path, name: str, busy: InputError) -> Iterator[None]:
         lock.acquire(timeout=0)
     except (Timeout, FileNotFoundError):  # not found: another ends just now, and its folder goes with it
         raise busy from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        raise InputError(
+            folder,
+            expected="a file system that can lock files",
+            got=error.strerror or "one that cannot",
+            remedy="mount it with locks (NFS: lockd; Lustre: -o flock), or name a folder elsewhere",
+        ) from None
     if not (folder / name).exists():  # the same, but the file was open by then
         lock.release()
         raise busy

@@ -14,8 +14,14 @@ from typing import Any, TypeVar
 import psutil
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
+from pytorch_lightning.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 from pytorch_lightning.strategies import DDPStrategy, ParallelStrategy
+from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -46,15 +52,16 @@ def joined() -> DDPStrategy:
 
 
 def with_cluster(plugins: Any) -> list[Any]:
-    """Plugins of a trainer, and under SLURM its ranks as Lightning finds them, which then does not queue a job again.
+    """Plugins of a trainer, and of one started by srun its ranks as Lightning finds them, which then queues no job again.
 
     Lightning would save at SIGUSR1 a checkpoint of its own, and take that before any other from then on. `StopOnSignal`
-    saves here, and who queues a job again is SLURM.
+    saves here, and who queues a job again is SLURM. In a batch script a training is one process, as on any machine,
+    however many tasks the job has.
     """
     given = plugins if isinstance(plugins, list) else [] if plugins is None else [plugins]
     told = any(isinstance(plugin, ClusterEnvironment) for plugin in given)
     if not told and SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
-        return [*given, SLURMEnvironment(auto_requeue=False)]
+        return [*given, SLURMEnvironment(auto_requeue=False) if _by_srun() else LightningEnvironment()]
     return given
 
 
@@ -122,8 +129,14 @@ def refuse_unfit(trainer: pl.Trainer, task: pl.LightningModule, sync_batchnorm: 
 
     Raises:
         InputError: other ranks were started than the trainer expects; several machines, but nobody has started ranks on
-            them; synchronised batch norm on a CPU, or of a net that it does not fit; `deterministic: true` on a GPU.
+            them; a strategy whose ranks take over the objects of the first; synchronised batch norm on a CPU, or of a net that it does not fit; `deterministic: true` on a GPU.
     """
+    if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):  # spawn or fork: the run's locks cannot follow
+        raise InputError("trainer.strategy", expected="auto or ddp", remedy="set it to one of these",
+                         got="one whose ranks are copies of the first")  # fmt: skip
+    if trainer.world_size == 1 and rank_zero_only.rank:  # type: ignore[attr-defined]
+        raise InputError("LOCAL_RANK", expected="none around a training of one rank", got=os.environ.get("LOCAL_RANK", ""),
+                         remedy="unset it: what does not take itself for the first rank writes nothing")  # fmt: skip
     started = _started()  # and not `trainer.world_size`, which is what they say
     if started not in (None, trainer.num_devices * trainer.num_nodes):
         raise InputError("trainer.devices, trainer.num_nodes",
@@ -198,6 +211,31 @@ def over_ranks(trainer: pl.Trainer, values: Mapping[str, Tensor]) -> dict[str, T
     return {name: trainer.strategy.reduce(value.clone(), reduce_op="mean").cpu() for name, value in values.items()}
 
 
+def count_from_zero() -> None:
+    """Take this process for the first rank where nobody has started ranks: RANK may be of something else around it.
+
+    So may SLURM_PROCID, of an `srun` each of whose tasks runs a training of its own.
+    """
+    if _started() is None and "LOCAL_RANK" not in os.environ:  # which Lightning tells those that it starts
+        rank_zero_only.rank = 0  # type: ignore[attr-defined]
+
+
+class OneRun(pl.Callback):
+    """Refuses ranks that were told different things: they would train together without a word, or wait for ever."""
+
+    def __init__(self, *told: object) -> None:
+        """Plain data that must be the same on all ranks."""
+        self._told = told
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Ask all ranks, which are joined by now."""
+        every = of_all_ranks((*self._told, stage, trainer.check_val_every_n_epoch))
+        if other := [str(rank) for rank, told in enumerate(every) if told != every[0]]:
+            raise InputError("ranks", expected="the same command, settings, data and checkpoint on all of them",
+                             got=f"others on rank {', '.join(other)} than on rank 0",
+                             remedy="give the same line on every machine")  # fmt: skip
+
+
 def told_elsewhere() -> bool:
     """Whether another rank tells how a run has ended: the first of all, of those by torchrun the first on each machine.
 
@@ -212,6 +250,11 @@ def _started() -> int | None:
     """Ranks that torchrun or srun has started; None: neither has started this one, and Lightning starts the others."""
     if torch.distributed.is_torchelastic_launched():
         return int(os.environ["WORLD_SIZE"])
-    if SLURMEnvironment.detect():
-        return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))  # missing in a batch script, outside of srun
+    if SLURMEnvironment.detect() and _by_srun():
+        return int(os.environ["SLURM_STEP_NUM_TASKS"])
     return None
+
+
+def _by_srun() -> bool:
+    """Whether srun has started this process, and not a batch script."""
+    return "SLURM_STEP_NUM_TASKS" in os.environ

@@ -26,7 +26,7 @@ from lesionseg.data.datamodule import MOST_SEED, LesionDataModule
 from lesionseg.data.folds import imbalance
 from lesionseg.errors import InputError, first_sentence
 from lesionseg.networks import blocks
-from lesionseg.ranks import joined, many_ranks, refuse_unfit, with_cluster
+from lesionseg.ranks import OneRun, joined, many_ranks, refuse_unfit, with_cluster
 from lesionseg.run_checks import refuse_other_options, refuse_other_split, with_training_cases
 from lesionseg.run_folder import claimed, held_run, refuse_foreign, set_aside
 from lesionseg.run_identity import describe_run
@@ -158,6 +158,7 @@ class RunCLI(LightningCLI):
         bar = progress_bar(config.trainer.enable_progress_bar)
         given = self._get(self.config_init, "trainer").callbacks or []
         kwargs["callbacks"] = [
+            OneRun(self.run.fingerprint, self.checkpoint and self.checkpoint.name),
             *(given if isinstance(given, list) else [given]),
             *run_callbacks(
                 self.run_dir,

@@ -18,7 +18,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from lesionseg.callbacks.guards import Interrupted
 from lesionseg.device import gpu_works
 from lesionseg.errors import InputError, input_error_in
-from lesionseg.ranks import leave, told_elsewhere
+from lesionseg.ranks import count_from_zero, leave, told_elsewhere
 from lesionseg.run_cli import RunCLI, RunIsDone
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def run(args: list[str]) -> int:
 
 def _run(args: list[str]) -> int:
     gpu_works()
+    count_from_zero()
     try:
         with ExitStack() as ending:
             RunCLI(args, ending)

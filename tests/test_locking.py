@@ -1,5 +1,7 @@
 """A folder held by one process at a time."""
 
+import errno
+import os
 import shutil
 
 import pytest
@@ -89,3 +91,13 @@ def test_a_folder_that_goes_just_now_is_told_in_the_same_words(tmp_path, monkeyp
             put(folder)
     put(folder)
     assert names(folder) == {".lock", "table.csv"}
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch, number):
+    def flock(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(InputError, match=r"expected a file system that can lock files; got .*; mount it with locks"):
+        put(tmp_path / "out")

@@ -486,7 +486,7 @@ def on_gpus(tmp_path):
             (tmp_path / name).write_text(text)
             (tmp_path / name).chmod(0o755)
         more = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "LOG": str(tmp_path / "log")} | more
-        here = ("-o", "setup", "-o", "planned", f"LESIONSEG={tmp_path}/lesionseg")
+        here = ("-o", "setup", "-o", "planned", f"LESIONSEG={tmp_path}/lesionseg", f"GPU_LOCKS={tmp_path}/gpus")
         with ThreadPoolExecutor(len(makes)) as pool:
             for done in pool.map(lambda words: make(*here, f"RUN={tmp_path}/run", *words, **more), makes):
                 assert done.returncode == 0, done.stderr
@@ -498,6 +498,23 @@ def on_gpus(tmp_path):
 
 needs_flock = pytest.mark.skipif(shutil.which("flock") is None, reason="needs flock")
 CELL_OF_EACH = [("cell", f"SCHEDULE={row}", f"FOLD={fold}", "SEED=0") for row in ROWS for fold in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"),
+    [("400000 100000", 4), ("max 100000", 64), ("50000 100000", 1), ("9900000 100000", 64), ((300000, 100000), 3),
+     ((-1, 100000), 64), (None, 64)],
+)  # fmt: skip
+def test_trainings_share_the_cpu_time_of_a_container(tmp_path, quota, cores):
+    """By control groups of version 2, of version 1, and without any."""
+    if isinstance(quota, tuple):
+        (tmp_path / "cpu").mkdir()
+        for name, value in zip(("cpu.cfs_quota_us", "cpu.cfs_period_us"), quota, strict=True):
+            (tmp_path / "cpu" / name).write_text(f"{value}\n")
+    elif quota:
+        (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    told = make("-pn", "help", "NPROC=64", f"CPU_GROUP={tmp_path}").stdout
+    assert f"\nCORES := {cores}\n" in told
 
 
 @needs_flock

@@ -28,6 +28,7 @@ from pytorch_lightning.demos.boring_classes import BoringModel
 from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEnvironment
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
+from pytorch_lightning.utilities import rank_zero_only
 from torch import nn
 
 from lesionseg import ranks
@@ -179,8 +180,9 @@ def test_elsewhere_plugins_are_the_users():
          "trainer.devices, trainer.num_nodes: expected 2 ranks, as many as torchrun or srun has started; got 1 x 1"),
         (TORCHRUN, "--trainer.devices 2 --trainer.num_nodes 3", "expected 2 ranks, as many as torchrun or srun has "
          "started; got 2 x 3; set them to ranks a machine and machines, alike on all of these"),
-        (BATCH_SCRIPT, "--trainer.devices 2",
+        ({**BATCH_SCRIPT, "SLURM_STEP_NUM_TASKS": "1"}, "--trainer.devices 2",
          "expected 1 ranks, as many as torchrun or srun has started; got 2 x 1"),
+        ({}, "--trainer.devices 2 --trainer.strategy ddp_spawn", "trainer.strategy: expected auto or ddp"),
         ({}, "--trainer.devices 2 --trainer.sync_batchnorm true", "trainer.sync_batchnorm: expected GPUs"),
     ],
 )  # fmt: skip
@@ -190,6 +192,37 @@ def test_ranks_that_would_wait_in_vain_are_refused(pretraining, tmp_path, monkey
     assert main(pretraining(tmp_path / "run", *more.split())) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lesionseg: wrong input: ")]
     assert said in line
+    assert not (tmp_path / "run").exists()
+
+
+def assert_alone(run, pretraining, environment, monkeypatch):
+    """A training that nobody started as one of several is the first rank, whatever its surroundings say."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(rank_zero_only, "rank", 1)  # as it would have been read when Lightning was imported
+    assert main(pretraining(run, "--trainer.max_epochs", "1")) == 0
+    assert RunInfo.read(run).state == "finished"
+    assert (run / "config.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"RANK": "1"},
+        {"RANK": "1", "WORLD_SIZE": "2"},
+        {"SLURM_JOB_NAME": "interactive", "SLURM_NTASKS": "4", "SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "4"},
+        {"SLURM_JOB_NAME": "a", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"},  # sbatch --ntasks=4, and no srun
+    ],
+)
+def test_a_training_alone_is_the_first_rank(pretraining, tmp_path, monkeypatch, environment):
+    assert_alone(tmp_path / "run", pretraining, environment, monkeypatch)
+
+
+def test_a_local_rank_around_a_training_alone_is_refused(pretraining, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    assert main(pretraining(tmp_path / "run")) == 2
+    assert "LOCAL_RANK: expected none around a training of one rank; got 1; unset it" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
@@ -371,6 +404,21 @@ def said(text):
 
 def listing(store):
     return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in [store, *store.rglob("*")]}
+
+
+def test_ranks_that_were_told_different_things_are_refused(tmp_path, command):
+    """They would train together, each towards its own end: the same line is typed on every machine, but for a slip."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    meet = {"TORCHELASTIC_RUN_ID": "a", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    words = [*LESIONSEG.split(), *command(tmp_path / "run"), "--trainer.num_nodes", "2"]
+    ranks = [started(*words, "--model.init_args.lr", f"1e-{3 + rank}", **meet, RANK=str(rank), LOCAL_RANK="0",
+                     GROUP_RANK=str(rank)) for rank in (0, 1)]  # fmt: skip
+    for status, text in map(ended, ranks):
+        assert status == 2, text
+        assert "ranks: expected the same command" in text
+        assert "got others on rank 1 than on rank 0; give the same line on every machine" in text
 
 
 def test_the_run_of_one_rank_freezes_and_thaws(alone):

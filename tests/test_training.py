@@ -739,10 +739,11 @@ def test_a_signal_to_every_process_of_a_job_is_no_loss(tmp_path, command, whole,
     assert_same_run(run, whole)
 
 
-def test_sigterm_in_the_test_is_an_interrupt_too(tmp_path, command, whole, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_in_the_test_is_an_interrupt_too(tmp_path, command, whole, monkeypatch, number):
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        at_step(patch, EPOCHS * STEPS, lambda task: os.kill(os.getpid(), signal.SIGTERM), "on_test_batch_start")
+        at_step(patch, EPOCHS * STEPS, lambda task: os.kill(os.getpid(), number), "on_test_batch_start")
         assert main(command(run)) == 130
     assert main(command(run)) == 0
     assert_same_run(run, whole)

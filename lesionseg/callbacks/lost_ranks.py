@@ -34,7 +34,7 @@ class LostRanks(pl.Callback):
 
     def __init__(self) -> None:
         self._at_work, self._watches = threading.Event(), False
-        self._sigterm: signal.Handlers | object = None
+        self._previous: dict[int, signal.Handlers | object] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Watch from now on."""
@@ -49,19 +49,21 @@ class LostRanks(pl.Callback):
             self._watches = True
             launcher = trainer.strategy.launcher
             processes = launcher.procs if isinstance(launcher, _SubprocessScriptLauncher) else []
+            if processes:
+                _dismiss_lightnings_observer()
             for rank, process in enumerate(processes, 1):
                 _in_background(self._wait_for, process, f"rank {rank} of {trainer.world_size}", processes)
             if not processes:
                 _in_background(self._look_after, os.getppid(), trainer)
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take SIGTERM for Ctrl-C, as `StopOnSignal` has it in a training alone.
+        """Take SIGTERM and SIGUSR1 for Ctrl-C, as `StopOnSignal` has it in a training alone.
 
-        Lightning's handler tells the other ranks by a collective, which those that got no signal, or another number of
-        them, never enter.
+        Lightning's handler of SIGTERM tells the other ranks by a collective, which those that got no signal, or another
+        number of them, never enter; SIGUSR1 would end the process without a word.
         """
-        if trainer.world_size > 1:
-            self._sigterm = signal.signal(signal.SIGTERM, _interrupt)
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            self._previous.setdefault(number, signal.signal(number, _interrupt))
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The same, outside of a training."""
@@ -94,9 +96,9 @@ class LostRanks(pl.Callback):
         _end(what)
 
     def _give_back(self) -> None:
-        if self._sigterm is not None:
-            signal.signal(signal.SIGTERM, self._sigterm)  # type: ignore[arg-type]
-            self._sigterm = None
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+        self._previous = {}
 
     def _interrupted(self, trainer: pl.Trainer) -> None:
         launcher = trainer.strategy.launcher
@@ -128,6 +130,13 @@ class LostRanks(pl.Callback):
 
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
+
+
+def _dismiss_lightnings_observer() -> None:
+    """Leave the ranks to `LostRanks`: Lightning's thread looks every 5 s, and kills this process in its own words."""
+    for thread in threading.enumerate():
+        if thread.name == "child-process-observer":
+            thread._child_processes = []  # type: ignore[attr-defined]  # its next look finds all ended, and is its last
 
 
 def _in_background(function: object, *args: object) -> None:

@@ -67,15 +67,16 @@ def test_a_second_interrupt_ends_all_ranks_on_gpus_at_once(nccl, monkeypatch, ca
     assert capsys.readouterr().err == told
 
 
-def test_sigterm_in_the_test_of_several_ranks_is_an_interrupt():
-    """And not Lightning's, which asks the other ranks, who may have got none."""
-    before, lost = signal.getsignal(signal.SIGTERM), LostRanks()
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_in_the_test_is_an_interrupt(number):
+    """And SIGTERM not Lightning's, which asks the other ranks, who may have got none."""
+    before, lost = signal.getsignal(number), LostRanks()
     for end in (lambda: lost.teardown(TWO, None, "test"), lambda: lost.on_exception(TWO, None, ValueError())):
         lost.on_test_start(TWO, None)
         with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(number)
         end()
-        assert signal.getsignal(signal.SIGTERM) is before
+        assert signal.getsignal(number) is before
 
 
 @pytest.mark.parametrize("said", ["NCCL error in: NCCLUtils.cpp:93", "[transport/gloo/tcp/pair.cc:534] closed"])

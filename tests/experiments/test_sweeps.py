@@ -107,3 +107,12 @@ def test_a_cell_without_a_name_is_refused():
     done = shell("make", "cell", "SCHEDULE=baseline", "FOLD=0")
     assert done.returncode == 2
     assert "expected SCHEDULE=, FOLD= and SEED=; got baseline 0; take a line of make cells" in done.stderr
+
+
+def test_an_array_without_tasks_or_with_wrong_words_is_told_in_one_line():
+    done = shell("bash", str(SLURM), SLURM_ARRAY_TASK_ID="")
+    assert "submit it with --array=0-N" in done.stderr
+    done = shell("bash", str(SLURM), "DEVICES=x", SLURM_ARRAY_TASK_ID="0")
+    assert done.returncode == 2
+    assert "DEVICES: expected a whole number" in done.stderr
+    assert "--array" not in done.stderr
