@@ -46,8 +46,8 @@ The definitions are this package's own.
 
 {FIGURE_DEFINITIONS}
 - **interval**: 95 %, percentiles of {RESAMPLES} resamples of patients (and, with several seeds, of the runs of each
-  fold), widened for few patients and few runs; means stay those over slices and lesions. None where every resample
-  gives the same value (every lesion found, say): that is no proof of certainty.
+  fold), for few patients and few runs as wide as Student's t; means stay those over slices and lesions. None where
+  every resample gives the same value (every lesion found, say): that is no proof of certainty.
 - **resolution**: (1.96 + 0.84) standard errors of the paired difference. With many patients, a true difference of that
   size has an interval that leaves out 0 in 80 % of studies; what the test could have shown is said beside it. Intervals
   and resolution are not corrected for the number of comparisons.
@@ -56,9 +56,9 @@ The definitions are this package's own.
   runs is added. **After Holm**: corrected for the rows of one figure; accuracy_all is primary, the other
   figures are not corrected for each other. Shown: at most {ALPHA} after Holm.
 - **standardised difference**: Cohen's d_z, the difference over its standard deviation between patients.
-- **could have shown**: the smallest true difference that the test shows after Holm with 80 % power. None where even a
-  row that is better in every patient would have p above {ALPHA} after Holm: swapping all patients or none is two of all
-  arrangements.
+- **could have shown**: the smallest true difference that the test shows after Holm with about 80 % power. None where
+  that is larger than a figure can be, or where even a row that is better in every patient would have p above {ALPHA}
+  after Holm: swapping all patients or none is two of all arrangements.
 - **ranks**: of the resamples of patients (and of runs), the same for all rows; ties are shared. Choosing the best row
   by this table is a choice by test results."""
 

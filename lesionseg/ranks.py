@@ -52,7 +52,7 @@ def joined() -> DDPStrategy:
 
 
 def with_cluster(plugins: Any) -> list[Any]:
-    """Plugins of a trainer, and of one started by srun its ranks as Lightning finds them, which then queues no job again.
+    """Plugins of a trainer, and those of srun's ranks, as Lightning finds them, which then does not queue a job again.
 
     Lightning would save at SIGUSR1 a checkpoint of its own, and take that before any other from then on. `StopOnSignal`
     saves here, and who queues a job again is SLURM. In a batch script a training is one process, as on any machine,
@@ -128,14 +128,16 @@ def refuse_unfit(trainer: pl.Trainer, task: pl.LightningModule, sync_batchnorm: 
     """Refuse, before anything is trained, what the devices of a trainer cannot do.
 
     Raises:
-        InputError: other ranks were started than the trainer expects; several machines, but nobody has started ranks on
-            them; a strategy whose ranks take over the objects of the first; synchronised batch norm on a CPU, or of a net that it does not fit; `deterministic: true` on a GPU.
+        InputError: other ranks were started than the trainer expects; several machines, but nobody has started ranks
+            on them; a strategy whose ranks are copies of the first; a LOCAL_RANK around a lone one; synchronised batch norm
+            on a CPU, or of a net that it does not fit; `deterministic: true` on a GPU.
     """
     if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):  # spawn or fork: the run's locks cannot follow
         raise InputError("trainer.strategy", expected="auto or ddp", remedy="set it to one of these",
                          got="one whose ranks are copies of the first")  # fmt: skip
     if trainer.world_size == 1 and rank_zero_only.rank:  # type: ignore[attr-defined]
-        raise InputError("LOCAL_RANK", expected="none around a training of one rank", got=os.environ.get("LOCAL_RANK", ""),
+        raise InputError("LOCAL_RANK", expected="none around a training of one rank",
+                         got=os.environ.get("LOCAL_RANK", ""),
                          remedy="unset it: what does not take itself for the first rank writes nothing")  # fmt: skip
     started = _started()  # and not `trainer.world_size`, which is what they say
     if started not in (None, trainer.num_devices * trainer.num_nodes):
