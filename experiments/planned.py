@@ -24,7 +24,7 @@ from typing import Any
 import yaml
 
 from lesionseg.arguments import parser
-from lesionseg.command_line import read_configs
+from lesionseg.command_line import read_configs, read_yaml
 from lesionseg.data import slices
 from lesionseg.data.folds import split
 from lesionseg.data.store import Store
@@ -145,7 +145,7 @@ def setting(cell: Sequence[str], group: str, key: str) -> Any:
             value = held.get(key, value) if isinstance(held, dict) else value
         elif option == f"--{group}.{key}":
             try:
-                value = yaml.safe_load(word)
+                value = read_yaml(word)
             except yaml.YAMLError:
                 value = word
     return value

@@ -36,6 +36,20 @@ def read_configs(args: Sequence[str]) -> dict[str, Any]:
     return {path: _read(path) for path in paths}
 
 
+class _Loader(yaml.SafeLoader):
+    """Takes 1e-3 for a number, as YAML 1.2 and the parser of the settings do; YAML 1.1 wants 1.0e-3."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\.\d+|\d+(\.\d*)?)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def read_yaml(text: str) -> Any:
+    """Plain data from YAML; `yaml.YAMLError`, `ValueError` or `RecursionError` where it is none."""
+    return yaml.load(text, _Loader)
+
+
 def refuse_duplicate_keys(text: str, where: str | Path) -> None:
     """Refuse YAML in which a mapping names a key twice (YAML readers silently keep the last).
 
@@ -102,7 +116,7 @@ def _read(path: str) -> Any:
     try:
         text = Path(path).read_text()
         refuse_duplicate_keys(text, path)
-        content = yaml.safe_load(text)
+        content = read_yaml(text)
     except OSError as error:
         raise InputError(path, expected="a YAML file", got=str(error.strerror), remedy="check the path") from error
     except UnicodeDecodeError as error:

@@ -55,7 +55,9 @@ class _Frozen(torch.autograd.Function):
         # Of the input torch reads type, shape and layout alone here, as the parameters need no gradients.
         x = grad
         # Of the statistics of the batch, which there are none of, CUDA wants to see the type that it adds up in.
-        none = grad.new_empty(0, dtype=torch.float64 if grad.dtype == torch.float64 else torch.float32)
+        # A CPU wants that of the parameters, which are halves in 16-true and bf16-true.
+        summed = torch.float64 if grad.dtype == torch.float64 else torch.float32
+        none = grad.new_empty(0, dtype=mean.dtype if grad.device.type == "cpu" else summed)
         grad_x, _, _ = torch.ops.aten.native_batch_norm_backward(
             grad, x, weight, mean, variance, none, none, False, ctx.eps, [True, False, False]
         )

@@ -46,7 +46,7 @@ class Clock:
         return self.end + (1 - self.end) * (1 + math.cos(math.pi * passed)) / 2
 
     def rates(self, schedule: ResolvedSchedule, epoch: int, batch: int, batches: int) -> dict[str, float]:
-        """Rate of each block in a step: a function of (epoch, batch), taken at the middle of the step.
+        """Rate of each block in a step: a function of (epoch, batch), taken at the middle of its last batch.
 
         Args:
             schedule: says when each block trains, and its rate there.

@@ -128,9 +128,9 @@ def refuse_unfit(trainer: pl.Trainer, task: pl.LightningModule, sync_batchnorm: 
     """Refuse, before anything is trained, what the devices of a trainer cannot do.
 
     Raises:
-        InputError: other ranks were started than the trainer expects; several machines, but nobody has started ranks
-            on them; a strategy whose ranks are copies of the first; a LOCAL_RANK around a lone one; synchronised batch norm
-            on a CPU, or of a net that it does not fit; `deterministic: true` on a GPU.
+        InputError: other ranks were started than the trainer expects; several machines, but nobody has started ranks on
+            them; a strategy whose ranks are copies of the first; a LOCAL_RANK around a lone one; synchronised batch
+            norm on a CPU, or of a net that it does not fit; `deterministic: true` on a GPU.
     """
     if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):  # spawn or fork: the run's locks cannot follow
         raise InputError("trainer.strategy", expected="auto or ddp", remedy="set it to one of these",

@@ -1,14 +1,19 @@
-"""What a run is refused for once its data are there: test cases that its net has seen, other options or other parts."""
+"""What a run is refused for: callbacks, options or parts that do not fit it, test cases that its net has seen."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import BaseFinetuning, GradientAccumulationScheduler, StochasticWeightAveraging
 
 from lesionseg.data.datamodule import LesionDataModule
 from lesionseg.data.folds import Split
 from lesionseg.errors import InputError
 from lesionseg.runs import CONFIG_FILE, SPLIT_FILE, RunInfo, finished_run, left_by_fit
+from lesionseg.schedules import FreezeSchedule
 
 
 def with_training_cases(run: RunInfo, data: LesionDataModule, weights: Path | None) -> RunInfo:
@@ -34,6 +39,31 @@ def with_training_cases(run: RunInfo, data: LesionDataModule, weights: Path | No
             remedy="leave them out of the pretraining: lesionseg prepare lits --exclude",
         )
     return replace(run, trained_on=tuple(sorted(seen)))
+
+
+def refuse_callbacks(callbacks: Iterable[pl.Callback]) -> None:
+    """Raise `InputError` for callbacks of Lightning that a schedule, or a run that goes on, cannot stand beside."""
+    reasons = {
+        GradientAccumulationScheduler: "one that a run which goes on within an epoch would forget",
+        StochasticWeightAveraging: "one that trains another number of epochs than the schedule is made for",
+        BaseFinetuning: "one that freezes by itself",
+    }
+    for callback in callbacks:
+        for kind, reason in reasons.items():
+            if isinstance(callback, kind):
+                raise InputError("trainer.callbacks", expected="none that the schedule cannot stand beside",
+                                 got=f"{type(callback).__name__}, {reason}", remedy="leave it out")  # fmt: skip
+
+
+def refuse_trial_with_steps(fast_dev_run: bool | int, schedule: FreezeSchedule) -> None:
+    """Raise `InputError` for a trial run, which has one epoch, of a schedule that needs more."""
+    if not fast_dev_run:
+        return
+    try:
+        schedule.check_epochs(1)
+    except InputError as error:
+        raise InputError("trainer.fast_dev_run", expected="a schedule of one epoch", got=error.expected,
+                         remedy="leave it out, and set trainer.limit_train_batches to 1") from None  # fmt: skip
 
 
 def refuse_other_options(folder: Path, run: RunInfo) -> None:

@@ -27,7 +27,13 @@ from lesionseg.data.folds import imbalance
 from lesionseg.errors import InputError, first_sentence
 from lesionseg.networks import blocks
 from lesionseg.ranks import OneRun, joined, many_ranks, refuse_unfit, with_cluster
-from lesionseg.run_checks import refuse_other_options, refuse_other_split, with_training_cases
+from lesionseg.run_checks import (
+    refuse_callbacks,
+    refuse_other_options,
+    refuse_other_split,
+    refuse_trial_with_steps,
+    with_training_cases,
+)
 from lesionseg.run_folder import claimed, held_run, refuse_foreign, set_aside
 from lesionseg.run_identity import describe_run
 from lesionseg.run_weights import LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, checkpoint_to_continue
@@ -199,9 +205,10 @@ class RunCLI(LightningCLI):
         self.datamodule.check_shared_memory(self.trainer.num_devices)
         validates = bool(self.trainer.limit_val_batches * len(self.datamodule.validation))
         refuse_limits(self.trainer, **self.datamodule.batches())
-        random = self.run.weights_sha256 is None and self.run.encoder_weights is None
-        self._freezing().check(self.trainer.max_epochs or 0, list(blocks(self.model.net)), validates, random)
-        self.model.check_start()
+        refuse_callbacks(self.trainer.callbacks)  # type: ignore[attr-defined]
+        epochs, names = self.trainer.max_epochs or 0, list(blocks(self.model.net))
+        refuse_trial_with_steps(self.plain["trainer"]["fast_dev_run"], self._freezing().schedule)
+        self._freezing().check(epochs, names, validates, self.model.check_start())
         self.run = replace(
             with_training_cases(self.run, self.datamodule, self.model.weights), ranks=self.trainer.world_size
         )
@@ -260,8 +267,9 @@ class RunCLI(LightningCLI):
     def _announce(self) -> None:
         """Describe the run in its folder; an earlier run there gives way only now that nothing was refused."""
         if self.checkpoint is None:
-            if (held := held_run(self.run_dir)) is not None and held.state == "finished":
-                rank_zero_info(f"a finished run of other settings, data or weights in {self.run_dir} gives way "
+            if (held := held_run(self.run_dir)) is not None:
+                kind = "a finished" if held.state == "finished" else "an unfinished"
+                rank_zero_info(f"{kind} run of other settings, data or weights in {self.run_dir} gives way "
                                "once this one has a checkpoint")  # fmt: skip
             set_aside(self.run_dir)
         elif (held := held_run(self.run_dir)) is not None:

@@ -1,6 +1,6 @@
 import pytest
 
-from lesionseg.command_line import refuse_duplicate_keys
+from lesionseg.command_line import read_yaml, refuse_duplicate_keys
 from lesionseg.errors import InputError
 
 
@@ -42,3 +42,10 @@ def test_duplicate_keys_are_refused_at_any_depth():
 def test_yaml_that_is_no_settings_is_refused(text, message):
     with pytest.raises(InputError, match=message):
         refuse_duplicate_keys(text, "odd.yaml")
+
+
+def test_numbers_are_those_of_the_parser_of_settings():
+    text = "[1e-3, 1E+2, .5e1, 2.e-1, -1e3, 1.5, 7, e3, 1e, '1e-3', 0x10]"
+    expected = [1e-3, 100.0, 5.0, 0.2, -1000.0, 1.5, 7, "e3", "1e", "1e-3", 16]
+    assert read_yaml(text) == expected
+    assert [type(value) for value in read_yaml(text)] == [type(value) for value in expected]

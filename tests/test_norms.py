@@ -41,6 +41,16 @@ def step(norm: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
     return [y.detach(), x.grad, *norm.state_dict().values(), *gradients]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_frozen_norm_of_halves_computes_as_torch(layout, dtype):
+    """Parameters and all, as in bf16-true and 16-true."""
+    x = torch.randn(3, 7, 9, 5, generator=torch.Generator().manual_seed(1)).to(dtype, memory_format=layout)
+    theirs, ours = (step(freeze(norm.to(dtype)), x) for norm in pair())
+    assert torch.equal(ours[0], theirs[0])
+    torch.testing.assert_close(ours[1], theirs[1], rtol=0.02, atol=0.01)
+
+
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # the second as under autocast, parameters float32

@@ -229,6 +229,12 @@ def test_a_changed_run_takes_the_place_of_the_earlier_one(copy, command, more, c
     assert not (copy / "worst" / "stale.png").exists()
 
 
+def test_an_unfinished_run_of_other_settings_does_not_go_without_a_word(copy, command, caplog):
+    replace(RunInfo.read(copy), state="running").write(copy)
+    assert main(command(copy, "--data.fold", "1")) == 0
+    assert f"an unfinished run of other settings, data or weights in {copy} gives way once this one" in caplog.text
+
+
 def test_an_earlier_run_stays_where_the_new_one_is_refused(copy, command, capsys, tmp_path):
     (tmp_path / "wrong.yaml").write_text("schedule:\n  trains:\n    encodr: always\n    decoder: always\n")
     before = written(copy)
@@ -350,6 +356,55 @@ def test_blocks_frozen_with_random_weights_are_warned_of(tmp_path, finetuning, p
     assert main(finetuning(tmp_path / "run", *weights, "--trainer.fast_dev_run", "1", schedule=row)) == 0
     said = "stem, stage1, stage2, stage3, stage4 begin frozen with random weights"
     assert any(said in str(each.message) for each in recwarn) == warned
+    lacks = "a fine-tuning from no pretraining, as model.init_args.weights names none"
+    assert any(lacks in str(each.message) for each in recwarn) != bool(more)
+
+
+def test_a_new_head_that_never_trains_is_warned_of(tmp_path, command, recwarn):
+    more = ("--schedule.trains.head", "never", "--trainer.fast_dev_run", "1")
+    assert main(command(tmp_path / "run", *more, schedule="no_freezing")) == 0
+    (said,) = (text for each in recwarn if "begin frozen" in (text := str(each.message)))
+    assert said.startswith("head begin frozen with random weights")
+
+
+def test_callbacks_that_a_schedule_cannot_stand_beside_are_refused(tmp_path, command, capsys):
+    config = tmp_path / "more.yaml"
+    for name, options, reason in (
+        ("GradientAccumulationScheduler", "{scheduling: {0: 1, 1: 2}}", "would forget"),
+        ("StochasticWeightAveraging", "{swa_lrs: 0.1}", "another number of epochs"),
+        ("BackboneFinetuning", "{}", "freezes by itself"),
+    ):
+        config.write_text(
+            f"trainer:\n  callbacks:\n  - class_path: pytorch_lightning.callbacks.{name}\n    init_args: {options}\n"
+        )
+        line = refused(capsys, command(tmp_path / "run", "--config", str(config)))
+        assert f"trainer.callbacks: expected none that the schedule cannot stand beside; got {name}, " in line
+        assert reason in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_log_from_before_the_first_step_stays_when_a_run_goes_on(tmp_path, command, monkeypatch):
+    """A validation between batches whose gradients add up."""
+    odd = ("--trainer.accumulate_grad_batches", "3", "--trainer.val_check_interval", "1",
+           "--trainer.check_val_every_n_epoch", "1")  # fmt: skip
+    assert main(command(tmp_path / "through", *odd)) == 0
+    with monkeypatch.context() as patch:
+        at_step(patch, 4, interrupt)
+        assert main(command(tmp_path / "run", *odd)) == 130
+    assert main(command(tmp_path / "run", *odd)) == 0
+    logs = [pd.read_csv(tmp_path / name / "metrics.csv") for name in ("run", "through")]
+    before = [log[log.step < 3] for log in logs]  # at its batch the stopped run left a validation out
+    assert before[0].step.min() == -1
+    pd.testing.assert_frame_equal(*before)
+
+
+def test_a_classifier_of_crops_that_trains_alone_passes_batches_without_lesions(tmp_path, command):
+    alone = yaml.safe_load((ROOT / "experiments" / "schedules" / "crop_classifier.yaml").read_text())
+    alone["schedule"] = {"trains": {"encoder": "never", "decoder": "never", "head": "never", "classifier": "always"}}
+    config = tmp_path / "alone.yaml"
+    config.write_text(yaml.safe_dump(alone))
+    more = ("--config", str(config), "--data.batch_size", "2", "--data.keep_empty", "1")
+    assert main(command(tmp_path / "run", *more, schedule="crop_classifier")) == 0
 
 
 def test_a_run_that_a_callback_ends_early_is_not_finished(tmp_path, command, capsys):
@@ -512,7 +567,9 @@ def test_a_trial_run_is_not_finished(tmp_path, command):
     assert RunInfo.read(tmp_path / "run").state == "running"
 
 
-@pytest.mark.parametrize("schedule", ["freeze_encoder", "crop_classifier", "y_net", "deep_supervision"])
+@pytest.mark.parametrize(
+    "schedule", ["freeze_encoder", "surgical_stem", "crop_classifier", "y_net", "deep_supervision"]
+)
 @pytest.mark.parametrize("precision", ["64-true", "bf16-true", "bf16-mixed"])
 def test_a_run_ends_in_other_precisions(tmp_path, command, precision, schedule):
     """With validation, test and pictures."""
@@ -1001,6 +1058,7 @@ def test_a_folder_of_something_else(command, capsys, tmp_path):
         (["--trainer.max_time", "00:00:01:00"], ["trainer.max_time: expected none, as the schedule needs its epochs"]),
         (["--trainer.accumulate_grad_batches", "0"], ["trainer.accumulate_grad_batches: expected 1 or more; got 0"]),
         (["--trainer.check_val_every_n_epoch", "0"], ["trainer.check_val_every_n_epoch: expected 1 or more; got 0"]),
+        (["--trainer.fast_dev_run", "1"], ["trainer.fast_dev_run: expected a schedule of one epoch", "leave it out"]),
         (["--trainer.accelerator", "tpu"], ["trainer: expected settings for this machine"]),
         (["--trainer.devices", "x"], ["trainer: expected settings for this machine"]),
         (["--trainer.logger", "false"], ["trainer.logger: expected nothing", "got False", "WANDB_MODE=disabled"]),

@@ -34,6 +34,7 @@ ROOT = Path(__file__).parents[2]
 #: Module → the tests that must notice.
 MODULES = {
     "schedules.py": "test_schedules.py",
+    "command_line.py": "test_command_line.py",
     "boxes.py": "test_boxes.py",
     "inputs.py": "test_inputs.py",
     "lesions.py": "test_lesions.py",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from lesionseg.errors import InputError
 from lesionseg.networks import Block, blocks
 from lesionseg.pacing import Clock, Plateau
 from lesionseg.runs import SCHEDULE_FILE
-from lesionseg.schedules import OUTSIDE_ENCODER, FreezeSchedule, ResolvedSchedule
+from lesionseg.schedules import FreezeSchedule, ResolvedSchedule
 from lesionseg.writing import write_text
 
 
@@ -58,24 +58,24 @@ class StagedFreezing(pl.Callback):
         """Take over the figures of a checkpoint."""
         self._figures = dict(state_dict["figures"])
 
-    def check(self, epochs: int, block_names: Sequence[str], validates: bool, random: bool) -> None:
+    def check(self, epochs: int, block_names: Sequence[str], validates: bool, random: Collection[str]) -> None:
         """Refuse, before anything is trained, what does not fit; say what can hardly be meant.
 
         Args:
             epochs: of the training.
             block_names: of the net.
             validates: there is an inner validation.
-            random: the encoder starts from no weights.
+            random: names of the blocks that start from random numbers.
 
         Raises:
             InputError: the schedule does not fit the blocks or the epochs, or no validation shows a plateau.
         """
         first = self.schedule.resolve(epochs, block_names).steps[0]
-        frozen = [name for name, rate in first.rates.items() if not rate and name not in OUTSIDE_ENCODER]
-        if frozen and random:
+        frozen = [name for name, rate in first.rates.items() if not rate and name in random]
+        if frozen:
             rank_zero_warn(
                 f"{', '.join(frozen)} begin frozen with random weights, as there are none to start from: name those of "
-                "a pretraining (model.init_args.weights), or encoder_weights"
+                "a pretraining (model.init_args.weights), or encoder_weights; a new head must train"
             )
         if self.plateau and not validates:
             raise InputError("schedule.plateau", expected="an inner validation to look for it in", got="none",

@@ -141,7 +141,7 @@ def _earlier(metrics: Path, checkpoint: Path | None) -> list[dict[str, Any]]:
     rows = []
     with metrics.open(newline="", errors="replace") as file, contextlib.suppress(csv.Error):
         for row in csv.DictReader(file):
-            if None in row or not (row.get("step") or "").isdecimal():
+            if None in row or not (row.get("step") or "").removeprefix("-").isdecimal():
                 break  # a kill or a full disk has torn it here
             rows.append({key: value for key, value in row.items() if value})
     return [row for row in rows if int(row["step"]) < steps]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities import rank_zero_info
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import Metric
 
@@ -20,8 +20,9 @@ from lesionseg.epoch_means import EpochMeans
 from lesionseg.errors import InputError, first_sentence
 from lesionseg.inputs import InputSpec
 from lesionseg.labels import TARGETS, Target
-from lesionseg.networks import build_unet, parameter_groups, transfer, transferable
+from lesionseg.networks import blocks, build_unet, parameter_groups, transfer, transferable
 from lesionseg.run_weights import read_net
+from lesionseg.schedules import OUTSIDE_ENCODER
 from lesionseg.tasks.l2_sp import PullToStart
 from lesionseg.unet import DECODER_CHANNELS, Naming
 
@@ -77,6 +78,8 @@ class SegmentationTask(pl.LightningModule):
         self.spec, self.target, self.deep_supervision = input, TARGETS[target], deep_supervision
         self.lr, self.weight_decay = lr, weight_decay
         self.weights = Path(weights) if weights is not None and transfer else None
+        self._lacks_weights = weights is None and transfer and target == "typed"
+        self._has_encoder_weights = bool(encoder_weights and use_encoder_weights)
         self.l2_sp = l2_sp
         self.pull: PullToStart | None = None
         if l2_sp and self.weights is None:
@@ -130,15 +133,28 @@ class SegmentationTask(pl.LightningModule):
         """Named figures of a metric that has seen its slices."""
         return {name: float(value) for name, value in metric.compute().items()}
 
-    def check_start(self) -> None:
+    def check_start(self) -> set[str]:
         """Refuse, before anything is trained, slices that the encoder does not take, and weights that do not fit.
+
+        Returns:
+            Names of the blocks that start from random numbers alone.
 
         Raises:
             InputError: an encoder for slices of another size; too little of it fits, see `networks.transfer`.
         """
         self.refuse_side("encoder", self.spec.size_px, "data.input.size_px")
+        if self._lacks_weights:
+            rank_zero_warn("a fine-tuning from no pretraining, as model.init_args.weights names none; transfer: false "
+                           "says that this is meant")  # fmt: skip
+        loaded: set[str] = set()
         if self.weights is not None:
-            transferable(self.net, self.start(read_net(self.weights)[1]), where=self.weights)
+            loaded |= {*transferable(self.net, self.start(read_net(self.weights)[1]), where=self.weights).loaded}
+        return {
+            name
+            for name, block in blocks(self.net).items()
+            if not any(parameter in loaded for parameter, _ in block.parameters)
+            and not (self._has_encoder_weights and name not in OUTSIDE_ENCODER)
+        }
 
     def refuse_side(self, encoder: str, side: int, setting: str) -> None:
         """Raise `InputError` for a setting where an encoder, a submodule of the net, takes no squares of this side."""
@@ -176,8 +192,12 @@ class SegmentationTask(pl.LightningModule):
         """Scores (N, K, S, S) of images (N, 3, S, S)."""
         return self.net(images)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Loss of a batch: the sum of its parts, which are logged where there are several."""
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        """Loss of a batch: the sum of its parts, which are logged where there are several.
+
+        None, which makes no step, where nothing that trains has anything to do in the batch: a classifier of crops, in
+        one without lesions. Of several ranks the others would wait for its gradients, so that there torch ends them.
+        """
         parts = self.losses(batch)
         if self.pull is not None:
             parts["l2_sp"] = self.pull()
@@ -185,7 +205,7 @@ class SegmentationTask(pl.LightningModule):
         self._losses.note("loss", loss)
         for name, part in parts.items() if len(parts) > 1 else ():
             self._losses.note(f"loss_{name}", part)
-        return loss
+        return loss if loss.requires_grad or self.trainer.world_size > 1 else None
 
     def on_train_epoch_start(self) -> None:
         """Begin the means of the losses. A run that goes on within an epoch does not come here."""

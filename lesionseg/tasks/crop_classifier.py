@@ -53,10 +53,10 @@ class CropClassifierTask(TwoStepTask):
         add_crop_classifier(net, len(self.target.lesion_types))
         return net
 
-    def check_start(self) -> None:
+    def check_start(self) -> set[str]:
         """As the base, and crops that the classifier's encoder does not take."""
         self.refuse_side("classifier.encoder", self.naming.crop_px, "model.crop_px")
-        super().check_start()
+        return super().check_start()
 
     def start(self, pretrained: dict[str, Tensor]) -> dict[str, Tensor]:
         """The pretrained encoder twice, unless there is a classifier as well."""

@@ -12,7 +12,7 @@ class PullToStart:
     """alpha / 2 times the squared distance of all parameters taken over from where they started.
 
     As in the paper, norms' scales and shifts are pulled as well, and the term takes the place of their weight decay. A
-    head of another shape has no start: it keeps its weight decay, which pulls it towards 0 (the paper's beta). Running
+    head of another shape has no start: its block keeps its weight decay, a pull towards 0 (the paper's beta). Running
     statistics are no parameters. A frozen block adds nothing: until it first trains its distance is 0, later constant.
 
     The start is no part of the net's state, or every checkpoint would hold the net twice; it is read again on resume.
