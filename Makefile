@@ -146,6 +146,10 @@ ifneq ($(PREPARED),)
 phantom:
 	@echo "lesionseg: wrong input: LITS, SLICES: expected what $(RUN) was made from, as it holds real CT; got none;" \
 	  "add them, or another NAME= for the phantom" >&2; exit 2
+else ifneq ($(if $(wildcard $(DATA)/source),,$(wildcard $(DATA)/lits/manifest.json $(DATA)/slices/manifest.json)),)
+phantom:
+	@echo "lesionseg: wrong input: LITS, SLICES: expected what $(RUN) was made from, as it holds no phantom of make's own; got" \
+	  "none; add them, or another NAME= for the phantom" >&2; exit 2
 else
 phantom: setup
 	@$(LESIONSEG) phantom $(DATA)/source

@@ -187,8 +187,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         publish(grid, options.entity, text)
     except NotPublished as why:
         print(f"{why}: the definition of workspace and report is in {definition}\n"
-              "to publish them: `wandb login`, upload the runs that were logged offline\n"
-              f"(`wandb sync {options.runs}/*/*/wandb/offline-run-*`), then `make dashboard` again")  # fmt: skip
+              "to publish them: `.venv/bin/wandb login`, upload the runs that were logged offline\n"
+              f"(`.venv/bin/wandb sync {options.runs}/*/*/wandb/offline-run-*`),\n"
+              "then `make dashboard` again")  # fmt: skip
     return 0
 
 

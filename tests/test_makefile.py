@@ -198,6 +198,17 @@ def test_slices_that_are_there_are_counted_without_their_table(tmp_path, slices_
     assert " prepare " not in told
 
 
+def test_a_run_of_phantom_files_that_were_named_is_not_made_anew_from_another_phantom(tmp_path, lits_store):
+    shutil.copytree(lits_store, tmp_path / "lits")
+    for goal in ("finetune", "pretrain"):
+        done = make(goal, f"DATA={tmp_path}", "-o", "setup")
+        assert done.returncode == 2
+        assert "lesionseg: wrong input: LITS, SLICES: expected what runs/phantom was made from" in done.stderr
+    assert make("-n", "cell", "SCHEDULE=baseline", "FOLD=0", "SEED=0", f"DATA={tmp_path}").returncode == 0
+    (tmp_path / "source").mkdir()  # make's own
+    assert make("-n", "finetune", f"DATA={tmp_path}").returncode == 0
+
+
 def planned(*words: object) -> subprocess.CompletedProcess:
     command = [sys.executable, "experiments/planned.py", "baseline", *map(str, words)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

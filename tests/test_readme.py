@@ -8,6 +8,7 @@ import pytest
 
 from lesionseg.arguments import parser
 from lesionseg.cli import VERBS
+from lesionseg.compare_table import FIGURE_DEFINITIONS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -24,6 +25,10 @@ def commands(page: Path) -> list[str]:
 def test_links_lead_somewhere(page):
     targets = re.findall(r"\]\(([^)#]+)\)", page.read_text())
     assert [target for target in targets if "://" not in target and not (page.parent / target).exists()] == []
+
+
+def test_the_figures_are_defined_as_in_every_table():
+    assert FIGURE_DEFINITIONS in (ROOT / "docs" / "statistics.md").read_text()
 
 
 def test_the_readme_shows_commands():

@@ -170,7 +170,8 @@ def shown(way: Way, side: int, draws: int) -> np.ndarray:
     for _ in range(draws):
         moved = way(image[None].clone(), torch.zeros(1, side, side, dtype=torch.int64))[0][0, :, middle, middle]
         factor = moved[2].median()
-        affine = torch.linalg.lstsq(places, (moved[:2] / factor).reshape(2, -1).T).solution
+        # "gels": the default takes the third column for one that says nothing, as it is small beside so many rows
+        affine = torch.linalg.lstsq(places, (moved[:2] / factor).reshape(2, -1).T, driver="gels").solution
         seen = torch.cat([landmarks, torch.full((3, 1), 1 / side)], 1) @ affine
         down, across = seen[0] - seen[1], seen[1] - seen[2]
         zooms = float(down.norm()), float(across.norm())

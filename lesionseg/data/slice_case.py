@@ -24,6 +24,8 @@ from lesionseg.scan import Case, Scan, canonical_axes
 SPACING_TOLERANCE = 0.01
 #: Share of lesion pixels outside of the liver mask from which on the case carries a warning.
 OUTSIDE_LIVER_SHARE = 0.05
+#: Of a slice whose liver is lesion to a larger share, the mask is warned of: one of other values, most likely.
+LIVER_FILLED_SHARE = 0.8
 #: Of liver and lesion in a mask of LiTS.
 _LITS_VALUES = {1, 2}
 
@@ -80,6 +82,9 @@ def read_slice_case(
         outside = int(np.count_nonzero(lesion & ~liver)) / max(int(np.count_nonzero(lesion)), 1)
         if outside > OUTSIDE_LIVER_SHARE:
             warnings += (f"{outside:.0%} of the lesion pixels lie outside of the liver; they are counted to it",)
+        filled = int(np.count_nonzero(lesion & liver)) / max(int(np.count_nonzero(liver)), 1)
+        if filled > LIVER_FILLED_SHARE:
+            warnings += (f"{filled:.0%} of the liver is lesion: does a value of the mask mean the liver? (--labels)",)
         labels[liver & ~lesion] = LIVER
     masks = [row.mask for row in rows] + ([first.liver_mask] if first.liver_mask else [])
     if any(_is_png(path) != _is_png(first.image) and any(map(is_nifti, (path, first.image))) for path in masks):

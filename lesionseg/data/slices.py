@@ -92,7 +92,7 @@ def find(
                 without_liver[0].where,
                 expected="the liver of every image",
                 got=f"no liver_mask for {len(without_liver)} of {len(images)} images",
-                remedy="add a column liver_mask, or name a trained liver net by --liver RUN",
+                remedy="fill in liver_mask, or name a trained liver net by --liver RUN",
                 code="no-liver",
             )
         )

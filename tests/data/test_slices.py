@@ -167,6 +167,13 @@ def test_binary_masks_of_one_image_are_merged(folder):
     assert "33% of the lesion pixels" in case.warnings[0]
 
 
+def test_a_liver_that_is_all_lesion_is_warned_of(folder):
+    """As of a LiTS mask, or of what `segment` wrote, whose 1 is the liver and here a cyst."""
+    write_png(folder / "lits.png", np.where(LIVER_MASK > 0, 1, 0) + spot((2, 2)))
+    case = read_one(folder, "patient_id,image,mask,liver_mask\np1,img/a.dcm,lits.png,liver.png\n")
+    assert case.warnings == ("100% of the liver is lesion: does a value of the mask mean the liver? (--labels)",)
+
+
 def test_overlapping_types_are_refused_and_equal_types_are_not(folder):
     rows = "patient_id,image,mask,lesion_type,liver_mask\np1,img/a.dcm,cyst.png,cyst,liver.png\n"
     again = rows + "p1,img/a.dcm,cyst.png,cyst,liver.png\n"

@@ -1,6 +1,7 @@
 """The rivals of the benchmarks: that they do the same work as ours. Nothing is timed here."""
 
 import json
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -43,6 +44,26 @@ def test_ways_to_read_a_slice_return_the_same_bits(phantom_root, tmp_path):
     ways["another order"] = random_slice.nifti(files[::-1], 1)
     with pytest.raises(ValueError, match="another order returns something else"):
         random_slice.refuse_unequal(ways, depths)
+
+
+@pytest.mark.parametrize("side", [96, 320])
+def test_a_zoom_and_a_turn_are_told_as_they_are(side):
+    from augmentation import shown
+
+    down, across, turn = 0.93, 0.98, 0.1
+    theta = torch.tensor([[across * math.cos(turn), -down * math.sin(turn), 0.0],
+                          [across * math.sin(turn), down * math.cos(turn), 0.0]])  # fmt: skip
+
+    def way(images, targets):
+        grid = torch.nn.functional.affine_grid(theta[None], list(images.shape), align_corners=False)
+        return torch.nn.functional.grid_sample(images, grid, align_corners=False), targets
+
+    (told,) = shown(way, side, 1)
+    zooms = told[6:8] / 0.25
+    assert zooms == pytest.approx([down, across], abs=2e-3)
+    assert told[8] == pytest.approx(down / across, abs=2e-3)
+    assert abs(told[10]) == pytest.approx(turn, abs=2e-3)
+    assert told[11] == pytest.approx(1)
 
 
 def test_kornias_salt_and_pepper_are_drawn_as_ours():
