@@ -14,7 +14,7 @@ from lesionseg.statistics import FIGURES, LEVEL, RESAMPLES, PatientSums, resampl
 LESS_IS_BETTER = ("false_positives_per_slice",)
 
 
-def ranks(rows: Mapping[str, PatientSums], n: int = RESAMPLES, seed: int = 0) -> pd.DataFrame:
+def ranks(rows: Mapping[str, PatientSums], n: int = RESAMPLES) -> pd.DataFrame:
     """Ranks of all rows under resamples that they share (`statistics.draw_resamples`), 1 is best.
 
     Rows that are equal in a resample share the places they take: each gets their mean rank and its part of the best.
@@ -25,7 +25,7 @@ def ranks(rows: Mapping[str, PatientSums], n: int = RESAMPLES, seed: int = 0) ->
         One row per schedule and figure: `schedule, figure, probability_best, rank_low, rank_high`; the ranks hold 95 %
         of the resamples. A row whose figure is defined in none has NaN and takes no place among the others.
     """
-    resamples = resamples_of(next(iter(rows.values())), n, seed)
+    resamples = resamples_of(next(iter(rows.values())), n)
     draws = np.stack([resampled(sums, resamples) for sums in rows.values()], axis=1)  # (n, rows, figures)
     table = []
     for place, figure in enumerate(FIGURES):

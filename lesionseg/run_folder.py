@@ -76,11 +76,11 @@ def refuse_foreign(folder: Path) -> None:
 def claimed(folder: Path, held: RunInfo | None) -> Iterator[None]:
     """Keep other trainings out of a run folder, which is made where there is none.
 
+    A folder that is made here and gets nothing is removed again.
+
     Args:
         folder: of the run.
         held: what it held when it was looked at.
-
-    A folder that is made here and gets nothing is removed again.
 
     Raises:
         InputError: another training is at work there, or has been since.

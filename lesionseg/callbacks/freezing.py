@@ -26,8 +26,8 @@ class StagedFreezing(pl.Callback):
 
     What trains, and at what rate, is a function of epoch and batch, set again at the start of training, of every epoch
     and of every batch, so that a resumed run, wherever it was interrupted, has the right blocks frozen. Its only state
-    are the figures that a plateau is looked for in. Nothing is frozen before the strategy has wrapped the network, as
-    distributed training never synchronises what was frozen by then.
+    is the validation figures in which a plateau is looked for. Nothing is frozen before the strategy has wrapped the
+    network, as distributed training never synchronises what was frozen by then.
 
     A frozen block gets no gradient, no weight decay and no running statistics; its optimizer state is dropped, so that
     it thaws without stale momentum. The optimizer needs the groups of `networks.parameter_groups`.

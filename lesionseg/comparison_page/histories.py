@@ -43,7 +43,7 @@ class History:
 
 
 def read_history(runs: Sequence[RunResult]) -> History:
-    """Read what the runs of one schedule logged; none of their files is missed where it is not there."""
+    """Read what the runs of one schedule logged; a file that is not there is left out."""
     logs = [log for run in runs if (log := _read(run.folder / METRICS_FILE)) is not None]
     names = [*LOSSES, *FIGURES]
     curves = {name: _spread([log[name] for log in logs if name in log]) for name in names}

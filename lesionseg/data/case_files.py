@@ -18,7 +18,7 @@ from lesionseg.scan import array_checksum
 CASES, HU, LABELS = "cases", "hu.npy", "labels.npy"
 DTYPES: dict[str, np.dtype] = {HU: np.dtype(np.int16), LABELS: np.dtype(np.uint8)}
 PREPARE_AGAIN = "run `lesionseg prepare` again"
-#: Where sizes are right and voxels are not, which `prepare` does not look for: it would have to read them all.
+#: Remedy where sizes are right and voxels are not: `prepare` compares sizes alone, and would keep the folder.
 REMOVE = f"remove {{}}, then {PREPARE_AGAIN}"
 
 

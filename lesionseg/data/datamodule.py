@@ -267,9 +267,11 @@ def _refuse_out_of_range(name: str, value: float, least: float, most: float) -> 
 def _refuse_untyped(store: Store) -> None:
     untyped = [r.case_id for r in store.records if any(lesion.type not in LESION_TYPES for lesion in r.lesions)]
     if untyped:
+        some = ", ".join(untyped[:3]) + ", …" * (len(untyped) > 3)
         raise InputError(
             store.path,
             expected=f"every lesion named ({', '.join(LESION_TYPES)})",
-            got=f"lesions without a type in {len(untyped)} cases ({', '.join(untyped[:3])}…)",
+            got=f"lesions without a type in {len(untyped)} cases, {', '.join(untyped[:3])}"
+            + ", …" * (len(untyped) > 3),
             remedy="use a store made by `lesionseg prepare slices`, or the target `lesion`",
         )

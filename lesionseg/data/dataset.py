@@ -53,9 +53,15 @@ class Sample(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Samples side by side: images (N, 3, S, S), targets (N, S, S); references differ in size and stay a list.
+    """Samples side by side.
 
-    A batch on a device has kept its targets on the CPU: to read them back would wait for the device.
+    Attributes:
+        images: (N, 3, S, S), float32, scaled (`inputs`).
+        targets: (N, S, S), int64, class indices.
+        references: class indices on the whole slices, uint8 (H, W) each, of their own sizes.
+        boxes: what the net sees of each slice.
+        places: where each slice comes from.
+        kept: of a batch on a device, its targets on the CPU: to read them back would wait for the device.
     """
 
     images: Tensor

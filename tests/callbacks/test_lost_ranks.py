@@ -1,12 +1,16 @@
 """How a rank ends that is joined to others; what needs several processes is in `tests/test_ranks.py`."""
 
 import signal
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning_fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 
 from lesionseg import cli, ranks
+from lesionseg.callbacks import lost_ranks
 from lesionseg.callbacks.lost_ranks import LostRanks
 from lesionseg.errors import InputError
 
@@ -77,6 +81,23 @@ def test_a_signal_in_the_test_is_an_interrupt(number):
             signal.raise_signal(number)
         end()
         assert signal.getsignal(number) is before
+
+
+def test_lightnings_own_watch_over_the_ranks_is_dismissed():
+    """It would kill the first rank with SIGKILL, and speak of zombies, before that one has said what happened."""
+    first = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    rank = subprocess.Popen([sys.executable, "-c", "raise SystemExit(1)"])
+    try:
+        observer = _ChildProcessObserver(first.pid, [rank], sleep_period=0.2)
+        observer.start()
+        lost_ranks._dismiss_lightnings_observer()
+        assert rank.wait() == 1
+        observer.join(30)
+        assert not observer.is_alive()
+        assert first.poll() is None
+    finally:
+        first.kill()
+        first.wait()
 
 
 @pytest.mark.parametrize("said", ["NCCL error in: NCCLUtils.cpp:93", "[transport/gloo/tcp/pair.cc:534] closed"])
