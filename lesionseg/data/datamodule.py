@@ -271,7 +271,6 @@ def _refuse_untyped(store: Store) -> None:
         raise InputError(
             store.path,
             expected=f"every lesion named ({', '.join(LESION_TYPES)})",
-            got=f"lesions without a type in {len(untyped)} cases, {', '.join(untyped[:3])}"
-            + ", …" * (len(untyped) > 3),
+            got=f"lesions without a type in {len(untyped)} cases ({some})",
             remedy="use a store made by `lesionseg prepare slices`, or the target `lesion`",
         )
