@@ -211,7 +211,7 @@ def seeded_intervals(
     low, high = intervals(value, draws, spread.effective)
     if n_seeds == 1:
         return low, high
-    return _as_wide_as(value, low, high, student.ppf(0.5 + LEVEL / 2, spread.df) * np.sqrt(spread.total))
+    return _as_wide_as(value, low, high, _student(spread.df) * np.sqrt(spread.total))
 
 
 def rate_interval(value: float, total: float, patients: float, df: float) -> tuple[float, float]:
@@ -249,7 +249,9 @@ def intervals(value: np.ndarray, draws: np.ndarray, effective: np.ndarray) -> tu
         effective: (figures,), number of patients, see `variance.effective_patients`.
     """
     with np.errstate(invalid="ignore", divide="ignore"):
-        far = student.ppf(0.5 + LEVEL / 2, effective - 1) * np.sqrt(effective / (effective - 1))
+        unbiased = np.where(effective > 1 + 1e-9, np.sqrt(effective / (effective - 1)), np.nan)
+        far = student.ppf(0.5 + LEVEL / 2, effective - 1) * unbiased
+        width = _student(effective - 1) * unbiased
     tails = np.nan_to_num(norm.sf(far), nan=0.0)
     ends = [
         np.quantile(column, (tail, 1 - tail)) if _spread(column) else (np.nan, np.nan)
@@ -257,7 +259,12 @@ def intervals(value: np.ndarray, draws: np.ndarray, effective: np.ndarray) -> tu
     ]
     low, high = np.array(ends).T
     deviation = np.array([column.std() if len(column) else np.nan for column in _defined(draws)])
-    return _as_wide_as(value, low, high, np.fmax(far * deviation, (high - low) / 2))
+    return _as_wide_as(value, low, high, np.fmax(width * deviation, (high - low) / 2))
+
+
+def _student(df: np.ndarray) -> np.ndarray:
+    """Half of the width of a 95 % interval, in standard errors; below one degree of freedom it would be senseless."""
+    return student.ppf(0.5 + LEVEL / 2, np.maximum(df, 1))
 
 
 def _as_wide_as(

@@ -327,6 +327,15 @@ def test_intervals_of_three_patients_are_as_wide_as_those_of_student(n_seeds: in
     assert high - low == pytest.approx(student, rel=1e-9 if n_seeds > 1 else 0.03)  # of one seed, by its draws
 
 
+def test_an_interval_of_little_more_than_one_patient_is_that_of_two() -> None:
+    """Those of Student's t with a tenth of a degree of freedom would be a million times as wide."""
+    draws = np.random.default_rng(0).normal(0, 0.1, (1000, 1))
+    for effective in (1.1, 1.5, 2.0):
+        low, high = intervals(np.zeros(1), draws, np.array([effective]))
+        expected = 2 * stats.t.ppf(0.975, 1) * draws.std() * np.sqrt(effective / (effective - 1))
+        assert high - low == pytest.approx(expected)
+
+
 def test_an_interval_of_a_difference_of_shares_ends_at_1() -> None:
     a, b = equal_patients(3, 2, seed=1), equal_patients(3, 2, seed=2)
     rows = patient_bootstrap({"a": a, "b": b}, "a").query("schedule == 'b'").set_index("figure")

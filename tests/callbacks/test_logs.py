@@ -172,7 +172,7 @@ def test_the_page_of_a_comparison_shows_what_a_run_left(whole, tmp_path):
 
 def test_logging_changes_nothing_that_is_trained(tmp_path, command, whole, monkeypatch):
     assert len(logs(tmp_path)) > 3
-    monkeypatch.setattr("lesionseg.run_cli.logs", lambda folder: [])
+    monkeypatch.setattr("lesionseg.callbacks.of_a_run.logs", lambda folder: [])
     run = tmp_path / "run"
     assert main(command(run)) == 0
     assert not (run / "overlays").exists()
