@@ -12,7 +12,7 @@ from unittest.mock import patch
 
 import pytorch_lightning as pl
 
-import lesionseg.run_cli
+import lesionseg.callbacks.of_a_run
 from lesionseg.cli import main
 from lesionseg.data import slices
 from lesionseg.data.prepare import prepare
@@ -39,8 +39,8 @@ def command(store: Path, run: Path, *options: str, schedule: str = "baseline", p
 def fit(arguments: Sequence[str], *callbacks: pl.Callback) -> None:
     """Run a command line with these callbacks before its own; W&B logs offline, as it does unless told otherwise."""
     os.environ.setdefault("WANDB_MODE", "offline")
-    own = lesionseg.run_cli.logs
-    with patch("lesionseg.run_cli.logs", lambda folder: [*callbacks, *own(folder)]):
+    own = lesionseg.callbacks.of_a_run.logs
+    with patch("lesionseg.callbacks.of_a_run.logs", lambda folder: [*callbacks, *own(folder)]):
         status = main(arguments)
     if status:
         raise SystemExit(status)

@@ -29,7 +29,7 @@ def train(store: Path, weights: Path, epochs: int, logged: bool, run: Path) -> N
     """One run of the phantom profile in this process; prints seconds and CPU seconds of its training."""
     import pytorch_lightning as pl
 
-    import lesionseg.run_cli
+    import lesionseg.callbacks.of_a_run
     from lesionseg.cli import main
 
     class Clock(pl.Callback):
@@ -40,8 +40,8 @@ def train(store: Path, weights: Path, epochs: int, logged: bool, run: Path) -> N
             if stage == "fit":
                 print(f"TIMES {time.perf_counter() - self.began[0]} {time.process_time() - self.began[1]}", flush=True)
 
-    logs = lesionseg.run_cli.logs
-    lesionseg.run_cli.logs = lambda folder: [Clock(), *(logs(folder) if logged else [])]
+    logs = lesionseg.callbacks.of_a_run.logs
+    lesionseg.callbacks.of_a_run.logs = lambda folder: [Clock(), *(logs(folder) if logged else [])]
     parts = ("finetune/lesion", "schedules/hierarchical_unfreezing", "profiles/phantom")
     configs = [word for part in parts for word in ("--config", str(EXPERIMENTS / f"{part}.yaml"))]
     options = ["--data.store", str(store), "--model.init_args.weights", str(weights)]

@@ -23,7 +23,8 @@ from paper_size import paper_cascade, phantom_scan
 from torch import nn
 
 from lesionseg.boxes import liver_box
-from lesionseg.cascade import CPU_BATCH, Cascade
+from lesionseg.cascade import Cascade
+from lesionseg.device import CPU_BATCH
 from lesionseg.findings import measure_findings
 from lesionseg.inference import clean_liver, lesion_ids
 from lesionseg.inputs import InputSpec, neighbours, paste, resize

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from paper_size import paper_cascade, phantom_scan
 
-from lesionseg.cascade import CPU_BATCH
+from lesionseg.device import CPU_BATCH
 from lesionseg.model import Model
 from lesionseg.phantom.layouts import write_dicom, write_nifti
 from lesionseg.provenance import provenance

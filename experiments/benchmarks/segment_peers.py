@@ -40,7 +40,8 @@ from scipy import ndimage
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lesionseg.cascade import CPU_BATCH, Cascade
+from lesionseg.cascade import Cascade
+from lesionseg.device import CPU_BATCH
 from lesionseg.inputs import neighbours
 from lesionseg.model import Model
 from lesionseg.scan import Scan
