@@ -70,9 +70,8 @@ def significance(
                 p[place] = swap_test(sums, base, swaps, spread)
                 effect[place] = standardised_difference(sums, base, spread)
         compared = np.maximum((~np.isnan(p)).sum(axis=0), 1)
-        for place, sums in enumerate(rows.values()):
-            if place in spreads:
-                smallest[place] = smallest_shown(sums, base, spreads[place], compared)
+        for place, spread in spreads.items():
+            smallest[place] = smallest_shown(list(rows.values())[place], base, spread, compared)
     columns = {"p": p, "p_holm": holm(p), "effect_size": effect, "smallest_holm": smallest}
     places = pd.MultiIndex.from_product([list(rows), FIGURES], names=["schedule", "figure"])
     return pd.DataFrame({name: values.ravel() for name, values in columns.items()}, index=places).reset_index()
@@ -180,14 +179,12 @@ def smallest_shown(sums: PatientSums, base: PatientSums, spread: Variance, compa
         hopeless = compared * 2.0 ** (1 - counting) > ALPHA
     else:
         # patients swapped hold the difference d itself, d**2 / n beside their variance, and `_with_runs` widens that:
-        # (d - reach)**2 = far**2 * (still + moving * d**2)
+        # (d - reach)**2 = far**2 * still + (1 - left) * d**2
         far = student.ppf(level, np.minimum(spread.df_runs, _MANY))
         with np.errstate(invalid="ignore", divide="ignore"):
-            swapped, moving = (
-                np.minimum(spread.total, spread.patients),
-                np.minimum(spread.total / spread.patients, 1) / n,
-            )
-            still, left = swapped * (n - 1) / n + np.maximum(spread.total - swapped, 0), 1 - far**2 * moving
+            swapped = np.minimum(spread.total, spread.patients)
+            still = swapped * (n - 1) / n + np.maximum(spread.total - swapped, 0)
+            left = 1 - far**2 * swapped / spread.patients / n
             inner = reach**2 - left * (reach**2 - far**2 * still)
             smallest = (reach + np.sqrt(np.maximum(inner, 0))) / left
         hopeless = left <= 0
