@@ -201,12 +201,17 @@ pretrain: pretrain-liver pretrain-lesion ## train the liver net and the lesion n
 # Before hours of pretraining, what would stop the grid after them. Slices that need no net of it are prepared first.
 FIRST := $(if $(NODES)$(IMPLANT)$(LIVER)$(if $(SLICES),,$(PREPARED)),,data-slices)
 COUNTED := $(or $(FIRST),$(if $(LITS)$(SLICES),,$(and $(PREPARED),$(wildcard $(DATA)/slices/manifest.json))))
-.PHONY: planned
+# $(1): schedules, $(2): more of what they are checked against.
+PLAN = $(BIN)/python experiments/planned.py '$(1)' $(2) $(if $(LIVER),--table '$(SLICES) $(SLICES_OPTIONS)') \
+  --config experiments/finetune/lesion.yaml \
+  --config $(PROFILE_FILE) --data.folds $(FOLDS) $(if $(COUNTED),--data.store $(DATA)/slices) $(STEER) $(FIT_OPTIONS)
+.PHONY: planned peers-planned
 planned: setup $(FIRST) ## can the schedules be trained in EPOCHS, and their FOLDS be made? (make finetune asks first)
-	@$(BIN)/python experiments/planned.py '$(SCHEDULES)' --grid $(RUN)/finetune --seeds '$(SEEDS)' \
-	  $(if $(AGAINST),--against $(AGAINST)) $(if $(LIVER),--table '$(SLICES) $(SLICES_OPTIONS)') \
-	  --config experiments/finetune/lesion.yaml \
-	  --config $(PROFILE_FILE) --data.folds $(FOLDS) $(if $(COUNTED),--data.store $(DATA)/slices) $(STEER) $(FIT_OPTIONS)
+	@$(call PLAN,$(SCHEDULES),--grid $(RUN)/finetune --seeds '$(SEEDS)' $(if $(AGAINST),--against $(AGAINST)))
+
+peers-planned: setup $(FIRST)
+	@$(call PLAN,$(PEER_SCHEDULES))
+	@$(call PEERS,$(RUN)) --schedules $(PEER_SCHEDULES) --check
 
 # Where machines meet, looked at before torchrun tries.
 .PHONY: meeting
@@ -214,7 +219,8 @@ meeting: $(if $(NODES),,setup)
 	@$(BIN)/python experiments/meeting.py '$(MEET)' $(or $(NODES),1)
 TOGETHER := $(if $(MEET),meeting)
 
-pretrain-liver pretrain-lesion: pretrain-%: $(if $(filter finetune planned,$(MAKECMDGOALS)),planned) $(if $(NODES),,data-lits) $(TOGETHER)
+ASKED_FIRST := $(if $(filter finetune planned,$(MAKECMDGOALS)),planned) $(if $(filter peers,$(MAKECMDGOALS)),peers-planned)
+pretrain-liver pretrain-lesion: pretrain-%: $(ASKED_FIRST) $(if $(NODES),,data-lits) $(TOGETHER)
 	@$(BESIDE) $(call FIT,$(RUN)/pretrain/$*) --config experiments/pretrain/$*.yaml --config $(PROFILE_FILE) \
 	  --data.store $(DATA)/lits $(PRETRAIN_STEER) $(PRETRAIN_OPTIONS)
 
@@ -381,6 +387,7 @@ PEERS_REAL := runs/peers-real
 PEERS_REAL_FIT = --config experiments/profiles/real_cpu.yaml --data.target lesion --trainer.limit_train_batches 10 \
   --trainer.max_epochs $(or $(EPOCHS),12)
 peers-real: .venv/.peers real-data ## `make peers` for lesion or none on real CT, REAL=folder (lits/ with volumes 0 1 2 5 6 8)
+	@$(call PEERS,$(PEERS_REAL)) --schedules $(SCHEDULES) l2_sp --check
 	@for part in 'lits volume-0 volume-1 volume-2 volume-5' 'cells volume-6 volume-8'; do set -- $$part; \
 	  $(LESIONSEG) prepare lits $(REAL)/lits --groups $(REAL_RUN)/groups.csv --exclude "$${@:2}" \
 	    --output $(PEERS_REAL)/data/$$1 || exit; done

@@ -28,7 +28,7 @@ from lesionseg.command_line import read_configs, read_yaml
 from lesionseg.data import slices
 from lesionseg.data.folds import split
 from lesionseg.data.store import Store
-from lesionseg.errors import InputError
+from lesionseg.errors import InputError, some
 from lesionseg.request import words
 from lesionseg.runs import RUN_FILE, RunInfo
 from lesionseg.schedules import FreezeSchedule
@@ -40,7 +40,8 @@ def check_schedule(name: str, options: Sequence[str]) -> None:
     """Refuse what would stop the runs of a schedule, or `compare` after them.
 
     Raises:
-        InputError: it is not there, has another name than its file, or more steps than the options give it epochs.
+        InputError: it is not there, has another name than its file, names blocks that there are not, or has more steps
+            than the options give it epochs.
     """
     path = SCHEDULES / f"{name}.yaml"
     if not path.is_file():
@@ -56,6 +57,7 @@ def check_schedule(name: str, options: Sequence[str]) -> None:
         raise InputError(path, expected="schedule: trains:", got="none", remedy="say when each block trains")
     try:
         schedule = FreezeSchedule.parse(trains)
+        schedule.check_names()
         if isinstance(epochs, int):
             schedule.check_epochs(epochs)
     except InputError as error:
@@ -97,9 +99,8 @@ def check_comparison(root: Path, rows: Sequence[str], seeds: Sequence[int], opti
         if info.state != "finished" or info.folds != folds or (isinstance(epochs, int) and info.epochs != epochs):
             unfit.append(str(folder.relative_to(root)))
     if unfit:
-        some = ", ".join(unfit[:3]) + ", …" * (len(unfit) > 3)
         raise InputError(root, expected="nothing beside the grid that cannot be compared with it",
-                         got=f"{some}, unfinished or of other folds or epochs",
+                         got=f"{some(unfit, 3)}, unfinished or of other folds or epochs",
                          remedy="ask for them too, move them away, or name another NAME=")  # fmt: skip
     held_by_any = set().union(*cells.values())
     every = set(product({fold for fold, _ in held_by_any}, {seed for _, seed in held_by_any}))

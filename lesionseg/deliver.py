@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from pydicom.dataset import Dataset
 
-from lesionseg.errors import InputError
+from lesionseg.errors import InputError, some
 from lesionseg.formats import is_nifti
 from lesionseg.formats.dicom import source_headers
 from lesionseg.formats.dicom_seg import write_dicom_seg
@@ -116,7 +116,7 @@ def _nifti_liver(path: Path, scan: Scan) -> np.ndarray:
     labels = read_nifti_labels(path, scan, range(256))
     values = np.flatnonzero(np.bincount(labels.ravel(), minlength=256)[1:]) + 1
     if len(values) > 1 and (LIVER not in values or max(values) > max(NAMES)):
-        raise _no_liver(path, f"the values {_listed(values)}")
+        raise _no_liver(path, f"the values {some(values, 8)}")
     return labels > 0
 
 
@@ -131,7 +131,3 @@ def _seg_liver(path: Path, scan: Scan, study: Study) -> np.ndarray:
 def _no_liver(path: Path, got: str) -> InputError:
     expected = f"a mask of the liver: one value besides 0, or {LIVER} and those of lesions up to {max(NAMES)}"
     return InputError(path, expected=expected, got=got, remedy="give a mask of the liver alone", code="liver-mask")
-
-
-def _listed(values: Sequence[int] | np.ndarray, most: int = 8) -> str:
-    return ", ".join(map(str, values[:most])) + (", …" if len(values) > most else "")

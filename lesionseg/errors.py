@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -45,6 +46,13 @@ def input_error_in(text: str) -> InputError | None:
 
 def _rebuild(where: str, expected: str, got: str, remedy: str, code: str) -> InputError:
     return InputError(where, expected=expected, got=got, remedy=remedy, code=code)
+
+
+def some(items: Iterable[object], most: int = 4) -> str:
+    """The first of many things, and how many more there are, as a line of text has room for."""
+    every = list(items)
+    shown = ", ".join(map(str, every[:most])) or "none"
+    return f"{shown} and {len(every) - most} more" if len(every) > most else shown
 
 
 def first_sentence(error: BaseException) -> str:

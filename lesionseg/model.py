@@ -23,7 +23,7 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
-from lesionseg.errors import InputError
+from lesionseg.errors import InputError, some
 from lesionseg.labels import TARGETS
 from lesionseg.model_net import Net, refused
 from lesionseg.provenance import provenance
@@ -250,7 +250,7 @@ def _refuse_other_files(folder: Path) -> None:
     other = sorted(path.name for path in entries if not (_FILES.fullmatch(path.name) and path.is_file()))
     if not other and (not entries or _is_model_file(folder / MODEL_FILE)):
         return
-    named = f"other files ({', '.join(other[:4])}{', …' if len(other) > 4 else ''})"
+    named = f"other files ({some(other)})"
     raise InputError(folder, expected="a new folder, or one of an earlier model and nothing else",
                      got=named if other else f"a {MODEL_FILE} of something else, or none",
                      remedy="name another folder, or move what lies there")  # fmt: skip

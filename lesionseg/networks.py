@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lesionseg.errors import InputError, first_sentence
+from lesionseg.block_names import ENCODER_BLOCKS
+from lesionseg.errors import InputError, first_sentence, some
 from lesionseg.reading import read_torch
 from lesionseg.unet import Unet
 
-#: Encoder blocks from the input side to the deepest; an encoder with fewer steps lacks the first ones.
-ENCODER_BLOCKS = ("stem", "stage1", "stage2", "stage3", "stage4")
 #: The blocks of the other parts of a net, where they are not called as the part is.
 _BLOCK_OF = {"segmentation_head": "head", "deep_heads": "head", "classification_head": "classifier"}
 #: Least share of the encoder's elements that a transfer must fill; less is another encoder, not fine-tuning.
@@ -67,7 +66,7 @@ class TransferReport:
         return (
             f"loaded: {len(self.loaded)} tensors, {self.encoder_elements:.1%} of the encoder "
             f"({self.encoder_tensors:.1%} of its tensors)\n"
-            f"new: {_few(self.new)}\ndid not fit: {_few(self.misfit)}\nnot used: {_few(self.unused)}"
+            f"new: {some(self.new)}\ndid not fit: {some(self.misfit)}\nnot used: {some(self.unused)}"
         )
 
 
@@ -178,7 +177,7 @@ def _load_encoder(encoder: nn.Module, path: Path) -> None:
     needed = {name for name in own if not name.endswith("num_batches_tracked")}
     fits = {name for name in own if name in state and state[name].shape == own[name].shape}
     if not needed <= fits:
-        got = f"{len(needed & fits)} of {len(needed)} tensors that fit, not {_few(sorted(needed - fits))}"
+        got = f"{len(needed & fits)} of {len(needed)} tensors that fit, not {some(sorted(needed - fits))}"
         remedy = "use weights of the same encoder, named as in its state dict"
         raise InputError(path, expected="the state dict of this encoder", got=got, remedy=remedy)
     _copy(own, state, fits)
@@ -290,9 +289,3 @@ def _copy(own: Mapping[str, Tensor], source: Mapping[str, Tensor], names: Iterab
     with torch.no_grad():
         for name in names:
             own[name].copy_(source[name])
-
-
-def _few(names: Sequence[str]) -> str:
-    """A list of names, short enough for a line."""
-    shown = ", ".join(names[:4]) or "none"
-    return f"{shown} and {len(names) - 4} more" if len(names) > 4 else shown

@@ -11,7 +11,7 @@ from pytorch_lightning.callbacks import BaseFinetuning, GradientAccumulationSche
 
 from lesionseg.data.datamodule import LesionDataModule
 from lesionseg.data.folds import Split
-from lesionseg.errors import InputError
+from lesionseg.errors import InputError, some
 from lesionseg.runs import CONFIG_FILE, SPLIT_FILE, RunInfo, finished_run, left_by_fit
 from lesionseg.schedules import FreezeSchedule
 
@@ -35,7 +35,7 @@ def with_training_cases(run: RunInfo, data: LesionDataModule, weights: Path | No
         raise InputError(
             data.path,
             expected="test cases that the net never saw",
-            got=f"{len(known)} that it was trained on ({', '.join(known[:3])})",
+            got=f"{len(known)} that it was trained on ({some(known, 3)})",
             remedy="leave them out of the pretraining: lesionseg prepare lits --exclude",
         )
     return replace(run, trained_on=tuple(sorted(seen)))

@@ -22,10 +22,11 @@ from decimal import ROUND_HALF_UP, Decimal
 from itertools import pairwise
 from typing import Any
 
+from lesionseg.block_names import ENCODER_BLOCKS, OUTSIDE_ENCODER
 from lesionseg.errors import InputError
 
-#: Key that stands for all encoder blocks not named otherwise, and the blocks that are not of the encoder.
-ENCODER, OUTSIDE_ENCODER = "encoder", ("decoder", "head", "classifier")
+#: Key that stands for all encoder blocks not named otherwise.
+ENCODER = "encoder"
 
 
 @dataclass(frozen=True, order=True)
@@ -111,6 +112,17 @@ class FreezeSchedule:
             first = steps.pop().start if steps and steps[-1].rates == rates else _epoch(start, epochs)
             steps.append(Step(first, _epoch(stop, epochs), rates))
         return ResolvedSchedule(epochs, tuple(steps))
+
+    def check_names(self) -> None:
+        """Refuse names that no network has, before there is one.
+
+        Raises:
+            InputError: an unknown block, or none for one that every network has.
+        """
+        encoder = [name for name in ENCODER_BLOCKS if name in self.trains]
+        # Which of the first ones there are, the encoder says.
+        there = ENCODER_BLOCKS[ENCODER_BLOCKS.index(encoder[0]) if encoder else 0 :]
+        self._per_block([*there, *(name for name in OUTSIDE_ENCODER if name != "classifier" or name in self.trains)])
 
     def check_epochs(self, epochs: int) -> None:
         """Refuse a number of epochs that is too small, before there is a network.

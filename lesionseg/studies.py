@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lesionseg.errors import InputError
+from lesionseg.errors import InputError, some
 from lesionseg.folders import walk
 from lesionseg.formats import is_nifti, read_scan
 from lesionseg.formats.dicom import SUFFIXES, is_dicom, read_dicom_file, read_dicom_series
@@ -37,7 +37,6 @@ _ENOUGH_PIXELS = 100
 #: `InputError.code` of a label map in the place of a CT.
 LABEL_MAP = "label-map"
 #: So many series are listed, no more.
-_MOST_LISTED = 8
 
 
 @dataclass(frozen=True)
@@ -270,9 +269,8 @@ def _coarse(hu: np.ndarray) -> tuple[str, ...]:
 def _listed(series: str, groups: Sequence[StudyFiles]) -> str:
     uids = sorted(uid for group in groups for uid in group.all_ct)
     fitting = [uid for uid in uids if uid.endswith(series)]
-    shown = ", ".join(word(f"…{uid[-12:]}") for uid in (fitting or uids)[:_MOST_LISTED])
-    more = f" and {len(fitting or uids) - _MOST_LISTED} more" if len(fitting or uids) > _MOST_LISTED else ""
-    return f"{len(fitting)} of {len(uids)}: {shown}{more}" if uids else "no DICOM file of a CT"
+    shown = some((word(f"…{uid[-12:]}") for uid in fitting or uids), 8)
+    return f"{len(fitting)} of {len(uids)}: {shown}" if uids else "no DICOM file of a CT"
 
 
 def _wrong_series(series: str, got: str, remedy: str) -> InputError:

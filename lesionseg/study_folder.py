@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lesionseg.errors import InputError
+from lesionseg.errors import InputError, some
 from lesionseg.locking import one_at_a_time
 from lesionseg.runs import sha256_of
 from lesionseg.studies import RECORD
@@ -123,7 +123,7 @@ def refuse_replacing(folder: Path, place: str) -> None:
         touched = [name for name, path in held.items() if record.files.get(name) != file_sha256(path)]
         if not touched:
             return
-        got = f"files changed or added since ({', '.join(sorted(touched)[:4])}{', …' if len(touched) > 4 else ''})"
+        got = f"files changed or added since ({some(sorted(touched))})"
     raise InputError(folder, expected="a new folder, or an earlier result of this study as it was written", got=got,
                      remedy="move the folder away, or name another output", code="output")  # fmt: skip
 

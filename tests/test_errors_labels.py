@@ -4,7 +4,7 @@ import pickle
 import numpy as np
 import pytest
 
-from lesionseg.errors import InputError, first_sentence
+from lesionseg.errors import InputError, first_sentence, some
 from lesionseg.labels import COLORS, LESION_IDS, LESION_TYPES, NAMES, TARGETS, UNTYPED_LESION, is_lesion, is_liver
 
 
@@ -31,6 +31,14 @@ def test_an_error_keeps_its_parts_across_processes():
 def test_a_long_story_is_told_in_a_sentence():
     assert first_sentence(ValueError("It broke. Here is why.\nAnd more")) == "It broke"
     assert first_sentence(ValueError()) == "ValueError"
+
+
+@pytest.mark.parametrize(
+    ("n", "told"),
+    [(0, "none"), (1, "0"), (4, "0, 1, 2, 3"), (5, "0, 1, 2, 3 and 1 more")],
+)
+def test_many_things_are_told_by_the_first_and_their_number(n, told):
+    assert some(iter(range(n))) == told
 
 
 def test_the_stored_ids_stay_as_they_are():

@@ -94,15 +94,29 @@ def test_what_would_stop_the_grid_is_told_before_the_pretraining(given, said):
     assert said in planned.stderr
 
 
-def test_a_schedule_that_is_not_called_as_its_file_is_told(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("name", "blocks", "said"),
+    [
+        (
+            "baseline",
+            "{encoder: always, decoder: always, head: always}",
+            "name: mine, as the file is called; got baseline",
+        ),
+        ("mine", "{encoder: always, decoder: always, haed: always}", "or `encoder`; got haed; rename or remove them"),
+        ("mine", "{stage3: always, stage4: [0, 0.5], decoder: always}", "got none for head; add them"),
+    ],
+)
+def test_what_is_wrong_with_a_schedule_of_her_own_is_told(name, blocks, said, tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(ROOT / "experiments")
     import planned as planning
 
-    (tmp_path / "mine.yaml").write_text((ROOT / "experiments" / "schedules" / "baseline.yaml").read_text())
+    (tmp_path / "mine.yaml").write_text(f"name: {name}\nschedule: {{trains: {blocks}}}\n")
     monkeypatch.setattr(planning, "SCHEDULES", tmp_path)
     monkeypatch.setattr(sys, "argv", ["planned.py", "mine"])
     assert planning.main() == 2
-    assert "mine.yaml: expected name: mine, as the file is called; got baseline" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert told.startswith(f"lesionseg: wrong input: {tmp_path / 'mine.yaml'}: expected ")
+    assert said in told
 
 
 @pytest.fixture
@@ -731,7 +745,12 @@ def test_peers_get_the_data_the_pretraining_and_the_options_of_the_grid():
     done = make(
         "-n", "peers", "NAME=given", "EPOCHS=7", "FOLDS=2", "SEEDS=0 1", "NEIGHBOURS=nnunet", "AGAINST=baseline"
     )
-    (line,) = [line for line in done.stdout.replace("\\\n", " ").splitlines() if "peers/run.py" in line]
+    told = done.stdout.replace("\\\n", " ")
+    check, line = [line for line in told.splitlines() if "peers/run.py" in line]
+    assert check.split() == [*line.partition(" -- ")[0].split(), "--check"]
+    (planned,) = [line for line in told.splitlines() if "experiments/planned.py" in line]
+    assert all(row in shlex.split(planned)[2].split() for row in (*ROWS, "l2_sp", "crop_classifier"))
+    assert max(told.index(check), told.index(planned)) < told.index(" fit --trainer.default_root_dir")
     own, _, fit_options = line.partition(" -- ")
     words = shlex.split(own)
     assert words[2] == "runs/given/peers"

@@ -64,6 +64,27 @@ def test_states_by_hand():
     ]
 
 
+@pytest.mark.parametrize("names", [BLOCKS, BLOCKS[2:], (*BLOCKS, "classifier"), BLOCKS[5:]])
+def test_names_that_a_network_could_have_pass_before_there_is_one(names):
+    groups = ({}, {"encoder": "always"}) if set(ENCODER) & set(names) else ({"encoder": "always"},)
+    for group in groups:
+        FreezeSchedule.parse({**dict.fromkeys(names, "always"), **group}).check_names()
+
+
+@pytest.mark.parametrize(
+    ("trains", "said"),
+    [
+        ({"encoder": "always", "stage5": "never", **OUT}, "or `encoder`; got stage5; rename or remove them"),
+        ({"stage2": "always", "stage4": "always", **OUT}, "got none for stage3; add them"),
+        (OUT, "got none for stem, stage1, stage2, stage3, stage4; add them"),
+        ({"encoder": "always", "head": "always"}, "got none for decoder; add them"),
+    ],
+)
+def test_names_that_no_network_has_are_told_before_there_is_one(trains, said):
+    with pytest.raises(InputError, match=f"{said}$"):
+        FreezeSchedule.parse(trains).check_names()
+
+
 def test_phases_that_touch_at_one_rate_are_one():
     trains = {"encoder": [{"start": 0, "stop": 0.5}, {"start": 0.5, "stop": 1}], **OUT}
     assert len(resolve(trains, 2).steps) == 1

@@ -42,9 +42,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from lesionseg.block_names import OUTSIDE_ENCODER
 from lesionseg.inputs import InputSpec
 from lesionseg.networks import blocks
-from lesionseg.schedules import OUTSIDE_ENCODER
 from lesionseg.tasks import LesionTask
 
 #: Encoder, decoder channels, side of the image, slices: the profile `phantom`, and a slice at the size of the paper.

@@ -28,7 +28,8 @@ from freeze_states import NETS, Step
 from rounds import Row, publish, rounds, seconds
 from torch import nn
 
-from lesionseg.schedules import OUTSIDE_ENCODER, FreezeSchedule
+from lesionseg.block_names import OUTSIDE_ENCODER
+from lesionseg.schedules import FreezeSchedule
 
 SCHEDULES = Path(__file__).parents[1] / "schedules"
 #: Rows of the paper that freeze the encoder from the input on.

@@ -21,9 +21,10 @@ from cell import Cell, places
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 
+from lesionseg.block_names import OUTSIDE_ENCODER
 from lesionseg.callbacks.seeding import SeedEveryStep
 from lesionseg.networks import Block, blocks
-from lesionseg.schedules import OUTSIDE_ENCODER, ResolvedSchedule
+from lesionseg.schedules import ResolvedSchedule
 from lesionseg.tasks import LesionTask
 
 ROW = "fastai_gradual_unfreezing"

@@ -1,10 +1,11 @@
 """Our rows and the neighbours on the same cells, each training measured; then the table of them all.
 
 Usage: run.py OUT --pretraining RUN --schedules NAME ... [--neighbours NAME ...] [--folds N] [--seeds N ...] [--jobs N]
-              [--against ROW] [--placed 'WORD ...'] -- OPTION ...
+              [--against ROW] [--placed 'WORD ...'] [--check] -- OPTION ...
     OUT: takes rows/ROW/foldK-seedS, logs/, nnunet/ and table.md
     --neighbours: of `SCRIPTS` and `NNUNETS`, by default all of them; ROW_mirrored: a row of ours tested again with
         mirror images averaged; ROW_unmirrored: one of nnU-Net's without
+    --check: only see that there are such rows
     OPTION: what `lesionseg fit` is told of every cell: profile, store, epochs
 
 A training is a process of its own, from its start to the tables of its test, with its share of the cores. What is done
@@ -26,6 +27,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
+from lesionseg.errors import InputError
 from lesionseg.machine import cores
 from lesionseg.request import request_sha256
 
@@ -238,6 +240,23 @@ def rows_for(schedules: Sequence[str], neighbours: Sequence[str]) -> list[str]:
     return [*SCRIPTS, *NNUNETS, *again]
 
 
+def check_rows(schedules: Sequence[str], neighbours: Sequence[str], against: str) -> None:
+    """Refuse rows that could not be trained or compared.
+
+    Raises:
+        InputError: no such neighbour, no row that they take the place of, or none to compare with.
+    """
+    if STAND_IN not in schedules:
+        raise InputError("PEER_SCHEDULES", expected=f"{STAND_IN}, whose cells the neighbours take, among them",
+                         got=" ".join(schedules), remedy="add it")  # fmt: skip
+    known, rows = rows_for(schedules, neighbours), [*schedules, *neighbours]
+    if unknown := [row for row in neighbours if row not in known]:
+        raise InputError("NEIGHBOURS", expected=f"some of {', '.join(known)}", got=", ".join(unknown),
+                         remedy="correct it")  # fmt: skip
+    if against not in rows:
+        raise InputError("AGAINST", expected=f"a row: {', '.join(rows)}", got=against, remedy="correct it")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
@@ -249,15 +268,18 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--against", default=STAND_IN)
     parser.add_argument("--placed", type=shlex.split, default=[], help="words before each training")
+    parser.add_argument("--check", action="store_true", help="only see that there are such rows")
     words = sys.argv[1:]
     end = words.index("--") if "--" in words else len(words)
     given = vars(parser.parse_args(words[:end]))
-    side_by_side, against, placed = (given.pop(name) for name in ("jobs", "against", "placed"))
-    if STAND_IN not in given["schedules"]:
-        parser.error(f"--schedules must name {STAND_IN}, whose cells the neighbours take the place of")
-    known = rows_for(given["schedules"], given["neighbours"])
-    if unknown := [row for row in given["neighbours"] if row not in known]:
-        parser.error(f"--neighbours: {', '.join(unknown)}: expected some of {', '.join(known)}")
+    side_by_side, against, placed, only_check = (given.pop(name) for name in ("jobs", "against", "placed", "check"))
+    try:
+        check_rows(given["schedules"], given["neighbours"], against)
+    except InputError as error:
+        print(f"lesionseg: wrong input: {error}", file=sys.stderr)
+        sys.exit(2)
+    if only_check:
+        return
     plan = Plan(**given, fit_options=words[end + 1 :])
     try:
         for stage in (plan.ours, lambda: plan.nnunet_data() + plan.mirrored() + plan.lightning(),

@@ -19,7 +19,7 @@ from lesionseg.data.folds import Split, split
 from lesionseg.data.reader import heed_the_trainer_alone
 from lesionseg.data.slice_table import SliceTable
 from lesionseg.data.store import Store
-from lesionseg.errors import InputError
+from lesionseg.errors import InputError, some
 from lesionseg.inputs import InputSpec
 from lesionseg.labels import LESION_TYPES, TARGETS
 
@@ -267,10 +267,9 @@ def _refuse_out_of_range(name: str, value: float, least: float, most: float) -> 
 def _refuse_untyped(store: Store) -> None:
     untyped = [r.case_id for r in store.records if any(lesion.type not in LESION_TYPES for lesion in r.lesions)]
     if untyped:
-        some = ", ".join(untyped[:3]) + ", …" * (len(untyped) > 3)
         raise InputError(
             store.path,
             expected=f"every lesion named ({', '.join(LESION_TYPES)})",
-            got=f"lesions without a type in {len(untyped)} cases ({some})",
+            got=f"lesions without a type in {len(untyped)} cases ({some(untyped, 3)})",
             remedy="use a store made by `lesionseg prepare slices`, or the target `lesion`",
         )

@@ -6,7 +6,7 @@ import csv
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from lesionseg.errors import InputError
+from lesionseg.errors import InputError, some
 
 
 def read_table(table: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
@@ -70,7 +70,7 @@ def read_groups(table: Path | None, known: Collection[str]) -> dict[str, str]:
         if case not in known or case in patients or not patient:
             got = f"{case} twice" if case in patients else f"{case} without patient" if case in known else case
             raise InputError(
-                f"{table}:{line}", expected=f"each case once, with its patient (cases: {_some(known)})", got=got,
+                f"{table}:{line}", expected=f"each case once, with its patient (cases: {some(known, 3)})", got=got,
                 remedy="correct the table of groups", code="groups",
             )  # fmt: skip
         patients[case] = patient
@@ -82,10 +82,6 @@ def check_excluded(where: Path, exclude: Sequence[str], known: Collection[str]) 
     unknown = [case for case in exclude if case not in known]
     if unknown:
         raise InputError(
-            where, expected=f"cases to leave out that exist (cases: {_some(known)})", got=", ".join(unknown),
+            where, expected=f"cases to leave out that exist (cases: {some(known, 3)})", got=some(unknown),
             remedy="correct the names given to exclude", code="exclude",
         )  # fmt: skip
-
-
-def _some(names: Collection[str]) -> str:
-    return ", ".join(list(names)[:3]) + (", …" if len(names) > 3 else "")

@@ -29,7 +29,7 @@ from lesionseg.data.pseudonyms import (
 )
 from lesionseg.data.records import CaseRecord, describe
 from lesionseg.data.store import CASE_ID, MANIFEST, RECORD, Store, StoreKind, manifest_text
-from lesionseg.errors import InputError
+from lesionseg.errors import InputError, some
 from lesionseg.locking import one_at_a_time
 from lesionseg.parallel import Cluster, each
 from lesionseg.parallel.cluster import visible
@@ -37,7 +37,6 @@ from lesionseg.scan import CaseSource, to_canonical
 
 _LOCK, _TEMPORARY = ".lock", ".tmp-"
 #: Cases that a warning names.
-_NAMED = 3
 
 
 class _Stated(msgspec.Struct):
@@ -105,9 +104,9 @@ def _bring_up_to_date(
     if todo or gone:
         (store_path / MANIFEST).unlink(missing_ok=True)
     if gone:
-        some = ", ".join(sorted(folder.name for folder in gone)[:_NAMED]) + ", …" * (len(gone) > _NAMED)
+        names = some(sorted(folder.name for folder in gone), 3)
         cases = f"{len(gone)} case{'s' * (len(gone) > 1)}"
-        warnings.warn(f"{cases} removed from the store, as no longer in the input: {some}", stacklevel=4)
+        warnings.warn(f"{cases} removed from the store, as no longer in the input: {names}", stacklevel=4)
     for folder in gone:
         shutil.rmtree(folder)
     try:

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from lesionseg.data.table import Row
-from lesionseg.errors import InputError
+from lesionseg.errors import InputError, some
 from lesionseg.formats import is_nifti, read_scan
 from lesionseg.formats.dicom import is_dicom, source_headers
 from lesionseg.formats.dicom_seg_read import read_dicom_seg, segment_labels
@@ -165,9 +165,7 @@ def _liver(path: Path, row: Row, scan: Scan, values: Mapping[str, int]) -> np.nd
             raise InputError(
                 path,
                 expected="a mask of the liver",
-                got="the values "
-                + ", ".join(map(str, sorted(kinds)[:8]))
-                + ", as of organs, segments or blurred edges",
+                got=f"the values {some(sorted(kinds), 8)}, as of organs, segments or blurred edges",
                 remedy="save the liver as 1 and all else as 0",
                 code="mask-values",
             )
@@ -216,7 +214,7 @@ def _merged(rows: Sequence[Row], scan: Scan) -> np.ndarray:
             raise InputError(
                 row.mask,
                 expected="a binary mask for a row with lesion_type",
-                got="values " + ", ".join(map(str, kinds[:8])),
+                got=f"values {some(kinds, 8)}",
                 remedy="give one mask a type, or a label map without lesion_type",
                 code="mask-values",
             )

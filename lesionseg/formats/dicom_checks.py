@@ -12,7 +12,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage
 
-from lesionseg.errors import InputError
+from lesionseg.errors import InputError, some
 from lesionseg.scan import GEOMETRY_TOLERANCE_VOXELS
 
 ENHANCED = (EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
@@ -289,12 +289,8 @@ def _check_positions(where: Path, slices: Sequence[Slice]) -> None:
 
 
 def _names(slices: Sequence[Slice]) -> str:
-    return ", ".join(item.path.name for item in slices[:3]) + (
-        f" and {len(slices) - 3} more" if len(slices) > 3 else ""
-    )
+    return some((item.path.name for item in slices), 3)
 
 
 def _list_mm(places: Sequence[float]) -> str:
-    return (
-        ", ".join(f"{place:.4g}" for place in places[:4]) + (", …" if len(places) > 4 else "") + " mm along the normal"
-    )
+    return some(f"{place:.4g}" for place in places) + " mm along the normal"

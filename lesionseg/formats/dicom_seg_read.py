@@ -16,6 +16,7 @@ from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 from pydicom.uid import SegmentationStorage
 
+from lesionseg.errors import some
 from lesionseg.formats.dicom import read_dataset, refused
 from lesionseg.formats.dicom_checks import fault, word
 from lesionseg.labels import CODES
@@ -123,7 +124,7 @@ def _described(path: Path, dataset: Dataset) -> dict[int, tuple[int, str]]:
     if unknown:
         expected = "segments coded as " + " or ".join(f"{code.meaning} (SCT {code.value})" for code in known.values())
         remedy = "correct the codes, or take these segments out"
-        raise fault(path, expected, ", ".join(unknown[:8]), remedy, "seg-code")
+        raise fault(path, expected, some(unknown, 8), remedy, "seg-code")
     return found
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lesionseg.errors import InputError
+from lesionseg.errors import InputError, some
 from lesionseg.scan import empty
 
 #: Fractions no further from 0 are normalised: to 0…1 or −1…1, by mean and deviation, or HU by the thousand.
@@ -94,9 +94,7 @@ def to_labels(
     raise InputError(
         path,
         expected="label values " + ", ".join(map(str, sorted(known))),
-        got="the value " + ", ".join(map(str, sorted(wrong)[:8]))
-        if whole
-        else "values that are not whole numbers from 0 to 255",
+        got=f"the value {some(sorted(wrong), 8)}" if whole else "values that are not whole numbers from 0 to 255",
         remedy="correct the mask or name its values",
         code="mask-values",
     )

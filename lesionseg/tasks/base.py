@@ -15,6 +15,7 @@ from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from lesionseg.block_names import OUTSIDE_ENCODER
 from lesionseg.data.dataset import Batch, Place, Predicted
 from lesionseg.epoch_means import EpochMeans
 from lesionseg.errors import InputError, first_sentence
@@ -22,7 +23,6 @@ from lesionseg.inputs import InputSpec
 from lesionseg.labels import TARGETS, Target
 from lesionseg.networks import blocks, build_unet, parameter_groups, transfer, transferable
 from lesionseg.run_weights import read_net
-from lesionseg.schedules import OUTSIDE_ENCODER
 from lesionseg.tasks.l2_sp import PullToStart
 from lesionseg.unet import DECODER_CHANNELS, Naming
 

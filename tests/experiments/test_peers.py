@@ -1,6 +1,7 @@
 """The neighbours on a tiny cell: what they leave is a row of our comparison; nnU-Net's files, there and back."""
 
 import json
+import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -128,15 +129,29 @@ def test_rows_are_tested_again_where_they_are_asked_for(tmp_path):
 
 
 @pytest.mark.parametrize("neighbour", ["fastai", "l2_sp_mirrored", "nnunet_adam_unmirrored", "no_freezing_unmirrored"])
-def test_a_neighbour_that_there_is_not_is_told_before_anything_is_trained(neighbour, tmp_path, monkeypatch, capsys):
-    words = [str(tmp_path), "--pretraining", "p", "--schedules", "no_freezing", "--neighbours", "nnunet", neighbour]
-    monkeypatch.setattr(sys, "argv", ["run.py", *words])
-    with pytest.raises(SystemExit, match="2"):
-        run.main()
-    told = capsys.readouterr().err
-    assert f"{neighbour}: expected some of" in told
-    assert "nnunet_unmirrored" in told
-    assert "no_freezing_mirrored" in told
+def test_a_neighbour_that_there_is_not_is_told_with_those_there_are(neighbour):
+    with pytest.raises(InputError, match=f"NEIGHBOURS: expected some of .*; got {neighbour}; ") as error:
+        run.check_rows(["no_freezing"], ["nnunet", neighbour], "no_freezing")
+    assert "nnunet_unmirrored" in error.value.expected
+    assert "no_freezing_mirrored" in error.value.expected
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            ["--schedules", "baseline"],
+            "PEER_SCHEDULES: expected no_freezing, whose cells the neighbours take",
+        ),
+        (["--schedules", "no_freezing", "--against", "baseline"], "AGAINST: expected a row: no_freezing, lightning_"),
+        (["--schedules", "no_freezing", "--check"], ""),
+    ],
+)
+def test_rows_are_looked_at_before_anything_is_trained(words, told, tmp_path):
+    script = [sys.executable, PEERS / "run.py", tmp_path / "peers", "--pretraining", tmp_path, *words]
+    done = subprocess.run(script, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2 if told else 0, "")
+    assert done.stderr.startswith(f"lesionseg: wrong input: {told}") if told else done.stderr == ""
     assert not list(tmp_path.iterdir())
 
 
