@@ -89,7 +89,10 @@ QUOTA := $(shell (cat $(CPU_GROUP)/cpu.max || paste -d ' ' $(CPU_GROUP)/cpu/cpu.
   2>/dev/null | awk '$$1 + 0 > 0 && $$2 > 0 { n = int($$1 / $$2); print (n > 1 ? n : 1) }')
 CORES := $(shell echo $$(( $(or $(QUOTA),$(NPROC)) < $(NPROC) ? $(QUOTA) + 0 : $(NPROC) )))
 COMMA := ,
-MACHINE_GPUS := $(shell nvidia-smi -L 2>/dev/null | sed -nE 's/^GPU ([0-9]+):.*/\1/p')
+# A container may have no nvidia-smi: the driver's files tell how many GPUs there are.
+GPU_FILES := /dev/nvidia[0-9]*
+MACHINE_GPUS := $(shell if command -v nvidia-smi >/dev/null; then nvidia-smi -L 2>/dev/null | sed -nE 's/^GPU ([0-9]+):.*/\1/p'; \
+  else ls -d $(GPU_FILES) 2>/dev/null | awk '{ print NR - 1 }'; fi)
 VISIBLE := $(filter-out -1,$(subst $(COMMA), ,$(CUDA_VISIBLE_DEVICES)))
 GPUS := $(if $(filter undefined,$(origin CUDA_VISIBLE_DEVICES)),$(MACHINE_GPUS),$(if $(MACHINE_GPUS),$(VISIBLE)))
 EACH := $(or $(DEVICES),$(if $(NODES)$(MEET),$(if $(GPUS),$(words $(GPUS)))),1)

@@ -542,6 +542,18 @@ def test_trainings_share_the_cpu_time_of_a_container(tmp_path, quota, cores):
     assert f"\nCORES := {cores}\n" in told
 
 
+@pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="nvidia-smi tells")
+def test_gpus_of_a_container_without_nvidia_smi_are_counted(tmp_path):
+    """One that has been given the last of several."""
+    assert "\nMACHINE_GPUS := \n" in make("-pn", "help", f"GPU_FILES={tmp_path}/nvidia[0-9]*").stdout
+    for name in ("nvidia2", "nvidia3", "nvidiactl", "nvidia-uvm"):
+        (tmp_path / name).touch()
+    told = make("-pn", "help", f"GPU_FILES={tmp_path}/nvidia[0-9]*").stdout
+    assert "\nMACHINE_GPUS := 0 1\n" in told
+    assert "\nSIDE_BY_SIDE := 2\n" in told
+    assert "\nSIDE_BY_SIDE := 1\n" in make("-pn", "help", f"GPU_FILES={tmp_path}/nvidia[0-9]*", "DEVICES=2").stdout
+
+
 @needs_flock
 @pytest.mark.parametrize(
     ("given", "visible", "groups"),

@@ -70,6 +70,11 @@ def _draw_curves(panel: Axes, history: History, names: Mapping[str, str]) -> Non
     panel.set_axisbelow(True)
     if panel.lines:
         panel.legend(fontsize=7.5, frameon=False, ncols=3, loc="lower left", bbox_to_anchor=(0, 0.98), borderaxespad=0)
+    else:  # fewer epochs than lie between two validations
+        panel.set_yticks([])
+        panel.text(
+            0.5, 0.5, "none logged", transform=panel.transAxes, ha="center", va="center", fontsize=8, color=_MARK
+        )
 
 
 def _draw_drift(figure: Figure, panel: Axes, history: History, norm: LogNorm) -> None:

@@ -2,6 +2,7 @@
 
 import base64
 import re
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -75,6 +76,16 @@ def test_charts_are_drawings_that_do_not_change_from_one_time_to_the_next(logged
     assert once == again
     assert all(b"<svg" in svg and b"http-equiv" not in svg for svg in once.values())
     assert len(once["baseline"]) > len(once["no_freezing"])  # which has no map of the drift
+
+
+def test_a_chart_of_what_was_never_measured_says_so(logged_root):
+    """Fewer epochs than lie between two validations."""
+    grid = read_grid(logged_root)
+    history = read_history([run for run in grid.runs if run.info.name == "baseline"])
+    losses = {name: curve for name, curve in history.curves.items() if name == "train/loss"}
+    whole, short = charts({"whole": history, "short": replace(history, curves=losses)}).values()
+    assert b"none logged" in short
+    assert b"none logged" not in whole
 
 
 def test_a_matrix_holds_every_reference_lesion(logged_root):
