@@ -168,7 +168,7 @@ class Cascade:
         if self.model.generated and not scan.generated:
             raise InputError("model", expected="one trained on real CT", got="a real scan and a model of the phantom",
                              remedy="export a model from runs on LiTS and your own slices")  # fmt: skip
-        if len(scan.hu) == 1 and canonical_axes(scan.affine)[0][0] != 0:  # a volume one voxel high to the nets
+        if 1 in canonical(scan.hu, scan.affine).shape[1:]:  # to the nets, a volume whose slices are a line
             raise InputError(scan.scan_id, expected="a volume, or an axial slice", got="a slice in another plane",
                              remedy="give the series that it was cut from")  # fmt: skip
         if liver is not None and liver.shape != scan.hu.shape:

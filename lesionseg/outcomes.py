@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,8 @@ Ending = Literal["segmented", "done already", "passed over", "refused", "failed"
 Row = dict[str, Any]
 
 _SECONDS = ("read_s", "segment_s", "write_s")
-_COLUMNS = ("study", "ending", "slices", "lesions", "liver_ml", *_SECONDS, "reason")
+_SHOWN = ("study", "ending", "slices", "lesions", "liver_ml", *_SECONDS)
+_COLUMNS = (*_SHOWN, "liver", "model", "tta", "reason")
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Outcome:
     Attributes:
         study: its name.
         ending: see `Ending`.
-        facts: slices, lesions, liver_ml; empty where there is no segmentation.
+        facts: slices, lesions, liver_ml, and what they are by: liver (given or predicted), model, tta; empty without a
+            segmentation.
         seconds: read, segment, write; empty where it was not segmented now.
         reason: of what was not segmented, one line; names no file, as the path of one may name a patient.
         told: the same for the terminal, with the file; empty: as `reason`.
@@ -76,6 +78,13 @@ def unsegmented(study: str, error: Exception) -> Outcome:
     return Outcome(study, "failed", reason=f"{kind}; segment it alone with --debug to see where")
 
 
+def beside_earlier(outcome: Outcome) -> Outcome:
+    """An outcome without a segmentation, of a study whose folder holds one of earlier files."""
+    note = "its folder holds an earlier result"
+    told = [f"{text}; {note}" if text else "" for text in (outcome.reason, outcome.told)]
+    return replace(outcome, reason=told[0], told=told[1])
+
+
 def read_summary(path: Path) -> dict[str, Row]:
     """Rows of earlier calls by study; `InputError` for any other file, as one with columns of the user's."""
     if not path.exists():
@@ -106,10 +115,9 @@ def write_summary(path: Path, earlier: Mapping[str, Row], outcomes: Sequence[Out
 
 
 def summary_table(outcomes: Sequence[Outcome]) -> str:
-    """The rows of `summary.csv` for the eye: aligned, without the reasons, which have been told."""
-    names = _COLUMNS[:-1]
-    rows = [names, *(tuple(str(outcome.row[name]) for name in names) for outcome in outcomes)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(names))]
+    """The rows of `summary.csv` for the eye: aligned, without what is alike in one call and what has been told."""
+    rows = [_SHOWN, *(tuple(str(outcome.row[name]) for name in _SHOWN) for outcome in outcomes)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(_SHOWN))]
     aligned = (
         [cell.ljust(n) if i < 2 else cell.rjust(n) for i, (cell, n) in enumerate(zip(row, widths, strict=True))]
         for row in rows

@@ -91,8 +91,11 @@ class CaseSource:
 
 
 def holds_fat_or_air(hu: np.ndarray) -> bool:
-    """Whether a voxel (D, H, W) lies below 0 HU and is no padding; where none does, values are no Hounsfield units."""
-    return any(bool(((plane < 0) & (plane >= LEAST_HU)).any()) for plane in hu)
+    """Whether a voxel (D, H, W) lies below 0 HU and is no padding; where none does, values are no Hounsfield units.
+
+    Padding is what lies below the least that a CT measures, and that value itself, which readers fill in for it.
+    """
+    return any(bool(((plane < 0) & (plane > LEAST_HU)).any()) for plane in hu)
 
 
 def spacing_of(affine: np.ndarray) -> tuple[float, float, float]:

@@ -1,7 +1,7 @@
 """`segment`: studies → folders with what a user receives. One bad study stops no other; interrupted, it continues.
 
 OUT/NAME/       one a study, see `deliver` and `study_folder`
-OUT/summary.csv of inputs with several studies, one row a study
+OUT/summary.csv of inputs with several studies, one row a study; where it is, also of further single ones
 """
 
 from __future__ import annotations
@@ -25,12 +25,21 @@ from lesionseg.cascade_folder import CascadeFolder, fitting_into_memory, process
 from lesionseg.deliver import FORMATS, deliver, formats_of, read_liver_mask
 from lesionseg.errors import InputError, printable
 from lesionseg.model import Model
-from lesionseg.outcomes import SUMMARY, Outcome, read_summary, summary_table, unsegmented, write_summary
+from lesionseg.outcomes import (
+    SUMMARY,
+    Outcome,
+    Row,
+    beside_earlier,
+    read_summary,
+    summary_table,
+    unsegmented,
+    write_summary,
+)
 from lesionseg.parallel import KILLED, Cluster, each
 from lesionseg.scan import Scan, canonical_axes
 from lesionseg.segmentation import RESEARCH_USE_ONLY, Segmentation
 from lesionseg.studies import Found, Study, find_studies
-from lesionseg.study_folder import file_sha256, finished, locked, made, put_in_place, refuse_replacing
+from lesionseg.study_folder import Record, file_sha256, finished, locked, made, put_in_place, refuse_replacing
 
 #: Scan, and the liver where it is given → segmentation.
 Segmenter = Callable[[Scan, np.ndarray | None], Segmentation]
@@ -143,7 +152,7 @@ def segment_studies(
     for text in found.passed_over:
         _say(f"passed over: {text}")
     with locked(output):
-        earlier = read_summary(output / SUMMARY) if number > 1 else {}
+        earlier = _summary(output, number)
         numbered = list(enumerate(found.studies, 1))
         engine = each(work, numbered, workers=workers, dask=dask, title=None, killed=work.killed)
         with closing(engine) as results:
@@ -153,7 +162,7 @@ def segment_studies(
                 outcomes.append(outcome := _in_place(outcome, by_name[outcome.study], output, number))
                 for text in outcome.warnings:
                     print(f"lesionseg: {outcome.study}: {text}", file=sys.stderr, flush=True)
-                if number > 1:
+                if earlier is not None:
                     write_summary(output / SUMMARY, earlier, outcomes)
     if number > 1:
         print(f"\n{summary_table(outcomes)}\n")
@@ -161,6 +170,17 @@ def segment_studies(
     endings = ", ".join(f"{n} {ending}" for ending, n in count.items())
     _say(f"{endings}; in {output}. {RESEARCH_USE_ONLY}")
     return outcomes
+
+
+def _summary(output: Path, number: int) -> dict[str, Row] | None:
+    """The rows that a call of so many studies adds to; None: it keeps no summary, as a single study begins none."""
+    path = output / SUMMARY
+    try:
+        return read_summary(path) if number > 1 or path.exists() else None
+    except InputError:
+        if number > 1:
+            raise
+        return None  # a single study does not write there, whatever it is
 
 
 def _say(text: str) -> None:
@@ -188,7 +208,7 @@ class _Work:
         say = _say if os.getpid() == self.speaker else lines.append
         say(self._heading(i, study))
         attempt = _attempt if self.number > 1 else _one
-        outcome = attempt(study, self.output, self.segmenter, self.wish, say)
+        outcome = _beside_earlier(attempt(study, self.output, self.segmenter, self.wish, say), self.output)
         if outcome.ending != "segmented":
             say(outcome.line)
         if self.number > 1 and outcome.ending != "done already":
@@ -197,11 +217,17 @@ class _Work:
 
     def killed(self, numbered: tuple[int, Study]) -> tuple[Outcome, list[str]]:
         """The same for a study over which every process was killed."""
-        outcome = Outcome(numbered[1].name, "failed", reason=KILLED)
+        outcome = _beside_earlier(Outcome(numbered[1].name, "failed", reason=KILLED), self.output)
         return outcome, [self._heading(*numbered), outcome.line]
 
     def _heading(self, i: int, study: Study) -> str:
         return f"[{i}/{self.number}] {study.name}"
+
+
+def _beside_earlier(outcome: Outcome, output: Path) -> Outcome:
+    """The outcome, which tells where results lie there that are not of it."""
+    without = outcome.ending not in ("segmented", "done already")
+    return beside_earlier(outcome) if without and Record.read(output / outcome.study) is not None else outcome
 
 
 def _attempt(study: Study, output: Path, segmenter: Segmenter, wish: Wish, say: Callable[[str], object]) -> Outcome:
@@ -230,7 +256,9 @@ def _one(study: Study, output: Path, segmenter: Segmenter, wish: Wish, say: Call
     seconds = {"read": read - start, **found.seconds}
     found = replace(found, warnings=(*remarks, *found.warnings), seconds=seconds)
     facts = {"slices": scan.hu.shape[found.slice_axis], "lesions": len(found.findings),
-             "liver_ml": None if found.liver_ml is None else round(found.liver_ml)}  # fmt: skip
+             "liver_ml": None if found.liver_ml is None else round(found.liver_ml),
+             "liver": found.settings.get("liver"), "tta": found.settings.get("tta"),
+             "model": found.model.get("identity")}  # fmt: skip
     with made(output, made_of, study.place, facts) as temporary:
         found = deliver(found, study, temporary, wish.formats)
     write = time.perf_counter() - done
@@ -248,7 +276,7 @@ def _in_place(outcome: Outcome, study: Study, output: Path, number: int) -> Outc
     except Exception as error:  # nor does one whose place cannot be had
         if number == 1:
             raise
-        outcome = unsegmented(study.name, error)
+        outcome = _beside_earlier(unsegmented(study.name, error), output)
         _say(outcome.line)
     return outcome
 

@@ -163,6 +163,15 @@ def test_a_slice_in_another_plane_is_refused(cascade, thickness_mm):
         cascade.segment(Scan(hu, "scan", (thickness_mm, 1.0, 1.0), coronal))
 
 
+@pytest.mark.parametrize(
+    ("shape", "affine"), [((90, 1, 104), np.eye(4)), ((90, 104, 1), np.eye(4)[[2, 1, 0, 3]]), ((90, 1, 104), None)]
+)
+def test_lines_of_pixels_are_no_slices(cascade, shape, affine):
+    """As of a coronal slice cut from a NIfTI volume, which keeps the axes of its volume."""
+    with pytest.raises(InputError, match="an axial slice; got a slice in another plane; give the series"):
+        cascade.segment(Scan(noise(shape), "scan", (1.0, 1.0, 1.0), affine))
+
+
 @pytest.mark.parametrize("order", itertools.permutations(range(3)))
 def test_a_given_liver_gives_the_same_lesions_in_every_orientation(cascade, segmented, order):
     """The labels once lost every lesion where the array of the mask was not in C order."""

@@ -327,6 +327,45 @@ def test_the_summary_keeps_earlier_calls_and_their_seconds(run, tmp_path):
         assert float(again[name]["segment_s"]) > 0
 
 
+def test_the_summary_says_what_the_folders_hold(run, tmp_path):
+    """Also of a study that is segmented alone after it: by a liver that is given, and by another look."""
+    paths = [nifti(tmp_path / "in" / f"{name}.nii", n) for n, name in enumerate("ab")]
+    assert run(tmp_path / "in", *QUICK)[0] == 0
+    first = summary(tmp_path / "out")
+    assert {(row["liver"], row["tta"]) for row in first.values()} == {("predicted", "False")}
+    assert len({row["model"] for row in first.values()} - {""}) == 1
+    liver = nib.Nifti1Image(np.ones((48, 48, 4), np.uint8), nib.load(paths[0]).affine)
+    nib.save(liver, tmp_path / "liver.nii")
+    assert run(paths[0], *QUICK, "--tta", "--liver-mask", tmp_path / "liver.nii")[0] == 0
+    again = summary(tmp_path / "out")
+    with (tmp_path / "out" / "a" / "lesions.csv").open() as file:
+        assert int(again["a"]["lesions"]) == len(list(csv.DictReader(file)))
+    assert (again["a"]["liver"], again["a"]["tta"], again["a"]["model"]) == ("given", "True", first["a"]["model"])
+    assert again["b"] == first["b"]
+
+
+def test_a_single_study_neither_begins_a_summary_nor_minds_that_of_a_user(run, tmp_path):
+    path = nifti(tmp_path / "a.nii")
+    assert run(path, *QUICK)[0] == 0
+    assert not (tmp_path / "out" / "summary.csv").exists()
+    (tmp_path / "out" / "summary.csv").write_text("patient,age\n")
+    assert run(path, *QUICK, "--tta")[0] == 0
+    assert (tmp_path / "out" / "summary.csv").read_text() == "patient,age\n"
+
+
+def test_results_of_earlier_files_are_told_where_a_study_is_refused(run, tmp_path):
+    paths = [nifti(tmp_path / "in" / f"{name}.nii", n) for n, name in enumerate("abc")]
+    paths[2].write_bytes(b"none")
+    assert run(tmp_path / "in", *QUICK)[0] == 2
+    paths[0].write_bytes(paths[0].read_bytes()[:-100])
+    status, out, _ = run(tmp_path / "in", *QUICK)
+    assert status == 2
+    reasons = {name: row["reason"] for name, row in summary(tmp_path / "out").items()}
+    assert reasons["a"].endswith("; its folder holds an earlier result")
+    assert "earlier result" not in reasons["b"] + reasons["c"]
+    assert out.count("; its folder holds an earlier result\n") == 1
+
+
 @pytest.mark.parametrize(
     "change",
     [

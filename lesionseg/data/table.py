@@ -134,8 +134,8 @@ def _number(where: str, name: str, text: str) -> float:
 
 
 def _spacing(where: str, text: str) -> tuple[float, float]:
-    """`0.75`, or rows and columns apart as `0.75,0.8` or `0.75 x 0.8`."""
-    parts = [_number(where, "spacing_mm", part.strip()) for part in re.split(r"[,;x×]", text)]
+    """`0.75`, or rows and columns apart as `0.75 x 0.8` or `0.75;0.8`; a comma may be one of decimals."""
+    parts = [_number(where, "spacing_mm", part.strip()) for part in re.split(r"[;x×]", text)]
     if len(parts) > 2 or min(parts) <= 0:
         expected = "spacing_mm as one positive number, or two (between rows x between columns)"
         raise _wrong(where, expected, text, "correct the cell", "spacing")

@@ -10,7 +10,6 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,15 @@ from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRL
 
 from lesionseg.errors import InputError
 from lesionseg.folders import files_below
-from lesionseg.formats.dicom_checks import ENHANCED, Slice, check_enhanced, check_series, choose_series, positions_mm
+from lesionseg.formats.dicom_checks import (
+    ENHANCED,
+    Slice,
+    check_enhanced,
+    check_series,
+    choose_series,
+    frame_places,
+    positions_mm,
+)
 from lesionseg.formats.dicom_decode import decompress
 from lesionseg.formats.nifti import check_affine, stem
 from lesionseg.formats.voxels import to_int16
@@ -33,8 +40,10 @@ from lesionseg.scan import Scan, spacing_of
 PHANTOM_MARK = "lesionseg phantom"
 #: What pixels become that `PixelPaddingValue` marks as outside of the reconstruction: air.
 PADDING_HU = -1024
-#: Slices are checked one by one against the regular stack (`dicom_checks`); highdicom compares neighbouring distances,
-#: which may then differ by twice as much.
+#: What may be tissue is never taken for padding: files rewritten in signed HU keep the 0 of their original, say.
+TISSUE_HU = (-500, 500)
+#: Slices and frames are checked one by one against the regular stack (`dicom_checks`); highdicom compares neighbouring
+#: distances, which may then differ by twice as much.
 _SPACING_TOLERANCE = 0.2
 #: How highdicom makes Hounsfield units of stored values: by the rescale alone.
 _TO_HU: dict[str, Any] = {
@@ -130,12 +139,7 @@ def _stack(where: Path, slices: Sequence[Slice]) -> Scan:
         decompress(slices)
         affine = _affine_of(datasets)
         hu = to_int16(map(_taken_hu, datasets), (len(datasets), datasets[0].Rows, datasets[0].Columns), where)
-    if len(datasets) > 1:
-        return _scan(where, hu, affine, datasets[0])
-    thickness_mm = abs(float(datasets[0].get("SliceThickness") or "nan"))  # some writers give it a direction
-    affine[:, 0] *= (1.0 if np.isnan(thickness_mm) else thickness_mm) / np.linalg.norm(affine[:, 0])
-    scan = _scan(where, hu, affine, datasets[0])
-    return replace(scan, spacing_mm=(thickness_mm, *spacing_of(affine)[1:]))
+    return _scan(where, hu, affine, datasets[0], datasets[0])
 
 
 def _affine_of(datasets: Sequence[Dataset]) -> np.ndarray:
@@ -174,25 +178,37 @@ def _read_enhanced(path: Path, dataset: Dataset) -> Scan:
         volume = hd.Image.from_dataset(dataset, copy=False).get_volume(**_TO_HU, rtol=_SPACING_TOLERANCE)
     _fill_padding(volume.array, dataset, rescale)
     hu = to_int16(volume.array, volume.array.shape, path)
-    return _scan(path, hu, np.array(volume.affine, dtype=np.float64), dataset)
+    return _scan(path, hu, np.array(volume.affine, dtype=np.float64), dataset, frame_places(dataset)[0])
 
 
-def _scan(where: Path, hu: np.ndarray, affine: np.ndarray, dataset: Dataset) -> Scan:
+def _scan(where: Path, hu: np.ndarray, affine: np.ndarray, dataset: Dataset, first: Dataset) -> Scan:
+    """The scan of these voxels; `first` states the thickness of its first slice, which counts where it is alone."""
+    spacing_mm = spacing_of(affine)
+    if len(hu) == 1:
+        thickness_mm = abs(float(first.get("SliceThickness") or "nan"))  # some writers give it a direction
+        affine[:, 0] *= (1.0 if np.isnan(thickness_mm) else thickness_mm) / spacing_mm[0]
+        spacing_mm = (thickness_mm, *spacing_mm[1:])
     check_affine(affine, where)
     name = where.name if where.is_dir() else stem(where)
     generated, study = dataset.get("Manufacturer") == PHANTOM_MARK, str(dataset.get("StudyInstanceUID") or "")
-    return Scan(hu, name, spacing_of(affine), affine, generated, study or None)
+    return Scan(hu, name, spacing_mm, affine, generated, study or None)
 
 
 def _fill_padding(hu: np.ndarray, dataset: Dataset, rescale: Dataset) -> None:
-    """Make HU of any shape air where PixelPaddingValue (…RangeLimit) marks the stored value as no measurement."""
-    if "PixelPaddingValue" not in dataset:
+    """Make HU of any shape air where PixelPaddingValue (…RangeLimit) marks the stored value as no measurement.
+
+    But for values that may be tissue.
+    """
+    value, limit = dataset.get("PixelPaddingValue"), dataset.get("PixelPaddingRangeLimit")
+    if value in (None, ""):
         return
-    ends = [int(dataset.PixelPaddingValue), int(dataset.get("PixelPaddingRangeLimit", dataset.PixelPaddingValue))]
+    ends = [int(value), int(value if limit in (None, "") else limit)]
     half = 1 << (dataset.BitsAllocated - 1)
     if dataset.PixelRepresentation == 1:  # some writers give the bits of a negative value as an unsigned number
         ends = [end - 2 * half if end >= half else end for end in ends]
     low, high = sorted(end * float(rescale.RescaleSlope) + float(rescale.RescaleIntercept) for end in ends)
+    if low < TISSUE_HU[1] and high > TISSUE_HU[0]:
+        return
     margin = float(rescale.RescaleSlope) / 2
     hu[(hu > low - margin) & (hu < high + margin)] = PADDING_HU
 

@@ -18,6 +18,12 @@ from lesionseg.scan import GEOMETRY_TOLERANCE_VOXELS
 ENHANCED = (EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
 #: Direction cosines of two slices may differ this much; writers round them.
 ORIENTATION_TOLERANCE = 1e-4
+#: Groups of functions of a multi-frame CT that hold the place of a frame, and what of them a single slice states, too.
+_PLACES = (
+    ("PlanePositionSequence", ("ImagePositionPatient",)),
+    ("PlaneOrientationSequence", ("ImageOrientationPatient",)),
+    ("PixelMeasuresSequence", ("PixelSpacing", "SliceThickness")),
+)
 #: No CT has more rows or columns; more are a broken header, and would be allocated before the pixels are missed.
 MAX_SIDE_PX = 4096
 
@@ -73,6 +79,11 @@ def check_series(where: Path, slices: Sequence[Slice]) -> None:
         _check_shared(where, slices, name, value)
     for item in slices:
         _check_hounsfield(item.path, item.dataset, ("HU", "US"))
+    _check_grid(where, slices)
+
+
+def _check_grid(where: Path, slices: Sequence[Slice]) -> None:
+    """Raise `InputError` unless slices, or frames, lie one after another along their normal at equal distances."""
     for item in slices:
         _check_plane(item.path, item.dataset)
     _check_orientation(where, slices)
@@ -81,7 +92,7 @@ def check_series(where: Path, slices: Sequence[Slice]) -> None:
 
 
 def check_enhanced(path: Path, dataset: Dataset) -> Dataset:
-    """Raise `InputError` unless one rescale turns every frame of a multi-frame CT into Hounsfield units.
+    """Raise `InputError` unless the frames of a multi-frame CT form a regular grid in Hounsfield units, by one rescale.
 
     Returns:
         the item that holds the rescale. Here type US is refused: perfusion and other maps carry it.
@@ -95,7 +106,24 @@ def check_enhanced(path: Path, dataset: Dataset) -> Dataset:
         _check_hounsfield(path, rescales[-1], ("HU",))
     if len({(rescale.RescaleSlope, rescale.RescaleIntercept) for rescale in rescales}) > 1:
         raise fault(path, "one rescale in all frames", "several", "convert the file to single slices", "rescale")
+    frames = [Slice(path, place) for place in frame_places(dataset)]
+    if len({tuple(frame.dataset.get("PixelSpacing") or ()) for frame in frames}) > 1:
+        raise fault(path, "one pixel spacing in all frames", "several", "convert the file to single slices", "mixed")
+    _check_grid(path, frames)
     return rescales[0]
+
+
+def frame_places(dataset: Dataset) -> list[Dataset]:
+    """The place of each frame of a multi-frame CT, as a single slice states it; None or missing: stated nowhere."""
+    shared, places = dataset.SharedFunctionalGroupsSequence[0], []
+    for frame in dataset.PerFrameFunctionalGroupsSequence:
+        place = Dataset()
+        for group, names in _PLACES:
+            for item in (frame if group in frame else shared).get(group) or ():
+                for name in names:
+                    setattr(place, name, item.get(name))
+        places.append(place)
+    return places
 
 
 def positions_mm(slices: Sequence[Slice]) -> np.ndarray:
@@ -182,6 +210,9 @@ def _check_image(path: Path, dataset: Dataset) -> None:
         got = f"high bit {word(high)} of {stored} bits stored"
         expected = "a high bit one less than the bits stored (PS3.5 8.1.1)"
         raise fault(path, expected, got, "export the series again", "bits")
+    for name in ("PixelPaddingValue", "PixelPaddingRangeLimit"):
+        if not isinstance(dataset.get(name) or 0, int | float):
+            raise fault(path, f"one number as {name}", "another", "export the original CT image", "padding")
     syntax = dataset.file_meta.TransferSyntaxUID
     if syntax.name == syntax or not syntax.is_transfer_syntax:
         raise fault(path, "a transfer syntax of the standard", "another", "export the series again", "transfer-syntax")

@@ -44,6 +44,8 @@ def test_grey_values_and_missing_rescale():
     padded.hu += 1024
     padded.hu[:, :3] = -2000  # outside of the reconstruction
     assert found_in(padded) == {("no-negative-hu", "warning"), ("liver-hu", "error")}
+    padded.hu[:, :3] = -1024  # as readers of DICOM fill it in
+    assert found_in(padded) == {("no-negative-hu", "warning"), ("liver-hu", "error")}
     dome = made(0, shape=(1, 32, 32))
     dome.labels[:] = 0
     dome.labels[0, 10:24, 10:24] = 1

@@ -209,7 +209,7 @@ def test_png_images_need_their_window(folder):
     grey = np.arange(48, dtype=np.uint8).reshape(SHAPE)
     Image.fromarray(grey).save(folder / "a.png")
     head = "patient_id,image,mask,liver_mask,window_low_hu,window_high_hu,spacing_mm\n"
-    case = read_one(folder, head + 'p1,a.png,map.png,liver.png,-160,240,"0.8,0.7"\n')
+    case = read_one(folder, head + "p1,a.png,map.png,liver.png,-160,240,0.8;0.7\n")
     np.testing.assert_array_equal(case.scan.hu[0], np.rint(-160 + grey / 255 * 400))
     assert case.scan.affine is None
     assert np.isnan(case.scan.spacing_mm[0])
@@ -223,7 +223,7 @@ def test_png_images_need_their_window(folder):
 
 
 @pytest.mark.parametrize(
-    ("cell", "spacing"), [("0.8 x 0.7", (0.8, 0.7)), ('"0.804,0.7"', (0.8, 0.7)), ("0.8x0.7", (0.8, 0.7))]
+    ("cell", "spacing"), [("0.8 x 0.7", (0.8, 0.7)), ("0.804;0.7", (0.8, 0.7)), ("0.8x0.7", (0.8, 0.7))]
 )
 def test_spacing_of_the_table_agrees_with_the_image(folder, cell, spacing):
     head = "patient_id,image,mask,liver_mask,spacing_mm\np1,img/a.dcm,map.png,liver.png,"
@@ -231,6 +231,13 @@ def test_spacing_of_the_table_agrees_with_the_image(folder, cell, spacing):
     with pytest.raises(InputError, match=r"slices\.csv:2.*0\.8 x 0\.7.*got 0\.75 x 0\.75") as error:
         read_one(folder, f"{head}0.75\n")
     assert error.value.code == "spacing"
+
+
+def test_a_comma_of_decimals_is_not_one_between_two_spacings(folder):
+    head = "patient_id,image,mask,liver_mask,spacing_mm\np1,img/a.dcm,map.png,liver.png,"
+    with pytest.raises(InputError, match=r"slices\.csv:2: expected a number for spacing_mm; got 1,05; ") as error:
+        read_one(folder, f'{head}"1,05"\n')
+    assert error.value.code == "table-cell"
 
 
 def test_without_liver_mask_a_net_must_find_it(folder):
@@ -273,7 +280,7 @@ def test_groups_and_exclude(folder):
         ("patient_id,image,mask,lesion_type\np1,img/a.dcm,cyst.png,adenoma\n", "lesion-type", "adenoma"),
         ("patient_id,image,mask,spacing_mm\np1,img/a.dcm,map.png,wide\n", "table-cell", "wide"),
         ("patient_id,image,mask,spacing_mm\np1,img/a.dcm,map.png,-1\n", "spacing", "-1"),
-        ('patient_id,image,mask,spacing_mm\np1,img/a.dcm,map.png,"1,2,3"\n', "spacing", "1,2,3"),
+        ("patient_id,image,mask,spacing_mm\np1,img/a.dcm,map.png,1;2;3\n", "spacing", "1;2;3"),
     ],
 )
 def test_faults_of_the_table(folder, text, code, word):

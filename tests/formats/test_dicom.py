@@ -1,4 +1,5 @@
 import itertools
+import math
 
 import gdcm
 import numpy as np
@@ -163,6 +164,32 @@ def test_padding_ranges_and_signed_pixels(tmp_path):
     expected = hu.copy()
     expected[0, 0, :2] = PADDING_HU
     np.testing.assert_array_equal(read_dicom_file(tmp_path / "a.dcm").hu, expected)
+
+
+@pytest.mark.parametrize(("ends", "padded"), [((0,), False), ((-499,), False), ((-2000, 0), False), ((-500,), True)])
+def test_what_may_be_tissue_is_no_padding(tmp_path, ends, padded):
+    """A file rewritten in signed HU that keeps the padding of its original: 0 HU is water."""
+    hu = canonical_hu((1, 6, 7))
+    hu[0, 0, :4] = 0, -499, -500, -2000
+    ds = ct(hu[0], (0, 0, 0), intercept=0)
+    ds.PixelRepresentation, ds.PixelData = 1, hu.astype("<i2").tobytes()
+    for name, end in zip(("PixelPaddingValue", "PixelPaddingRangeLimit"), ends, strict=False):
+        setattr(ds, name, end)
+    ds.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    expected = np.where(hu == -500, PADDING_HU, hu) if padded else hu
+    np.testing.assert_array_equal(read_dicom_file(tmp_path / "a.dcm").hu, expected)
+
+
+@pytest.mark.parametrize(("value", "told"), [("", None), ([0, 1], "one number as PixelPaddingValue; got another")])
+def test_a_padding_value_that_is_none_or_several(tmp_path, value, told):
+    hu = canonical_hu((1, 6, 7))
+    ds = ct(hu[0], (0, 0, 0))
+    ds.add_new(0x00280120, "US", value)
+    ds.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    if told:
+        assert refused(lambda: read_dicom_file(tmp_path / "a.dcm"), told).code == "padding"
+    else:
+        np.testing.assert_array_equal(read_dicom_file(tmp_path / "a.dcm").hu, hu)
 
 
 def test_fractional_slope_is_rounded(tmp_path):
@@ -497,15 +524,62 @@ def test_folders_without_ct(tmp_path):
     assert refused(lambda: read_dicom_series(folder), "broken.dcm", "an empty file").code == "unreadable"
 
 
+def frame_tilt(frames):
+    for d, frame in enumerate(frames):
+        x, _, z = frame.PlanePositionSequence[0].ImagePositionPatient
+        frame.PlanePositionSequence[0].ImagePositionPatient = [x, -50 + d * SPACING[0] * math.tan(math.radians(2)), z]
+
+
+def frames_uneven(frames):
+    """Each step within a fifth of the mean, by which highdicom would take them for a regular stack."""
+    z = 30.0
+    for frame, step in zip(frames, (2.3, 2.3, 2.7, 2.7, 0), strict=True):
+        frame.PlanePositionSequence[0].ImagePositionPatient = [-100, -50, z]
+        z -= step
+
+
+def frame_at(d, position):
+    def change(frames):
+        frames[d].PlanePositionSequence[0].ImagePositionPatient = position
+
+    return change
+
+
+def frame_turned(frames):
+    frames[2].PlaneOrientationSequence = Sequence([Dataset()])
+    frames[2].PlaneOrientationSequence[0].ImageOrientationPatient = [0, 1, 0, 1, 0, 0]
+
+
+def frame_of_other_pixels(frames):
+    frames[2].PixelMeasuresSequence = Sequence([Dataset()])
+    frames[2].PixelMeasuresSequence[0].PixelSpacing = [0.9, 0.9]
+
+
+def frame_nowhere(frames):
+    del frames[2].PlanePositionSequence
+
+
+FRAME_FAULTS = {
+    "gantry tilt": (frame_tilt, "positions", "2° from the normal: gantry tilt"),
+    "uneven": (frames_uneven, "positions", "uneven"),
+    "sideways": (frame_at(2, [-99, -50, 25]), "positions", "sideways"),
+    "gap": (frame_at(4, [-100, -50, 17.5]), "positions", "missing slices"),
+    "double": (frame_at(4, [-100, -50, 22.5]), "positions", "1 slice at a position already taken (22.5"),
+    "one turned": (frame_turned, "orientation", "one orientation"),
+    "two spacings": (frame_of_other_pixels, "mixed", "one pixel spacing"),
+    "no position": (frame_nowhere, "geometry", "ImagePositionPatient"),
+}
+
+
 class TestEnhanced:
-    def file(self, tmp_path, hu, *, kind="HU", frame_type="ORIGINAL", padding=None):
+    def file(self, tmp_path, hu, *, kind="HU", frame_type="ORIGINAL", padding=None, thickness="3", change=None):
         ds = stack()[0]
         ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = EnhancedCTImageStorage
         ds.ImageType = [frame_type, "PRIMARY", "VOLUME", "NONE"]
         ds.NumberOfFrames, ds.InstanceNumber = len(hu), 1
         shared, orientation, measures, transform = Dataset(), Dataset(), Dataset(), Dataset()
         orientation.ImageOrientationPatient = ds.ImageOrientationPatient
-        measures.PixelSpacing, measures.SliceThickness = ds.PixelSpacing, "3"
+        measures.PixelSpacing, measures.SliceThickness = ds.PixelSpacing, thickness
         transform.RescaleSlope, transform.RescaleIntercept, transform.RescaleType = 1, -1024, kind
         shared.PlaneOrientationSequence = Sequence([orientation])
         shared.PixelMeasuresSequence = Sequence([measures])
@@ -518,6 +592,8 @@ class TestEnhanced:
             content.DimensionIndexValues = [d + 1]
             frame.PlanePositionSequence, frame.FrameContentSequence = Sequence([place]), Sequence([content])
             frames.append(frame)
+        if change:
+            change(frames)
         ds.SharedFunctionalGroupsSequence, ds.PerFrameFunctionalGroupsSequence = Sequence([shared]), Sequence(frames)
         organization, index = Dataset(), Dataset()
         organization.DimensionOrganizationUID = index.DimensionOrganizationUID = uid("dimension")
@@ -542,6 +618,18 @@ class TestEnhanced:
         hu = canonical_hu()
         assert refused(lambda: read_dicom_file(self.file(tmp_path, hu, kind="US")), "RescaleType US").code == "rescale"
         assert refused(lambda: read_dicom_file(self.file(tmp_path, hu, kind=None)), "no RescaleSlope").code == "rescale"
+
+    @pytest.mark.parametrize("fault", FRAME_FAULTS)
+    def test_frames_off_a_regular_grid_are_refused_as_slices_are(self, tmp_path, fault):
+        change, code, word = FRAME_FAULTS[fault]
+        path = self.file(tmp_path, canonical_hu(), change=change)
+        assert refused(lambda: read_dicom_file(path), word).code == code
+
+    @pytest.mark.parametrize(("thickness", "depth_mm"), [("3", 3), ("-3", 3), (None, math.nan)])
+    def test_one_frame_is_as_thick_as_it_states(self, tmp_path, thickness, depth_mm):
+        scan = read_dicom_file(self.file(tmp_path, canonical_hu()[:1], thickness=thickness))
+        assert scan.spacing_mm == pytest.approx((depth_mm, *SPACING[1:]), nan_ok=True)
+        assert np.linalg.norm(scan.affine[:3, 0]) == pytest.approx(1 if math.isnan(depth_mm) else depth_mm)
 
     def test_padding_becomes_air(self, tmp_path):
         hu = canonical_hu()
