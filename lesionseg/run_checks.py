@@ -7,7 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import BaseFinetuning, GradientAccumulationScheduler, StochasticWeightAveraging
+from pytorch_lightning.callbacks import (
+    BaseFinetuning,
+    BatchSizeFinder,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 
 from lesionseg.data.datamodule import LesionDataModule
 from lesionseg.data.folds import Split
@@ -46,7 +53,10 @@ def refuse_callbacks(callbacks: Iterable[pl.Callback]) -> None:
     reasons = {
         GradientAccumulationScheduler: "one that a run which goes on within an epoch would forget",
         StochasticWeightAveraging: "one that trains another number of epochs than the schedule is made for",
+        WeightAveraging: "one whose weights a run that goes on after its last epoch would not test",
         BaseFinetuning: "one that freezes by itself",
+        LearningRateFinder: "one whose rate the schedule sets back",
+        BatchSizeFinder: "one that trains with another batch than the run says",
     }
     for callback in callbacks:
         for kind, reason in reasons.items():

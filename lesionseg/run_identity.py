@@ -32,9 +32,8 @@ _DIFFERS_BETWEEN_ROWS = (
 #: The settings of the trainer that count, and those that count where they are not its defaults.
 _TRAINER_SETTINGS_THAT_COUNT = ("max_epochs", "limit_train_batches", "precision", "gradient_clip_val",
                                 "accumulate_grad_batches")  # fmt: skip
-_COUNT_IF_SET = ("fast_dev_run", "overfit_batches", "limit_val_batches", "limit_test_batches", "min_epochs",
-                 "min_steps", "max_time", "gradient_clip_algorithm", "sync_batchnorm", "callbacks",
-                 "val_check_interval")  # fmt: skip
+_COUNT_IF_SET = ("fast_dev_run", "limit_val_batches", "limit_test_batches", "min_epochs", "min_steps", "max_time",
+                 "gradient_clip_algorithm", "sync_batchnorm", "callbacks", "plugins", "val_check_interval")  # fmt: skip
 
 
 def describe_run(plain: dict[str, Any], args: Sequence[str]) -> RunInfo:

@@ -68,7 +68,7 @@ def refuse_limits(trainer: pl.Trainer, *, train: int, validation: int, test: int
         InputError: no batch to train on, or a share of the batches of training, validation or test that is less than
             one of them; validation after more batches than there are, or after every 0 epochs; a number of steps, with
             which Lightning loses count of the epochs of a run that goes on; a time, as a schedule needs all its epochs;
-            steps of no batch.
+            steps of no batch; the same batches in every epoch, which the sampler does not have.
     """
     if trainer.max_steps != -1 and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         _refuse("max_steps", "-1, as schedules count epochs (trainer.max_epochs)", trainer.max_steps)
@@ -78,6 +78,8 @@ def refuse_limits(trainer: pl.Trainer, *, train: int, validation: int, test: int
         )
     if trainer.accumulate_grad_batches < 1:
         _refuse("accumulate_grad_batches", "1 or more", trainer.accumulate_grad_batches)
+    if trainer.overfit_batches:  # type: ignore[attr-defined]
+        _refuse("overfit_batches", "0, as every epoch has an order of its own", trainer.overfit_batches)  # type: ignore[attr-defined]
     shares = {"train": (train, trainer.limit_train_batches), "val": (validation, trainer.limit_val_batches),
               "test": (test, trainer.limit_test_batches)}  # fmt: skip
     for name, (batches, limit) in shares.items():

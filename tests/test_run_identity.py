@@ -89,6 +89,7 @@ COUNTS = [
     ("trainer.fast_dev_run", True, False),
     ("trainer.max_time", "00:00:01:00", False),
     ("trainer.sync_batchnorm", True, False),
+    ("trainer.plugins", [{"class_path": "pytorch_lightning.plugins.HalfPrecision"}], False),
 ]
 
 

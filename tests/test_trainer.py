@@ -66,7 +66,6 @@ def test_what_nobody_limits_is_all_and_is_not_announced(caplog):
         ({"limit_val_batches": 0, "limit_test_batches": 0.0}, (3, 4, 5)),
         ({"limit_test_batches": 0.1}, (3, 0, 0)),
         ({"fast_dev_run": True}, (1, 1, 1)),
-        ({"overfit_batches": 1}, (3, 1, 1)),
     ],
 )
 def test_limits_that_leave_something_are_taken(settings, batches):

@@ -367,12 +367,44 @@ def test_a_new_head_that_never_trains_is_warned_of(tmp_path, command, recwarn):
     assert said.startswith("head begin frozen with random weights")
 
 
+def test_a_classifier_whose_head_alone_is_new_is_warned_of_where_it_never_trains(tmp_path, command, recwarn):
+    more = ("--schedule.trains.classifier", "never", "--trainer.fast_dev_run", "1")
+    assert main(command(tmp_path / "run", *more, schedule="crop_classifier")) == 0
+    (said,) = (text for each in recwarn if "begin frozen" in (text := str(each.message)))
+    assert said.startswith("classifier begin frozen with random weights")
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ((), None),
+        (("--data.input.size_px", "64"), None),
+        (("--data.input.low_hu", "-1000", "--data.input.region", "slice"),
+         "data.input.region liver, not slice, data.input.low_hu -200.0, not -1000.0"),
+    ],
+)  # fmt: skip
+def test_a_start_that_was_fed_otherwise_is_warned_of(tmp_path, command, recwarn, pretrained, more, told):
+    assert main(command(tmp_path / "run", *more, "--trainer.fast_dev_run", "1", schedule="no_freezing")) == 0
+    said = [text for each in recwarn if " was trained with " in (text := str(each.message))]
+    assert said == ([f"{pretrained} was trained with {told}: a block that is frozen cannot adapt"] if told else [])
+
+
+def test_a_start_that_looked_for_the_liver_is_warned_of(tmp_path, pretraining, finetuning, recwarn):
+    assert main(pretraining(tmp_path / "liver", net="liver")) == 0
+    start = ("--model.init_args.weights", str(tmp_path / "liver"), "--trainer.fast_dev_run", "1")
+    assert main(finetuning(tmp_path / "run", *start, schedule="no_freezing")) == 0
+    assert any("data.target liver, not typed: a block" in str(each.message) for each in recwarn)
+
+
 def test_callbacks_that_a_schedule_cannot_stand_beside_are_refused(tmp_path, command, capsys):
     config = tmp_path / "more.yaml"
     for name, options, reason in (
         ("GradientAccumulationScheduler", "{scheduling: {0: 1, 1: 2}}", "would forget"),
         ("StochasticWeightAveraging", "{swa_lrs: 0.1}", "another number of epochs"),
         ("BackboneFinetuning", "{}", "freezes by itself"),
+        ("EMAWeightAveraging", "{decay: 0.9}", "would not test"),
+        ("LearningRateFinder", "{}", "the schedule sets back"),
+        ("BatchSizeFinder", "{}", "another batch than the run says"),
     ):
         config.write_text(
             f"trainer:\n  callbacks:\n  - class_path: pytorch_lightning.callbacks.{name}\n    init_args: {options}\n"
@@ -1052,7 +1084,10 @@ def test_a_folder_of_something_else(command, capsys, tmp_path):
         (["--trainer.limit_train_batches", "0.1"], ["expected a share that is one of 3 batches at least; got 0.1"]),
         (["--trainer.limit_val_batches", "0.01"], ["trainer.limit_val_batches: expected a share that is one of"]),
         (["--trainer.limit_test_batches", "0.01"], ["trainer.limit_test_batches: expected a share that is one of"]),
-        (["--trainer.overfit_batches", "0.01"], ["expected a share that is one of"]),
+        (
+            ["--trainer.overfit_batches", "1"],
+            ["trainer.overfit_batches: expected 0, as every epoch has an order of its"],
+        ),
         (["--trainer.val_check_interval", "1000"], ["expected 1 to 3, the batches of an epoch; got 1000"]),
         (["--trainer.val_check_interval", "0"], ["expected 1 to 3, the batches of an epoch; got 0"]),
         (["--trainer.max_time", "00:00:01:00"], ["trainer.max_time: expected none, as the schedule needs its epochs"]),

@@ -92,10 +92,10 @@ class StagedFreezing(pl.Callback):
         _check_optimizer(trainer, self._blocks)
         rank_zero_info(f"freeze schedule (● trains, ○ frozen)\n{self._latest.table()}")
         _save(self._latest, Path(trainer.default_root_dir))
+        self._hasten(trainer)  # here, as a run that goes on after its last epoch comes to no other hook
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Set what trains; the only hook before the first batch when training resumes within an epoch."""
-        self._hasten(trainer)
         self._apply(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -40,8 +40,8 @@ class NetArtifact(pl.Callback):
                 # whatever W&B raises: the LiTS run may have been logged offline, or elsewhere; training goes on without
                 rank_zero_info(f"no line to {name} in W&B: {first_sentence(error)}")
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log the net as training leaves it."""
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the net as training leaves it; a run that goes on after its last epoch comes to no `on_train_end`."""
         with wandb_run(trainer) as run:
             if run is None:
                 return

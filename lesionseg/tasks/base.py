@@ -137,7 +137,7 @@ class SegmentationTask(pl.LightningModule):
         """Refuse, before anything is trained, slices that the encoder does not take, and weights that do not fit.
 
         Returns:
-            Names of the blocks that start from random numbers alone.
+            Names of the blocks that start from random numbers, all of them or in part.
 
         Raises:
             InputError: an encoder for slices of another size; too little of it fits, see `networks.transfer`.
@@ -148,13 +148,25 @@ class SegmentationTask(pl.LightningModule):
                            "says that this is meant")  # fmt: skip
         loaded: set[str] = set()
         if self.weights is not None:
-            loaded |= {*transferable(self.net, self.start(read_net(self.weights)[1]), where=self.weights).loaded}
+            described, tensors = read_net(self.weights)
+            loaded |= {*transferable(self.net, self.start(tensors), where=self.weights).loaded}
+            self._warn_of_another_input(described)
         return {
             name
             for name, block in blocks(self.net).items()
-            if not any(parameter in loaded for parameter, _ in block.parameters)
+            if not all(parameter in loaded for parameter, _ in block.parameters)
             and not (self._has_encoder_weights and name not in OUTSIDE_ENCODER)
         }
+
+    def _warn_of_another_input(self, described: dict[str, Any]) -> None:
+        """Say where the net that weights are taken over from was fed otherwise, or found something else."""
+        own, held = asdict(self.spec), described["input"]
+        fed = [name for name in own if name != "size_px" and held[name] != own[name]]
+        other = [f"data.input.{name} {held[name]}, not {own[name]}" for name in fed]
+        if (described["target"] == "liver") != (self.target.name == "liver"):
+            other.append(f"data.target {described['target']}, not {self.target.name}")
+        if other:
+            rank_zero_warn(f"{self.weights} was trained with {', '.join(other)}: a block that is frozen cannot adapt")
 
     def refuse_side(self, encoder: str, side: int, setting: str) -> None:
         """Raise `InputError` for a setting where an encoder, a submodule of the net, takes no squares of this side."""

@@ -84,10 +84,10 @@ def whole_run(tmp_path_factory):
     return folder, task, state, trainer.optimizers[0].state_dict()
 
 
-#: Within each epoch, and after its validation: `StopOnSignal` saves nowhere else.
+#: Within each epoch, and after its validation, the last one's, too: `StopOnSignal` saves nowhere else.
 CHECKPOINTS = [
     *((f"after-{epoch * STEPS + 1}", epoch * STEPS + 1) for epoch in range(EPOCHS)),
-    *((f"epoch-{epoch}", (epoch + 1) * STEPS) for epoch in range(EPOCHS - 1)),
+    *((f"epoch-{epoch}", (epoch + 1) * STEPS) for epoch in range(EPOCHS)),
 ]
 
 

@@ -275,6 +275,6 @@ def test_a_net_that_wandb_does_not_take_in_time_is_left_out(monkeypatch, caplog)
     task = nn.ModuleDict({"net": nn.Linear(1, 1)})
     task.description = {}
     with caplog.at_level("INFO"):
-        NetArtifact().on_train_end(None, task)
+        NetArtifact().on_fit_end(None, task)
     assert 0 < asked[0] < TIMEOUT.total_seconds()
     assert "the net is not in W&B: Artifact upload wait timed out" in caplog.text
