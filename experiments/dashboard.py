@@ -62,7 +62,7 @@ def sections(grid: Grid) -> dict[str, list]:
         "Schedules side by side": [draw(f"val/{name}") for name in VALIDATION],
         "Phases": [draw("phase"), *(draw(f"trains/{name}") for name in names)],
         "Drift from the start weights, by block": [draw(f"drift/{name}") for name in names],
-        "Fold spread": [draw(f"val/{name}", spread="stddev") for name in ("dice1", "accuracy_all")],
+        "Spread of folds and seeds": [draw(f"val/{name}", spread="stddev") for name in ("dice1", "accuracy_all")],
         "Lesion types": [draw(name) for name in per_type],
         "Loss": [draw(f"train/{name}") for name in LOSSES],
         "Rates": [draw(f"lr/{name}") for name in names],
@@ -91,7 +91,7 @@ def runs_of(grid: Grid) -> list:
 
 
 def workspace(grid: Grid, entity: str) -> ws.Workspace:
-    """The schedules side by side, phases aligned, drift by block, the spread of the folds."""
+    """The schedules side by side, phases aligned, drift by block, the spread of folds and seeds."""
     return ws.Workspace(
         entity=entity,
         project=PROJECT,

@@ -16,6 +16,7 @@ import pandas as pd
 
 from lesionseg.errors import InputError
 from lesionseg.grid import read_grid
+from lesionseg.runs import METRICS_FILE
 
 #: Figure → its number of slices or lesions, as `metrics.csv` has them.
 FIGURES = {
@@ -31,18 +32,19 @@ def table(runs: Path) -> pd.DataFrame:
     """One row a schedule, best accuracy_all first; columns: the figures without `val/`, and `lesions`.
 
     Raises:
-        InputError: runs that cannot be compared, or one whose inner validation is none or holds no lesion.
+        InputError: runs that cannot be compared, or one without its log, or whose inner validation is none or holds no
+            lesion.
     """
     logs = []
     for run in read_grid(runs).runs:
-        log = pd.read_csv(run.folder / "metrics.csv")
+        log = _log(run.folder / METRICS_FILE)
         if missing := sorted({*FIGURES, *FIGURES.values()} - set(log)):
             expected, remedy = "figures of an inner validation", "run it with data.inner_validation above 0"
-            raise InputError(run.folder / "metrics.csv", expected=expected, got=f"no {missing[0]}", remedy=remedy)
+            raise InputError(run.folder / METRICS_FILE, expected=expected, got=f"no {missing[0]}", remedy=remedy)
         validated = log[[*FIGURES, *set(FIGURES.values())]].dropna()
         if validated.empty:
             expected, remedy = "an inner validation with lesions", "set another data.split_seed"
-            raise InputError(run.folder / "metrics.csv", expected=expected, got="none", remedy=remedy)
+            raise InputError(run.folder / METRICS_FILE, expected=expected, got="none", remedy=remedy)
         logs.append({"schedule": run.info.name, **validated.iloc[-1]})
     last = pd.DataFrame(logs)
     sums = pd.DataFrame({name: last[name] * last[n] for name, n in FIGURES.items()}).groupby(last.schedule).sum()
@@ -50,6 +52,14 @@ def table(runs: Path) -> pd.DataFrame:
     pooled = pd.DataFrame({name.removeprefix("val/"): sums[name] / counts[n] for name, n in FIGURES.items()})
     pooled["lesions"] = counts["val/lesions_n"].astype(int)
     return pooled.sort_values("accuracy_all", ascending=False)
+
+
+def _log(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise InputError(path, expected="the log of the run", got=type(error).__name__,
+                         remedy="train it again") from error  # fmt: skip
 
 
 def main() -> int:

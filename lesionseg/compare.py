@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from lesionseg.compare_table import markdown, print_table
-from lesionseg.comparison_page import write_page
+from lesionseg.comparison_page import page
 from lesionseg.errors import InputError
 from lesionseg.grid import Grid, read_grid
 from lesionseg.grid_basis import data_kind
@@ -35,7 +35,8 @@ def compare(root: Path, output: Path, *, against: str | None = None) -> pd.DataF
         The long table of `statistics_of`, rows in the paper's order, others after it by name.
 
     Raises:
-        InputError: the runs are unfinished or not comparable, see `grid.read_grid`; there is no row `against`.
+        InputError: the runs are unfinished or not comparable, see `grid.read_grid`; there is no row `against`; a log of
+            theirs cannot be read.
     """
     grid = read_grid(root)
     schedules = in_paper_order(grid.schedules)
@@ -45,13 +46,15 @@ def compare(root: Path, output: Path, *, against: str | None = None) -> pd.DataF
         expected, remedy = f"a row that was run: {', '.join(schedules)}", "name one of these"
         raise InputError("--against", expected=expected, got=against, remedy=remedy)
     table = statistics_of(grid, schedules, against)
+    text, figure = markdown(grid, schedules, table, against), _figure(grid, schedules, table)
+    # before a file is written: one of them that cannot be made leaves no old one beside new ones
+    for_people = page(grid, {name: title(name) for name in schedules}, text, figure)
     output.mkdir(parents=True, exist_ok=True)
     write_text(output / "table.csv", table.to_csv(index=False, float_format="%.6f", lineterminator="\n"))
-    text, figure = markdown(grid, schedules, table, against), _figure(grid, schedules, table)
     write_text(output / "table.md", text)
     with whole(output / "schedules.png") as part:
         part.write_bytes(figure)
-    write_page(output / "report.html", grid, {name: title(name) for name in schedules}, text, figure)
+    write_text(output / "report.html", for_people)
     print_table(grid, schedules, table, against)
     return table
 

@@ -47,20 +47,22 @@ The definitions are this package's own.
 {FIGURE_DEFINITIONS}
 - **interval**: 95 %, percentiles of {RESAMPLES} resamples of patients (and, with several seeds, of the runs of each
   fold), for few patients and few runs as wide as Student's t; means stay those over slices and lesions. None where
-  every resample gives the same value (every lesion found, say): that is no proof of certainty.
+  every resample gives the same value (every lesion found, say): that is no proof of certainty. Of FP / slice, but not
+  of its difference, Student's t on the logarithm, which needs two degrees of freedom.
 - **resolution**: (1.96 + 0.84) standard errors of the paired difference. With many patients, a true difference of that
   size has an interval that leaves out 0 in 80 % of studies; what the test could have shown is said beside it. Intervals
   and resolution are not corrected for the number of comparisons.
-- **p**: {PERMUTATIONS} swaps of patients between the two rows (all, where there are no more), all seeds of a patient
-  together; the share that gives a pooled difference at least as far from 0. With several seeds the variance between
-  runs is added. **After Holm**: corrected for the rows of one figure; accuracy_all is primary, the other
-  figures are not corrected for each other. Shown: at most {ALPHA} after Holm.
+- **p**: {PERMUTATIONS} swaps of patients between the two rows (with one seed all, where there are no more), all seeds
+  of a patient together; the share that gives a pooled difference at least as far from 0. With several seeds the
+  variance between runs is added. **After Holm**: corrected for the rows of one figure; accuracy_all is primary, the
+  other figures are not corrected for each other. Shown: at most {ALPHA} after Holm.
 - **standardised difference**: Cohen's d_z, the difference over its standard deviation between patients.
 - **could have shown**: the smallest true difference that the test shows after Holm with about 80 % power. None where
   that is larger than a figure can be, or where even a row that is better in every patient would have p above {ALPHA}
   after Holm: swapping all patients or none is two of all arrangements.
-- **ranks**: of the resamples of patients (and of runs), the same for all rows; ties are shared. Choosing the best row
-  by this table is a choice by test results."""
+- **ranks**: of the resamples of patients (and of runs), the same for all rows; ties are shared. They are not widened
+  for few patients, as the intervals are: of two equal rows one then seems surely the best too often. Choosing the best
+  row by this table is a choice by test results."""
 
 
 def markdown(grid: Grid, schedules: Sequence[str], table: pd.DataFrame, against: str | None) -> str:
@@ -78,7 +80,7 @@ def markdown(grid: Grid, schedules: Sequence[str], table: pd.DataFrame, against:
         _differences(schedules, rows, against),
         f"## Test of the difference to {title(against or BASELINE)}",
         _tests(grid, schedules, rows, against),
-        "## Ranks\n\nProbability to be the best of these rows; 95 % of the ranks, 1 is best.",
+        "## Ranks\n\nShare of the resamples in which a row is the best of these; 95 % of its ranks, 1 is best.",
         pipe_table(
             ["schedule", *HEADINGS.values()], [[title(name), *map(rank_cell, rows[name])] for name in schedules]
         ),
@@ -189,6 +191,8 @@ def _test_lines(grid: Grid, schedules: Sequence[str], table: pd.DataFrame, again
     rows = table[table.figure == PRIMARY].set_index("schedule").loc[others]
     shown = [f"  {title(str(name))}: {verdict(row)}" for name, row in rows.iterrows() if is_shown(row)]
     head = f"{PRIMARY} against {title(against)}, {_given(grid)}, Holm over {_counted(rows)}:"
+    if rows.p.isna().all():
+        return [f"{head} not defined"]
     if not shown:
         return [f"{head} no difference shown{power(rows.smallest_holm.min(), rows.smallest_holm.max())}"]
     return [head, *shown, *(["  no difference shown in the other rows"] if len(shown) < len(rows) else [])]

@@ -19,11 +19,12 @@ def ranks(rows: Mapping[str, PatientSums], n: int = RESAMPLES) -> pd.DataFrame:
 
     Rows that are equal in a resample share the places they take: each gets their mean rank and its part of the best.
     With several seeds a resample counts too much of what a patient has of his own in each run: the probabilities are
-    then somewhat too even, never too sure.
+    then somewhat too even. With few patients they are too sure: unlike intervals, they are not widened.
 
     Returns:
         One row per schedule and figure: `schedule, figure, probability_best, rank_low, rank_high`; the ranks hold 95 %
-        of the resamples. A row whose figure is defined in none has NaN and takes no place among the others.
+        of the resamples. A row whose figure is defined in none has NaN and takes no place among the others; all have
+        NaN where no resample gives another value than the others, which tells nothing, as of the intervals.
     """
     resamples = resamples_of(next(iter(rows.values())), n)
     draws = np.stack([resampled(sums, resamples) for sums in rows.values()], axis=1)  # (n, rows, figures)
@@ -45,7 +46,7 @@ def _of_figure(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     defined = ~np.isnan(values).all(axis=0)
     values = values[:, defined]
     values = np.round(values[~np.isnan(values).any(axis=1)], 12)  # sums of floats in another order are no difference
-    if values.size:
+    if values.size and (values != values[0]).any():
         least, tail = values == values.min(axis=1, keepdims=True), (1 - LEVEL) / 2
         best[defined] = (least / least.sum(axis=1, keepdims=True)).mean(axis=0)
         low[defined], high[defined] = np.quantile(rankdata(values, axis=1), (tail, 1 - tail), axis=0, method="nearest")

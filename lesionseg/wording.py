@@ -10,9 +10,18 @@ import pandas as pd
 ALPHA = 0.05
 
 
+#: Sums of floats in another order differ by less.
+_ROUNDING = 1e-12
+
+
 def number(value: float, sign: str = "") -> str:
-    """Three decimals, a true minus; a dash where there is none."""
-    return "–" if math.isnan(value) else f"{round(value, 3) + 0.0:{sign}.3f}".replace("-", "−")  # + 0.0: no minus zero
+    """Three decimals, a true minus; a dash where there is none. With a sign, what rounds to 0 tells its side of it."""
+    if math.isnan(value):
+        return "–"
+    near = round(value, 3)
+    if near or not sign:
+        return f"{near + 0.0:{sign}.3f}".replace("-", "−")  # + 0.0: no minus zero
+    return f"{'' if abs(value) < _ROUNDING else '−' if value < 0 else '+'}0.000"
 
 
 def interval(low: float, high: float, sign: str = "") -> str:
@@ -67,11 +76,12 @@ def p_cell(row: pd.Series) -> str:
 
 
 def rank_cell(row: pd.Series) -> str:
-    """Probability to be best; 95 % of the ranks."""
-    if math.isnan(row.probability_best):
+    """Share of the resamples in which it is best, never rounded to none or all; 95 % of the ranks."""
+    best, low, high = row.probability_best, row.rank_low, row.rank_high  # of ties the mean rank, 2.5 for one
+    if math.isnan(best):
         return "–"
-    low, high = row.rank_low, row.rank_high  # of ties the mean rank, 2.5 for one
-    return f"{100 * row.probability_best:.0f} %; {low:g}" + (f"–{high:g}" if high > low else "")
+    share = "< 1" if 0 < best < 0.01 else "> 99" if 0.99 < best < 1 else f"{100 * best:.0f}"
+    return f"{share} %; {low:g}" + (f"–{high:g}" if high > low else "")
 
 
 def probability(p: float) -> str:

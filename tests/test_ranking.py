@@ -53,6 +53,14 @@ def test_probabilities_add_up_and_a_row_without_a_figure_takes_no_place() -> Non
     assert one[columns].to_numpy() == pytest.approx(other[columns].to_numpy())
 
 
+def test_where_every_resample_is_the_same_there_are_no_ranks() -> None:
+    """One patient alone has lesions: there is no interval either."""
+    rows = {name: sums_of(np.full(2, value)) for name, value in (("a", 0.25), ("b", 1.0))}
+    for sums in rows.values():
+        sums.counts[:, 0] = sums.sums[:, 0] = 0
+    assert ranks(rows, n=50).iloc[:, 2:].isna().all(axis=None)
+
+
 def test_a_figure_that_no_row_has_gives_no_ranks() -> None:
     rows = {name: sums_of(np.ones(6)) for name in "ab"}
     for sums in rows.values():

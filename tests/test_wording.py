@@ -38,6 +38,9 @@ def test_cells() -> None:
     assert rank_cell(changed(rank_low=2.5, rank_high=2.5)) == "42 %; 2.5"
     assert rank_cell(changed(rank_low=1.5, rank_high=3.0)) == "42 %; 1.5–3"
     assert rank_cell(changed(probability_best=math.nan)) == "–"
+    shares = {0.0: "0 %", 0.0049: "< 1 %", 0.01: "1 %", 0.99: "99 %", 0.9951: "> 99 %", 1.0: "100 %"}
+    for share, text in shares.items():
+        assert rank_cell(changed(probability_best=share)).startswith(f"{text}; ")
 
 
 @pytest.mark.parametrize(
@@ -48,4 +51,5 @@ def test_p_is_never_rounded_down(p: float, text: str) -> None:
 
 
 def test_numbers() -> None:
-    assert [number(-0.0001, "+"), number(-0.25), number(math.nan)] == ["+0.000", "−0.250", "–"]
+    assert [number(-0.0001), number(-0.25), number(math.nan)] == ["0.000", "−0.250", "–"]
+    assert [number(value, "+") for value in (-0.0004, 0.0004, 0.0, 1e-17)] == ["−0.000", "+0.000", "0.000", "0.000"]

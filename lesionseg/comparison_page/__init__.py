@@ -14,29 +14,31 @@ from lesionseg.comparison_page.parts import confusion_columns, confusion_rows, o
 from lesionseg.grid import Grid
 from lesionseg.pages import data_address, policy, shared_style, template
 from lesionseg.segmentation import RESEARCH_USE_ONLY
-from lesionseg.writing import write_text
 
 #: The section of `table.md` in whose place the page has matrices; charts stand before it.
 _CONFUSION = "Confusion"
 _HERE = Path(__file__).parent
 
 
-def write_page(path: Path, grid: Grid, titles: Mapping[str, str], text: str, figure: bytes) -> None:
-    """Write the page, whole or not at all.
+def page(grid: Grid, titles: Mapping[str, str], text: str, figure: bytes) -> str:
+    """The page as HTML.
 
     Args:
-        path: the file.
         grid: the runs; what they did not log is said to be missing.
         titles: schedule → how it is called, in the order of the rows.
         text: `table.md`; its sections stand on the page as they are, but for the confusions, which are drawn.
         figure: `schedules.png`.
+
+    Raises:
+        InputError: what a run logged cannot be read.
     """
     runs = {name: [run for run in grid.runs if run.info.name == name] for name in titles}
     histories = {name: read_history(own) for name, own in runs.items()}
     drawn = charts(histories)
     first, *others = sections(text)
     place = next((i for i, section in enumerate(others) if section.heading.startswith(_CONFUSION)), len(others))
-    page = template(_HERE).render(
+    runs_per_row = len(grid.folds) * len(grid.seeds)
+    return template(_HERE).render(
         title=first.heading,
         use=RESEARCH_USE_ONLY,
         intro=first.body,
@@ -52,19 +54,21 @@ def write_page(path: Path, grid: Grid, titles: Mapping[str, str], text: str, fig
             }
             for name in titles
         ],
-        missing=_missing({titles[name]: history for name, history in histories.items()}),
+        missing=_missing({titles[name]: history for name, history in histories.items()}, runs_per_row),
         columns=confusion_columns(grid),
         legend=outline_colors(grid),
-        runs_per_row=len(grid.folds) * len(grid.seeds),
+        runs_per_row=runs_per_row,
         least_drift=LEAST_DRIFT,
         **_style(),
     )
-    write_text(path, page)
 
 
-def _missing(histories: Mapping[str, History]) -> list[str]:
+def _missing(histories: Mapping[str, History], runs_per_row: int) -> list[str]:
     """What the runs of some rows did not log, a sentence each."""
     without = {
+        "Curves and drift of fewer runs, as the others left no metrics.csv": [
+            f"{n} ({h.logs} of {runs_per_row})" for n, h in histories.items() if 0 < h.logs < runs_per_row
+        ],
         "No learning curves, as these runs left no metrics.csv": [n for n, h in histories.items() if not h.curves],
         "No drift, as these runs were made before it was logged": [
             name for name, history in histories.items() if history.curves and not history.drift.size

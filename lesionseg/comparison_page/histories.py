@@ -29,11 +29,13 @@ class History:
             runs, by epoch (index, from 0); figures that no run logged are missing.
         trains: share of the runs in which a block trains, epochs × blocks from the input on; empty: unknown.
         drift: mean of ‖w − w₀‖ / ‖w₀‖ over the runs, epochs × blocks; empty: not logged.
+        logs: how many of the runs left `metrics.csv`.
     """
 
     curves: dict[str, pd.DataFrame]
     trains: pd.DataFrame
     drift: pd.DataFrame
+    logs: int
 
     @property
     def marks(self) -> list[int]:
@@ -53,6 +55,7 @@ def read_history(runs: Sequence[RunResult]) -> History:
         curves={name: curve for name, curve in curves.items() if len(curve)},
         trains=trains if len(trains) else _mean([_planned(run.folder) for run in runs]),
         drift=_mean([_blocks(log, "drift", order) for log in logs]),
+        logs=len(logs),
     )
 
 

@@ -60,7 +60,8 @@ WAY_DEFINITIONS = f"""\
 - All three are of the slices that hold liver in the reference, as in the tables of a run."""
 INTERVAL_DEFINITION = f"""\
 - **interval**: 95 %, percentiles of {RESAMPLES} resamples of patients, widened for few patients; none where every
-  resample gives the same value: that is no proof of certainty. The intervals hold given these trained nets, they do not
+  resample gives the same value: that is no proof of certainty. Of FP / slice, but not of its difference, Student's t on
+  the logarithm, which needs two degrees of freedom. The intervals hold given these trained nets, they do not
   cover training anew.
 - **resolution**: (1.96 + 0.84) standard errors of the paired difference. With many patients, a true difference of that
   size has an interval that leaves out 0 in 80 % of studies."""

@@ -2,6 +2,7 @@
 
 import base64
 import re
+import shutil
 from dataclasses import replace
 
 import pandas as pd
@@ -12,7 +13,9 @@ from lesionseg.compare import compare
 from lesionseg.comparison_page.charts import charts
 from lesionseg.comparison_page.histories import read_history
 from lesionseg.comparison_page.parts import confusion_columns, confusion_rows, sections, worst_pictures
+from lesionseg.errors import InputError
 from lesionseg.grid import read_grid
+from lesionseg.runs import METRICS_FILE
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +68,25 @@ def test_what_runs_did_not_log_is_said(page):
     assert "No drift, as these runs were made before it was logged: no freezing." in page
     assert re.search(r"No learning curves, as these runs left no metrics\.csv: &lt;img [^:]+&gt;\.", page)
     assert page.count("data:image/svg+xml") == 2
+
+
+def test_curves_of_fewer_runs_than_the_row_has_are_told(logged_root, tmp_path):
+    root = shutil.copytree(logged_root, tmp_path / "root")
+    (root / "baseline" / "fold1-seed0" / METRICS_FILE).unlink()
+    compare(root, tmp_path / "out")
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert "Curves and drift of fewer runs, as the others left no metrics.csv: baseline (1 of 2)." in text
+
+
+def test_a_log_that_cannot_be_read_leaves_the_earlier_comparison_whole(logged_root, tmp_path):
+    root, output = shutil.copytree(logged_root, tmp_path / "root"), tmp_path / "out"
+    compare(root, output)
+    before = {path.name: path.read_bytes() for path in output.iterdir()}
+    shutil.rmtree(root / "no_freezing")
+    (root / "baseline" / "fold0-seed0" / METRICS_FILE).write_text("epoch,train/loss\n0,none\n")
+    with pytest.raises(InputError, match=r"metrics\.csv: expected figures by epoch"):
+        compare(root, output)
+    assert {path.name: path.read_bytes() for path in output.iterdir()} == before
 
 
 def test_charts_are_drawings_that_do_not_change_from_one_time_to_the_next(logged_root):

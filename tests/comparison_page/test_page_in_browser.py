@@ -1,4 +1,4 @@
-"""The page in headless Chromium at two widths."""
+"""The page in headless Chromium at three widths."""
 
 import os
 import shutil
@@ -8,7 +8,7 @@ import pytest
 from lesionseg.compare import compare
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-WIDTHS = (1400, 800)
+WIDTHS = (1400, 800, 390)
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (Debian: apt-get install chromium)")
 

@@ -53,6 +53,16 @@ def test_an_inner_validation_without_a_lesion_is_told(root, tmp_path):
     assert refused.stderr == f"lesionseg: wrong input: {log}: {expected}\n"
 
 
+def test_a_run_without_its_log_is_told(root, tmp_path):
+    shutil.copytree(root, tmp_path / "finetune")
+    log = tmp_path / "finetune" / "baseline" / "fold0-seed0" / "metrics.csv"
+    log.unlink()
+    refused = printed(tmp_path / "finetune")
+    assert refused.returncode == 2
+    expected = "expected the log of the run; got FileNotFoundError; train it again"
+    assert refused.stderr == f"lesionseg: wrong input: {log}: {expected}\n"
+
+
 def test_a_folder_without_runs_is_refused(tmp_path):
     refused = printed(tmp_path)
     assert refused.returncode == 2
