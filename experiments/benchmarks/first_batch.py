@@ -27,4 +27,4 @@ def peak_mb() -> float:
     """The most memory that this process has held."""
     lines = Path("/proc/self/status").read_text().splitlines()
     (peak,) = (line.split()[1] for line in lines if line.startswith("VmHWM"))
-    return int(peak) / 1000
+    return int(peak) * 1024 / 1e6  # what Linux calls kB are 1024 bytes

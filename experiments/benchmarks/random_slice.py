@@ -3,11 +3,12 @@
 Usage: random_slice.py [--lits FOLDER] [--volumes N] [--slices N] [--repeats N] [--output JSON]
 
 A way gives HU (3, H, W) and labels (H, W) of a random slice of a random case, as often as it can on one core, with the
-files in the cache of the system: the store of `prepare`; nii.gz and plain nii, sliced by nibabel; `.npy` files of the
-same numbers, mapped anew for each slice; MONAI's `PersistentDataset`, loaded whole; the arrays that nnU-Net's own
-preprocessing writes (float32, blosc2), opened and sliced as its data loader does (which takes one slice of them; three
-here, as of all). Disk use stands beside. A last rival is our store packed: blosc2 with LZ4, a slice a chunk; for it,
-the samples that training sees (read, cut, augmented, 320 pixels) are compared as well.
+files in the cache of the system: the store of `prepare`, whose files are opened for each slice; nii.gz, sliced by
+nibabel; plain nii likewise, and with its images kept open; `.npy` files of the same numbers, mapped for each slice, and
+mapped once; MONAI's `PersistentDataset`, loaded whole; the arrays that nnU-Net's own preprocessing writes (float32,
+blosc2), opened and sliced as its data loader does (which takes one slice of them; three here, as of all). Disk use
+stands beside. A last rival is our store packed: blosc2 with LZ4, a slice a chunk, opened once; for it, the samples that
+training sees (read, cut, augmented, 320 pixels) are compared as well.
 
 Before anything is timed, a few slices of every case are read in each way and must be equal to the last bit, HU and
 classes. nnU-Net's are normalised and resampled to the spacing it planned, so that they cannot be.
@@ -22,8 +23,9 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -41,7 +43,7 @@ from lesionseg.data.store import Store
 from lesionseg.inputs import InputSpec, neighbours
 from lesionseg.labels import TARGETS
 
-OURS, NNUNET, PACKED = "lesionseg", "nnU-Net's blosc2 arrays", "the same store, packed (LZ4)"
+OURS, NNUNET, PACKED = "lesionseg", "nnU-Net's blosc2 arrays", "the same store, packed (LZ4), opened once"
 
 
 @dataclass(frozen=True)
@@ -67,13 +69,24 @@ def near(i: int) -> slice:
     return slice(max(i - 1, 0), i + 2)
 
 
-def nifti(files: list[tuple[Path, Path]], slices: int) -> Way:
-    """Packed or not, by nibabel, which reads what is before a slice as well where the file is packed."""
+def nifti(files: list[tuple[Path, Path]], slices: int, *, once: bool = False) -> Way:
+    """Packed or not, by nibabel, which reads what is before a slice as well where the file is packed.
+
+    Args:
+        files: image and mask of each case.
+        slices: of a round.
+        once: open each file once, and keep it open.
+    """
+
+    def opened(n: int) -> list[nib.Nifti1Image]:
+        return [nib.load(file, keep_file_open=once) for file in files[n]]
+
+    held = [opened(n) for n in range(len(files))] if once else None
 
     def read(n: int, i: int) -> tuple[np.ndarray, np.ndarray]:
-        image, mask = files[n]
-        hu = np.asarray(nib.load(image).dataobj[..., near(i)]).T
-        return neighbours(hu, min(i, 1)), np.asarray(nib.load(mask).dataobj[..., i]).T.astype(np.uint8)
+        image, mask = held[n] if held else opened(n)
+        hu = np.asarray(image.dataobj[..., near(i)]).T
+        return neighbours(hu, min(i, 1)), np.asarray(mask.dataobj[..., i]).T.astype(np.uint8)
 
     return Way(read, size_mb(*(file for pair in files for file in pair)), slices)
 
@@ -88,7 +101,7 @@ def unpacked(files: list[tuple[Path, Path]], folder: Path) -> list[tuple[Path, P
     return made
 
 
-def mapped(files: list[tuple[Path, Path]], folder: Path) -> Way:
+def npy(files: list[tuple[Path, Path]], folder: Path) -> list[tuple[Path, Path]]:
     """`.npy` files of int16 and uint8, as anyone would write them."""
     folder.mkdir()
     made = []
@@ -96,12 +109,22 @@ def mapped(files: list[tuple[Path, Path]], folder: Path) -> Way:
         made.append((folder / f"{n}-image.npy", folder / f"{n}-mask.npy"))
         for file, path, kind in zip(pair, made[-1], (np.int16, np.uint8), strict=True):
             np.save(path, np.ascontiguousarray(np.asarray(nib.load(file).dataobj).T.astype(kind)))
+    return made
+
+
+def mapped(files: list[tuple[Path, Path]], *, once: bool) -> Way:
+    """`.npy` files, mapped for each slice or once: then two files stay open for each case."""
+
+    def opened(n: int) -> list[np.memmap]:
+        return [np.load(path, mmap_mode="r") for path in files[n]]
+
+    held = [opened(n) for n in range(len(files))] if once else None
 
     def read(n: int, i: int) -> tuple[np.ndarray, np.ndarray]:
-        image, mask = (np.load(path, mmap_mode="r") for path in made[n])
+        image, mask = held[n] if held else opened(n)
         return neighbours(np.array(image[near(i)]), min(i, 1)), np.array(mask[i])
 
-    return Way(read, size_mb(folder), 400)
+    return Way(read, size_mb(*(file for pair in files for file in pair)), 400)
 
 
 def monai(files: list[tuple[Path, Path]], folder: Path) -> Way:
@@ -140,7 +163,11 @@ def nnunet(root: Path, folder: Path) -> Way:
 
 
 class PackedStore(Store):
-    """A store whose arrays are blosc2 files, a slice a chunk, in a folder beside it."""
+    """A store whose arrays are blosc2 files, a slice a chunk, in a folder beside it; each is opened once."""
+
+    @cached_property
+    def _held(self) -> dict[tuple[str, str], Any]:
+        return {}
 
     def hu_slices(self, case_id: str, part: slice) -> np.ndarray:
         return self._opened(case_id, "hu")[part]
@@ -148,10 +175,12 @@ class PackedStore(Store):
     def label_slices(self, case_id: str, part: slice) -> np.ndarray:
         return self._opened(case_id, "labels")[part]
 
-    def _opened(self, case_id: str, name: str):
+    def _opened(self, case_id: str, name: str) -> Any:
         import blosc2
 
-        return blosc2.open(str(packed(self) / f"{case_id}-{name}.b2nd"), mmap_mode="r")
+        if (case_id, name) not in self._held:
+            self._held[case_id, name] = blosc2.open(str(packed(self) / f"{case_id}-{name}.b2nd"), mmap_mode="r")
+        return self._held[case_id, name]
 
 
 def packed(store: Store) -> Path:
@@ -220,11 +249,14 @@ def measure(root: Path, folder: Path, repeats: int, notes: list[str]) -> tuple[l
     cases, files = [job.case_id for job in with_pseudonyms(sources, b"")], [source.files for source in sources]
     depths = [store.record(case).shape[0] for case in cases]
     rng, packed_store = np.random.default_rng(0), None
+    plain, arrays = unpacked(files, folder / "nii"), npy(files, folder / "npy")
     ways = {
         OURS: ours(store, cases),
         "nii.gz, sliced by nibabel": nifti(files, 4),
-        "nii, sliced by nibabel": nifti(unpacked(files, folder / "nii"), 100),
-        ".npy, mapped": mapped(files, folder / "npy"),
+        "nii, sliced by nibabel": nifti(plain, 100),
+        "nii, sliced by nibabel, opened once": nifti(plain, 100, once=True),
+        ".npy, mapped": mapped(arrays, once=False),
+        ".npy, mapped once": mapped(arrays, once=True),
         "MONAI PersistentDataset": monai(files, folder / "monai"),
     }
     with left_out_if_missing(NNUNET, notes):
@@ -242,7 +274,7 @@ def measure(root: Path, folder: Path, repeats: int, notes: list[str]) -> tuple[l
     ]  # fmt: skip
     rows += [
         Row("disk use", "MB", [ways[OURS].disk_mb], name, "rival", [way.disk_mb])
-        for name, way in ways.items() if name != OURS
+        for name, way in ways.items() if name != OURS and not name.endswith(" once")
     ]  # fmt: skip
     if packed_store is not None:
         stores = {OURS: store, PACKED: packed_store}

@@ -58,7 +58,7 @@ def peak_gb(scans: Path, model: Path, batch_size: int) -> float:
             find_studies(scans, None), Path(output), lambda scan, liver: cascade.segment(scan, liver=liver), Wish()
         )
     assert all(outcome.ending == "segmented" and outcome.facts["lesions"] for outcome in outcomes), outcomes
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 def main() -> None:

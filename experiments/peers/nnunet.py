@@ -1,4 +1,4 @@
-"""nnU-Net v2, 2-D, its own trainer on a cell of the grid, on the CPU; only the length of the training is ours.
+"""nnU-Net v2, 2-D, its own trainer on a cell of the grid, where ours trains; only the length of the training is ours.
 
 Usage: nnunet.py CELL FOLDER DATASETS [--pretrained CHECKPOINT] [--adam]   a row: from scratch, or its fine-tuning path
        nnunet.py CELL FOLDER DATASETS --unmirrored RUN [--adam]            the net of a row's run without mirror images
@@ -39,14 +39,21 @@ NET_FILE = "nnunet.pt"
 STEPS_PER_VALIDATION_STEP = 5
 
 
-def trainer_of(dataset: str, fold: int, slices: int, epochs: int, adam: bool) -> Any:
-    """nnU-Net's trainer for a fold, set to an epoch of so many slices and to so many epochs."""
+def device_of(cell: Cell) -> torch.device:
+    """Where our net of the cell trains on this machine."""
+    wanted = cell.config["trainer"]["accelerator"]
+    on_gpu = wanted in ("gpu", "cuda") or (wanted == "auto" and torch.cuda.is_available())
+    return torch.device("cuda" if on_gpu else "cpu")
+
+
+def trainer_of(dataset: str, fold: int, cell: Cell, data: LesionDataModule, adam: bool) -> Any:
+    """nnU-Net's trainer for a fold of a dataset, set to as many epochs as a cell has, each of as many slices."""
     from nnunetv2.run.run_training import get_trainer_from_args
 
     name = ADAM_TRAINER if adam else DEFAULT_TRAINER
-    trainer = get_trainer_from_args(dataset, "2d", fold, name, PLANS, device=torch.device("cpu"))
-    steps = max(round(slices / trainer.configuration_manager.batch_size), 1)
-    trainer.num_epochs, trainer.num_iterations_per_epoch = epochs, steps
+    trainer = get_trainer_from_args(dataset, "2d", fold, name, PLANS, device=device_of(cell))
+    steps = max(round(slices_per_epoch(cell, data) / trainer.configuration_manager.batch_size), 1)
+    trainer.num_epochs, trainer.num_iterations_per_epoch = cell.info.epochs, steps
     trainer.num_val_iterations_per_epoch = max(round(steps / STEPS_PER_VALIDATION_STEP), 1)
     return trainer
 
@@ -63,8 +70,9 @@ def predict(trainer: Any, data: LesionDataModule, datasets: Path, *, mirrored: b
     trainer.set_deep_supervision_enabled(False)
     trainer.network.eval()
     predictor = nnUNetPredictor(
-        use_mirroring=mirrored, perform_everything_on_device=False, device=torch.device("cpu"), allow_tqdm=False
-    )
+        use_mirroring=mirrored, perform_everything_on_device=trainer.device.type == "cuda", device=trainer.device,
+        allow_tqdm=False,
+    )  # fmt: skip
     predictor.manual_initialization(
         trainer.network, trainer.plans_manager, trainer.configuration_manager, [trainer.network.state_dict()],
         trainer.dataset_json, type(trainer).__name__, trainer.inference_allowed_mirroring_axes,
@@ -73,8 +81,8 @@ def predict(trainer: Any, data: LesionDataModule, datasets: Path, *, mirrored: b
     predictions = {}
     for position, ref in enumerate(data.test.slices):
         image, properties = reader.read_images([str(images / f"{identifier(ref)}_0000{FILE_ENDING}")])
-        classes = predictor.predict_single_npy_array(image, properties)
-        predictions[position] = back_on_slice(data, ref, classes[0])
+        _, probabilities = predictor.predict_single_npy_array(image, properties, save_or_return_probabilities=True)
+        predictions[position] = back_on_slice(data, ref, probabilities[:, 0])
     return predictions
 
 
@@ -83,7 +91,7 @@ def pretrain(run: Path, folder: Path, datasets: Path, adam: bool) -> None:
     environment(datasets, folder)
     cell = Cell.read(run)
     pl.seed_everything(cell.info.seed)
-    trainer = trainer_of(PRETRAINING, 0, slices_per_epoch(cell, cell.data()), cell.info.epochs, adam)
+    trainer = trainer_of(PRETRAINING, 0, cell, cell.data(), adam)
     trainer.run_training()
     Path(trainer.output_folder, CHECKPOINT).rename(folder / CHECKPOINT)
 
@@ -96,7 +104,7 @@ def train(run: Path, folder: Path, datasets: Path, pretrained: Path | None, adam
     cell = Cell.read(run)
     data = cell.data()
     pl.seed_everything(cell.info.seed)
-    trainer = trainer_of(CELLS, cell.info.fold, slices_per_epoch(cell, data), cell.info.epochs, adam)
+    trainer = trainer_of(CELLS, cell.info.fold, cell, data, adam)
     trainer.disable_checkpointing = True
     trainer.initialize()
     if pretrained is not None:
@@ -110,7 +118,7 @@ def train(run: Path, folder: Path, datasets: Path, pretrained: Path | None, adam
         folder, row, task, data, start=start, neighbour=f"nnunetv2 {version('nnunetv2')}",
         trainer=type(trainer).__name__, parameters=sum(p.numel() for p in trainer.network.parameters()),
         patch=trainer.configuration_manager.patch_size, batch=trainer.batch_size,
-        steps=trainer.num_epochs * trainer.num_iterations_per_epoch,
+        steps=trainer.num_epochs * trainer.num_iterations_per_epoch, device=trainer.device.type,
     )  # fmt: skip
     torch.save(trainer.network.state_dict(), folder / NET_FILE)
 
@@ -120,7 +128,7 @@ def test_unmirrored(run: Path, folder: Path, datasets: Path, trained: Path, adam
     environment(datasets, folder)
     cell, row = Cell.read(run), RunInfo.read(trained).name
     data, task = cell.data(), cell.task(PredictedTask)
-    trainer = trainer_of(CELLS, cell.info.fold, slices_per_epoch(cell, data), cell.info.epochs, adam)
+    trainer = trainer_of(CELLS, cell.info.fold, cell, data, adam)
     trainer.initialize()
     trainer.network.load_state_dict(torch.load(trained / NET_FILE, weights_only=True))
     task.predictions = predict(trainer, data, datasets, mirrored=False)

@@ -28,7 +28,7 @@ from lesionseg.boxes import Box, crop
 from lesionseg.data.datamodule import LesionDataModule
 from lesionseg.data.dataset import SliceDataset
 from lesionseg.data.slice_table import SliceRef
-from lesionseg.inputs import paste, resize, resize_labels
+from lesionseg.inputs import resize, resize_labels
 
 #: Number and name of the datasets of the cells and of the pretraining.
 CELLS, PRETRAINING = "Dataset001_Cells", "Dataset002_Pretraining"
@@ -57,11 +57,10 @@ def box_of(data: LesionDataModule, ref: SliceRef) -> Box:
     return data.input.box(record.liver_box, *record.shape[1:])
 
 
-def back_on_slice(data: LesionDataModule, ref: SliceRef, classes: np.ndarray) -> Tensor:
-    """Class indices (S, S) that nnU-Net predicts for a slice → those of the whole slice, uint8 (H, W)."""
-    box = box_of(data, ref)
-    patch = resize_labels(torch.from_numpy(classes.astype(np.uint8)), box.side)
-    return paste(patch, box, *data.records[ref.case_id].shape[1:])
+def back_on_slice(data: LesionDataModule, ref: SliceRef, probabilities: np.ndarray) -> Tensor:
+    """Probabilities (K, S, S) that nnU-Net gives for a slice → classes of the whole slice, uint8 (H, W), as ours."""
+    height, width = data.records[ref.case_id].shape[1:]
+    return data.input.decode(torch.from_numpy(probabilities), box_of(data, ref), height, width)
 
 
 def convert(data: LesionDataModule, folder: Path) -> None:

@@ -116,14 +116,11 @@ class Plan:
         return [_peer("nnunet_data.py", self.pretraining, self.datasets, *folds, rests_on=folds)]
 
     def nnunet_from_scratch(self) -> list[Job]:
-        """Its pretrainings, and its cells that need none."""
-        jobs = [
-            _peer("nnunet.py", self.pretraining, self.nnunet_pretraining(row), self.datasets, "--pretrain", *words)
-            for row, words in self._nnunets(finetuned=True)
-        ]
-        for row, words in self._nnunets(finetuned=False):
-            jobs += [_peer("nnunet.py", *pair, self.datasets, *words) for pair in self._pairs(row)]
-        return jobs
+        """Its pretrainings, and its cells that need none; both are trained by its plan for the cells."""
+        pairs = [((self.pretraining, self.nnunet_pretraining(row)), ["--pretrain", *words])
+                 for row, words in self._nnunets(finetuned=True)]  # fmt: skip
+        pairs += [(pair, words) for row, words in self._nnunets(finetuned=False) for pair in self._pairs(row)]
+        return [_peer("nnunet.py", *pair, self.datasets, *words, rests_on=[self.nnunet_plan]) for pair, words in pairs]
 
     def nnunet_finetuned(self) -> list[Job]:
         """Its cells that start from its pretrainings."""
@@ -155,6 +152,11 @@ class Plan:
     @property
     def datasets(self) -> Path:
         return self.out / "nnunet" / "datasets"
+
+    @property
+    def nnunet_plan(self) -> Path:
+        """As `nnunet_data.plan` leaves it."""
+        return self.datasets / "preprocessed" / "Dataset001_Cells" / "nnUNetPlans.json"
 
     def _fit(self, row: str, fold: int, seed: int, folder: Path) -> Job:
         configs = [HERE.parent / "finetune" / "lesion.yaml", HERE.parent / "schedules" / f"{row}.yaml"]

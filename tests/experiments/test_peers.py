@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from lesionseg.cli import main
 from lesionseg.errors import InputError
@@ -170,7 +171,9 @@ def test_what_nnunet_is_given_and_gives_back_fits_the_slices(cell, rows, tmp_pat
         path = tmp_path / "dataset" / "labelsTr" / f"{nnunet_data.identifier(ref)}.nii.gz"
         image = sitk.ReadImage(str(path))
         assert image.GetSpacing()[:2] == pytest.approx(data.records[ref.case_id].spacing_mm[:0:-1])
-        labels[position] = nnunet_data.back_on_slice(data, ref, sitk.GetArrayFromImage(image)[0])
+        classes = torch.from_numpy(sitk.GetArrayFromImage(image)[0]).long()
+        probabilities = functional.one_hot(classes, len(data.target.classes)).permute(2, 0, 1).float()
+        labels[position] = nnunet_data.back_on_slice(data, ref, probabilities.numpy())
     task = described.task(nnunet.PredictedTask)
     task.predictions = labels
     described.leave(rows / "nnunet" / "fold0-seed0", "nnunet", task, data, start="nothing")
@@ -196,6 +199,42 @@ def test_nnunet_gets_no_more_pixels_than_our_nets_and_the_same_hu(cell, tmp_path
     assert np.mean(sitk.GetArrayFromImage(image)) == pytest.approx(mean, abs=2)
     extent_mm = side * image.GetSpacing()[0]
     assert extent_mm == pytest.approx(box.side * data.records[ref.case_id].spacing_mm[2])
+
+
+def test_nnunet_is_brought_back_to_the_pixels_of_the_slice_as_ours_is(cell):
+    """A disc at half of its size; its classes enlarged by the nearest pixel would overlap by less."""
+    data = Cell.read(cell).data()
+    ref = data.test.slices[0]
+    box = nnunet_data.box_of(data, ref)
+    grid = (torch.arange(box.side) - box.side / 2 + 0.5) ** 2
+    disc = (grid + grid[:, None] < (box.side / 5) ** 2).float()
+    half = functional.interpolate(disc[None, None], scale_factor=0.5, mode="area")[0]
+    back = nnunet_data.back_on_slice(data, ref, torch.cat([1 - half, half]).numpy()) == 1
+    whole = paste(disc, box, *data.records[ref.case_id].shape[1:]) == 1
+    assert 2 * (back & whole).sum() / (back.sum() + whole.sum()) > 0.98
+
+
+@pytest.mark.parametrize(
+    ("wanted", "there", "device"),
+    [("cpu", True, "cpu"), ("auto", True, "cuda"), ("auto", False, "cpu"), ("gpu", True, "cuda")],
+)
+def test_nnunet_trains_where_ours_does(cell, monkeypatch, wanted, there, device):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    described = Cell.read(cell)
+    described.config["trainer"]["accelerator"] = wanted
+    assert nnunet.device_of(described).type == device
+
+
+def test_another_plan_is_another_pretraining(tmp_path):
+    rows = ["nnunet_adam", "nnunet_adam_finetuned"]
+    plan = run.Plan(tmp_path, tmp_path / "ours", ["no_freezing"], rows, folds=1, seeds=[0], fit_options=[])
+    plan.nnunet_plan.parent.mkdir(parents=True)
+    requests = []
+    for text in ("{}", "[]"):
+        plan.nnunet_plan.write_text(text)
+        requests.append([job.request for job in plan.nnunet_from_scratch()])
+    assert all(before != after for before, after in zip(*requests, strict=True))
+    assert len(requests[0]) == 2
 
 
 def test_nnunet_trains_and_validates_on_our_parts(cell):

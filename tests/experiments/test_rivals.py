@@ -32,11 +32,14 @@ def test_ways_to_read_a_slice_return_the_same_bits(phantom_root, tmp_path):
     store = prepare(sources, tmp_path / "store", kind="lits", workers=1)
     cases, files = [job.case_id for job in with_pseudonyms(sources, b"")], [source.files for source in sources]
     depths = [store.record(case).shape[0] for case in cases]
+    plain, arrays = random_slice.unpacked(files, tmp_path / "nii"), random_slice.npy(files, tmp_path / "npy")
     ways = {
         random_slice.OURS: random_slice.ours(store, cases),
         "nii.gz": random_slice.nifti(files, 1),
-        "nii": random_slice.nifti(random_slice.unpacked(files, tmp_path / "nii"), 1),
-        "npy": random_slice.mapped(files, tmp_path / "npy"),
+        "nii": random_slice.nifti(plain, 1),
+        "nii once": random_slice.nifti(plain, 1, once=True),
+        "npy": random_slice.mapped(arrays, once=False),
+        "npy once": random_slice.mapped(arrays, once=True),
         "MONAI": random_slice.monai(files, tmp_path / "monai"),
         random_slice.PACKED: random_slice.ours(random_slice.pack(store), cases),
     }
