@@ -77,7 +77,6 @@ def _add_prepare(verb: argparse.ArgumentParser) -> None:
 
 def _add_store(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("-o", "--output", type=Path, required=True, metavar="STORE", help="the store to make")
-    verb.add_argument("--salt-file", type=Path, metavar="FILE", help="secret bytes mixed into the pseudonyms")
     _add_case_options(verb)
     _add_engine(verb, _ONE_A_CORE)
 
@@ -167,6 +166,7 @@ def _add_labels(verb: argparse.ArgumentParser) -> None:
 
 
 def _add_case_options(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--salt-file", type=Path, metavar="FILE", help="secret bytes mixed into the pseudonyms")
     verb.add_argument(
         "--groups",
         type=Path,

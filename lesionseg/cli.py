@@ -152,6 +152,7 @@ def _check(options: argparse.Namespace) -> int:
         groups=options.groups,
         exclude=options.exclude,
         folds=options.folds,
+        salt=_salt(options.salt_file),
         workers=options.workers,
     )
     return WRONG_INPUT if wrong else DONE

@@ -18,7 +18,7 @@ from lesionseg.data.case_files import CASES, array_damage, case_folder
 from lesionseg.data.plausible import CODES, Problem, case_problems, cohort_problems, unreadable
 from lesionseg.data.pseudonyms import pseudonyms, study_pseudonym
 from lesionseg.data.records import CaseRecord, describe
-from lesionseg.data.store import MANIFEST, Store, StoreKind, read_manifest
+from lesionseg.data.store import CASE_ID, MANIFEST, Store, StoreKind, read_manifest
 from lesionseg.errors import InputError, printable
 from lesionseg.figures import Panel, contact_sheet
 from lesionseg.labels import BACKGROUND, LIVER, is_lesion, is_liver
@@ -76,6 +76,7 @@ def check(
     groups: Path | None = None,
     exclude: Sequence[str] = (),
     folds: int = USUAL_FOLDS,
+    salt: bytes = b"",
     workers: int | None = None,
 ) -> CheckResult:
     """Look at every case of a store, a LiTS folder or a table of slices; nothing is changed.
@@ -86,6 +87,7 @@ def check(
         groups: as for the doors.
         exclude: as for the doors.
         folds: the comparison planned; too few patients for it are reported.
+        salt: of the pseudonyms on the contact sheet, as `prepare` takes it.
         workers: processes, see `parallel.worker_count`.
 
     Raises:
@@ -94,7 +96,7 @@ def check(
     if not target.exists():
         expected, remedy = "a store, a LiTS folder or a slices.csv", "check the path"
         raise InputError(target, expected=expected, got="nothing", remedy=remedy, code="no-cases")
-    if (target / MANIFEST).exists() or (target / CASES).exists():
+    if _is_store(target):
         if labels or groups or exclude:
             _refuse("--labels, --groups, --exclude", "a LiTS folder or a table of slices", f"the store {target}")
         return _check_store(target, folds, workers)
@@ -107,7 +109,7 @@ def check(
         found = lits.find(target, groups=groups, exclude=exclude)
     sources, faults = found
     problems = [unreadable(fault) for fault in faults]
-    return _gather(partial(_look_at_source, kind=kind), sources, str(target), folds, workers, problems)
+    return _gather(partial(_look_at_source, kind=kind, salt=salt), sources, str(target), folds, workers, problems)
 
 
 def report(
@@ -118,10 +120,11 @@ def report(
     groups: Path | None = None,
     exclude: Sequence[str] = (),
     folds: int = USUAL_FOLDS,
+    salt: bytes = b"",
     workers: int | None = None,
 ) -> bool:
     """`check`, print all problems, write the contact sheet; true if there is an error."""
-    result = check(target, labels=labels, groups=groups, exclude=exclude, folds=folds, workers=workers)
+    result = check(target, labels=labels, groups=groups, exclude=exclude, folds=folds, salt=salt, workers=workers)
     console = Console()
     print_problems(result, console)
     if result.panels:
@@ -207,17 +210,23 @@ def _gather(
     return CheckResult(len(items), tuple(ordered), tuple(panels[key] for key in sorted(panels)))
 
 
-def _look_at_source(source: CaseSource, kind: StoreKind) -> _Looked:
+def _is_store(target: Path) -> bool:
+    """Also one that was never finished; a folder of LiTS may have one that is called as that of the cases is."""
+    cases = target / CASES
+    return (target / MANIFEST).exists() or (cases.is_dir() and any(CASE_ID.fullmatch(p.name) for p in cases.iterdir()))
+
+
+def _look_at_source(source: CaseSource, kind: StoreKind, salt: bytes) -> _Looked:
     try:
         case = to_canonical(source.read())
     except InputError as error:
         return _Looked(source.source_id, (unreadable(error),))
-    case_id, patient_id = pseudonyms(source, b"")
+    case_id, patient_id = pseudonyms(source, salt)
     record = describe(
         case,
         case_id=case_id,
         patient_id=patient_id,
-        study=study_pseudonym(case.scan.study, b""),
+        study=study_pseudonym(case.scan.study, salt),
         source_checksum="",
         warnings=case.warnings,
     )

@@ -199,8 +199,8 @@ def _same_voxels(records: Sequence[CaseRecord], where: dict[str, str]) -> list[P
 def shared_studies(records: Sequence[CaseRecord]) -> list[tuple[CaseRecord, CaseRecord, bool]]:
     """Studies under several patients: two records of each, of two patients, and whether it is a patient of two names.
 
-    It is where the study has two patients, and there are more: a UID that stands for three or for all of them is no
-    study, but what an anonymiser wrote.
+    It is where the study has two patients, and there are more, or at most half of all: an id of the slice was given in
+    the place of the patient's. A UID that stands for more of them is no study, but what an anonymiser wrote.
     """
     owners: dict[str, dict[str, CaseRecord]] = defaultdict(dict)
     for record in sorted(records, key=lambda record: record.case_id):
@@ -208,14 +208,14 @@ def shared_studies(records: Sequence[CaseRecord]) -> list[tuple[CaseRecord, Case
             owners[record.study].setdefault(record.patient_id, record)
     patients = len({record.patient_id for record in records})
     several = [list(found.values()) for found in owners.values() if len(found) > 1]
-    return [(found[0], found[1], len(found) == 2 < patients) for found in several]
+    return [(found[0], found[1], len(found) == 2 < patients or 2 * len(found) <= patients) for found in several]
 
 
 def _same_study(records: Sequence[CaseRecord], where: dict[str, str]) -> Iterator[Problem]:
     for first, second, leak in shared_studies(records):
         text = f"of the same DICOM study (StudyInstanceUID) as {where[first.case_id]}"
         if leak:
-            remedy = "give both the patient that they are of, or leave one out (`--exclude`)"
+            remedy = "give them the patient that they are of, or leave one out (`--exclude`)"
             yield _error("same-study-leak", where[second.case_id], text, remedy)
         else:
             yield _warning("same-study", where[second.case_id], text, "see that no patient has two names")

@@ -173,7 +173,8 @@ def _compared(store_path: Path, records: Collection[CaseRecord]) -> tuple[CaseRe
                 store_path,
                 expected="each DICOM study (StudyInstanceUID) under one patient",
                 got=f"one in {one.case_id} and {other.case_id} (names: {key_table_path(store_path)})",
-                remedy="give them the patient that they are of (or by `--groups`), or leave one out by `--exclude`",
+                remedy="give them the patient that they are of (or by `--groups`), leave one out by `--exclude`, or "
+                "blank a UID that an anonymiser gave to several patients",
                 code="same-study-leak",
             )
         warnings.warn(f"{one.case_id} and {other.case_id} share a StudyInstanceUID; see that no patient has two names",

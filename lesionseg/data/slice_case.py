@@ -186,7 +186,18 @@ def _label_map(row: Row, scan: Scan, values: Mapping[str, int]) -> np.ndarray:
         return _coded(row, scan)
     ids = {value: LIVER if name == "liver" else LESION_IDS[name] for name, value in values.items()}
     found = _read_mask(row.mask, scan)
-    return to_labels(found, found.shape, row.mask, (BACKGROUND, *ids), renamed=ids)
+    labels = to_labels(found, found.shape, row.mask, (BACKGROUND, *ids), renamed=ids)
+    if row.others_typed and is_lesion(labels).any() and set(np.unique(found).tolist()) <= {0, 1}:
+        raise InputError(
+            row.where,
+            expected="a lesion_type, as other rows of the table have",
+            got="an empty cell beside a mask of ones",
+            remedy="fill the cell, or leave the row out",
+            code="lesion-type",
+        )
+    if row.liver_mask is not None:
+        labels[labels == LIVER] = BACKGROUND  # as of a DICOM-SEG: the table names another
+    return labels
 
 
 def _coded(row: Row, scan: Scan) -> np.ndarray:

@@ -7,7 +7,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,6 +30,7 @@ class Row:
         image_name: the image as the table gives it.
         spacing_mm: distance of neighbouring rows and of neighbouring columns.
         window_hu: what black and white of a PNG stand for.
+        others_typed: rows of the table have a lesion type.
     """
 
     where: str
@@ -41,17 +42,19 @@ class Row:
     liver_mask: Path | None
     spacing_mm: tuple[float, float] | None
     window_hu: tuple[float, float] | None
+    others_typed: bool = False
 
 
 def read_rows(table: Path) -> tuple[list[Row], list[InputError]]:
     """Read the table: the rows without fault, and the first fault of each other row.
 
     Paths are relative to the folder of the table. Columns of other names are passed over, unless they look like a known
-    one misspelt.
+    one misspelt, or hold what a known one would that is missing.
     """
     try:
         header, lines = read_table(table)
         _check_columns(table, header)
+        _check_strays(table, header, lines)
     except InputError as error:
         return [], [error]
     rows, problems = [], []
@@ -62,7 +65,8 @@ def read_rows(table: Path) -> tuple[list[Row], list[InputError]]:
             problems.append(error)
     if not lines:
         problems.append(_wrong(str(table), "at least one slice", "a header alone", "list the slices", "table-columns"))
-    return rows, problems
+    typed = any(row.lesion_type for row in rows)
+    return [replace(row, others_typed=typed) for row in rows], problems
 
 
 def _check_columns(table: Path, header: Sequence[str]) -> None:
@@ -77,6 +81,23 @@ def _check_columns(table: Path, header: Sequence[str]) -> None:
             "correct the header",
             "table-columns",
         )
+
+
+def _check_strays(table: Path, header: Sequence[str], lines: Sequence[tuple[int, dict[str, str]]]) -> None:
+    """Raise `InputError` where a column of another name holds what `lesion_type` or `liver_mask` would tell."""
+    for name in header:
+        cells = {row[name] for _, row in lines} - {""}
+        if name in (*REQUIRED, *OPTIONAL):
+            continue
+        if any(cell.lower() in LESION_TYPES for cell in cells):
+            known = "lesion_type"
+        elif "liver" in name.lower() and any(os.path.isfile(table.parent / cell) for cell in cells):
+            known = "liver_mask"
+        else:
+            continue
+        if known not in header:
+            raise _wrong(str(table), f"the column {known}", f"its cells in {name}", f"name it {known}, or remove it",
+                         "table-columns")  # fmt: skip
 
 
 def _row(folder: Path, where: str, cells: dict[str, str]) -> Row:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,6 +64,8 @@ def read_nifti(path: Path, *, strict: bool = False) -> tuple[Scan, tuple[str, ..
             "kept out of every figure in mm",
         )
     spacing_mm = None if affine is None else spacing_of(affine)
+    if volume.is_plane and spacing_mm is not None:
+        spacing_mm = (math.nan, *spacing_mm[1:])  # a header of two axes states no thickness
     return Scan(hu, stem(path), spacing_mm, affine, generated), warnings
 
 
@@ -158,6 +161,7 @@ class _Volume(NamedTuple):
         shape: (D, H, W).
         affine: LPS, of the turned array; None: the header gives none or the identity.
         generated: by `lesionseg phantom`.
+        is_plane: the file has two axes.
         planes: D slices (H, W) in their own or, where the header scales them, float type; each takes the place of the
             one before. The last one comes before the end of the file is read and its checksum seen.
     """
@@ -165,6 +169,7 @@ class _Volume(NamedTuple):
     shape: tuple[int, int, int]
     affine: np.ndarray | None
     generated: bool
+    is_plane: bool
     planes: Iterator[np.ndarray]
 
 
@@ -175,7 +180,7 @@ def _opened(path: Path) -> Iterator[_Volume]:
         shape = _shape(image, path)
         affine = _affine(image.header, shape, path)
         generated = bytes(image.header["descrip"]).rstrip(b"\0") == PHANTOM_MARK.encode()
-        yield _Volume(shape, affine, generated, _planes(image, stream, shape))
+        yield _Volume(shape, affine, generated, len(image.shape) == 2, _planes(image, stream, shape))
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from lesionseg.errors import InputError
 from lesionseg.writing import whole
@@ -14,14 +14,14 @@ from lesionseg.writing import whole
 def read_png_labels(path: Path) -> np.ndarray:
     """Read a label map.
 
-    Grey values and palette indices are the labels as they stand; a 1-bit file gives 0 and 1; colour counts only where
-    its three channels are equal.
+    Grey values, and indices of a palette of colours, are the labels as they stand; a palette of greys stands for its
+    greys; a 1-bit file gives 0 and 1; colour counts only where its three channels are equal.
 
     Returns:
         uint8 or uint16, (1, H, W).
 
     Raises:
-        InputError: unreadable, coloured, or see-through.
+        InputError: unreadable, coloured, see-through, or turned by its EXIF data.
     """
     return _read(path, palette_is_label=True)[0]
 
@@ -33,7 +33,8 @@ def read_png_image(path: Path, window_low_hu: float, window_high_hu: float) -> n
         Hounsfield units rounded to int16, (1, H, W); clipped to the window, as the file is.
 
     Raises:
-        InputError: unreadable, coloured, see-through, or a window that is empty or beyond int16.
+        InputError: unreadable, coloured, see-through, turned by its EXIF data, or a window that is empty or beyond
+            int16.
     """
     if not -32768 <= window_low_hu < window_high_hu <= 32767:
         raise InputError(
@@ -62,8 +63,12 @@ def _read(path: Path, *, palette_is_label: bool) -> tuple[np.ndarray, int]:
         with Image.open(path, formats=["PNG"]) as file:
             is_palette = file.mode == "P"
             seen_through = "transparency" in file.info and not (palette_is_label and is_palette)
-            image = file.convert("RGB") if is_palette and not palette_is_label else file
+            image: Image.Image = file
+            if is_palette:  # of greys alone: the file of a grey image, made smaller; its indices mean nothing
+                colours = file.convert("RGB")
+                image = file if palette_is_label and np.ptp(np.asarray(colours), axis=2).any() else colours
             mode, pixels = image.mode, np.asarray(image)
+            turned = file.getexif().get(ExifTags.Base.Orientation, 1) != 1
         depth = path.read_bytes()[24]  # bits of a sample, in the header chunk that comes first
     except Exception as error:  # Pillow answers malformed bytes with OSError, SyntaxError, ValueError, zlib.error, …
         raise InputError(
@@ -73,6 +78,14 @@ def _read(path: Path, *, palette_is_label: bool) -> tuple[np.ndarray, int]:
             remedy="copy or export the file again",
             code="unreadable",
         ) from error
+    if turned:  # some viewers show it turned, some as it is stored, and a mask is drawn on what is seen
+        raise InputError(
+            path,
+            expected="pixels stored as they are shown",
+            got="an EXIF orientation that turns them",
+            remedy="save the image without it",
+            code="png-turned",
+        )
     white = 65535 if depth == 16 else 255
     got = ""
     if pixels.ndim == 3:  # (H, W, C): grey + alpha, colour, colour + alpha

@@ -11,11 +11,13 @@ from made_cases import cohort, made, source
 from PIL import Image
 from rich.console import Console
 
+from lesionseg.cli import main
 from lesionseg.data import check as checking
 from lesionseg.data.check import CheckResult, check, largest_lesion_slice, print_problems, report
 from lesionseg.data.plausible import Problem, case_problems, cohort_problems
 from lesionseg.data.prepare import prepare
 from lesionseg.data.records import describe
+from lesionseg.data.store import Store
 from lesionseg.errors import InputError
 from lesionseg.scan import Case, Scan
 
@@ -132,6 +134,9 @@ def test_cohort(tmp_path):
     assert cohort_codes(studies, 3) == [("same-study-leak", "place of c1")]
     anonymised = [msgspec.structs.replace(record, study="s1") for record in sound]
     assert cohort_codes(anonymised, 3) == [("same-study", "place of c1")]
+    by_slice = records_of(tmp_path, *((f"p{i}", made(i)) for i in range(6)))
+    by_slice = [msgspec.structs.replace(record, study=f"s{i // 3}") for i, record in enumerate(by_slice)]
+    assert [code for code, _ in cohort_codes(by_slice, 3)] == ["same-study-leak"] * 2
     same = [msgspec.structs.replace(record, patient_id="p0") for record in studies[:2]]
     assert cohort_codes([*same, studies[2]], 2) == []
     generated = made(0)
@@ -211,6 +216,20 @@ def test_a_lits_folder(tmp_path):
         check(tmp_path / "absent")
     (tmp_path / "empty").mkdir()
     assert [p.code for p in check(tmp_path / "empty").problems] == ["no-cases"]
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "lits").rename(tmp_path / "moved" / "cases")  # as a store calls its own
+    assert [p.code for p in check(tmp_path / "moved", workers=1).problems] == [p.code for p in findings.problems]
+
+
+def test_pseudonyms_are_those_of_the_store_that_a_salt_makes(tmp_path, phantom_root):
+    root = phantom_root / "lits"
+    (tmp_path / "salt").write_bytes(b"secret")
+    salt = ["--salt-file", str(tmp_path / "salt")]
+    assert main(["prepare", "lits", str(root), "--output", str(tmp_path / "store"), *salt]) == 0
+    shown = {panel.title.split()[0] for panel in check(root, salt=b"secret", workers=1).panels}
+    assert shown <= {record.case_id for record in Store.open(tmp_path / "store").records}
+    assert not shown & {panel.title.split()[0] for panel in check(root, workers=1).panels}
+    assert main(["check", str(root), "--output", str(tmp_path / "sheet.png"), *salt]) == 0
 
 
 @pytest.mark.parametrize(

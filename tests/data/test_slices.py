@@ -1,5 +1,6 @@
 import pickle
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import highdicom as hd
 import nibabel as nib
@@ -231,6 +232,47 @@ def test_spacing_of_the_table_agrees_with_the_image(folder, cell, spacing):
     with pytest.raises(InputError, match=r"slices\.csv:2.*0\.8 x 0\.7.*got 0\.75 x 0\.75") as error:
         read_one(folder, f"{head}0.75\n")
     assert error.value.code == "spacing"
+
+
+def test_a_type_that_was_forgotten_makes_no_cyst(folder):
+    """A mask of ones in a table of binary ones; of zeros, or a map of several types, it may stand."""
+    write_png(folder / "one.png", spot((2, 2)))
+    write_png(folder / "none.png", spot((2, 2), value=0))
+    head = "patient_id,image,mask,liver_mask,lesion_type\np1,img/b.dcm,meta.png,liver.png,metastasis\n"
+    for mask, told in (("one.png", True), ("none.png", False), ("map.png", False)):
+        sources = slices.cases(write(folder, f"{head}p2,img/a.dcm,{mask},liver.png,\n"))
+        read = next(source for source in sources if source.source_id == "img/a.dcm").read
+        if told:
+            with pytest.raises(
+                InputError, match=r"slices\.csv:3: expected a lesion_type, as other rows .* have"
+            ) as error:
+                read()
+            assert error.value.code == "lesion-type"
+        else:
+            read()
+    assert read_one(folder, "patient_id,image,mask,liver_mask\np2,img/a.dcm,one.png,liver.png\n")
+
+
+@pytest.mark.parametrize(
+    ("column", "cell", "known"),
+    [("type", "metastasis", "lesion_type"), ("liver", "liver.png", "liver_mask"), ("comment", "liver.png", None)],
+)
+def test_a_column_that_holds_what_a_known_one_would_is_told(folder, column, cell, known):
+    _, problems = found(folder, f"patient_id,image,mask,{column}\np1,img/a.dcm,cyst.png,{cell}\n",
+                        predict_liver=SimpleNamespace(identity="none"))  # fmt: skip
+    told = [problem for problem in problems if problem.code == "table-columns"]
+    assert len(told) == (known is not None)
+    if known:
+        assert f"expected the column {known}; got its cells in {column}; name it {known}, or remove it" in str(told[0])
+
+
+def test_the_liver_of_the_table_takes_the_place_of_that_of_the_map(folder):
+    wide = np.ones_like(LIVER_MASK)
+    wide[2, 2] = 2
+    write_png(folder / "wide.png", wide)
+    text = "patient_id,image,mask,liver_mask\np1,img/a.dcm,wide.png,liver.png\n"
+    case = read_one(folder, text, labels={"liver": 1, "cyst": 2})
+    np.testing.assert_array_equal(case.labels, expected(cyst=(2, 2)))
 
 
 def test_a_comma_of_decimals_is_not_one_between_two_spacings(folder):

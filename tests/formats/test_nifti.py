@@ -108,6 +108,8 @@ def test_gzip_is_known_by_its_bytes_not_by_the_name(tmp_path):
 def test_slices_and_single_frames_are_put_right(tmp_path, shape, read):
     scan, _ = read_nifti(save(tmp_path / "a.nii", voxels(shape)))
     assert scan.hu.shape == read
+    assert np.isnan(scan.spacing_mm[0]) == (len(shape) == 2)  # two axes state no thickness
+    assert scan.spacing_mm[1:] == pytest.approx(np.linalg.norm(scan.affine[:3, 1:3], axis=0))
     np.testing.assert_array_equal(scan.hu.ravel(), voxels(shape).T.ravel())
 
 

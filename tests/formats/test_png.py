@@ -38,6 +38,29 @@ def test_labels_of_every_kind_of_file(tmp_path):
         np.testing.assert_array_equal(read_png_labels(tmp_path / name), expected[None], err_msg=name)
 
 
+def test_a_palette_of_greys_stands_for_its_greys(tmp_path):
+    """As programs that make files smaller write it: the indices are another order of the values."""
+    labels = np.array([[0, 2], [3, 0]], np.uint8)
+    indexed = Image.fromarray(np.array([[2, 1], [0, 2]], np.uint8), "P")
+    indexed.putpalette([value for grey in (3, 2, 0) for value in [grey] * 3])
+    indexed.save(tmp_path / "small.png")
+    Image.fromarray(labels).quantize(8).save(tmp_path / "quantized.png")
+    for name in ("small.png", "quantized.png"):
+        np.testing.assert_array_equal(read_png_labels(tmp_path / name), labels[None])
+
+
+def test_a_file_that_viewers_turn_is_refused(tmp_path):
+    exif = Image.Exif()
+    for orientation in (6, 1):
+        exif[0x0112] = orientation
+        Image.fromarray(GREY).save(tmp_path / f"{orientation}.png", exif=exif)
+    for read in (read_png_labels, lambda path: read_png_image(path, -100, 100)):
+        with pytest.raises(InputError, match="an EXIF orientation that turns them") as error:
+            read(tmp_path / "6.png")
+        assert error.value.code == "png-turned"
+        read(tmp_path / "1.png")
+
+
 @pytest.mark.parametrize(("array", "white"), [(GREY, 255), (GREY.astype(np.uint16) * 2000, 65535)])
 def test_the_window_maps_black_and_white(tmp_path, array, white):
     array = array.copy()
