@@ -161,7 +161,7 @@ def patient_bootstrap(
         spread = variance_of(sums)
         low, high = seeded_intervals(value, draws, spread, len(sums.sums))
         low[RATE], high[RATE] = rate_interval(value[RATE], spread.total[RATE], spread.patients[RATE], spread.df[RATE])
-        counts = np.rint(sums.counts.sum(axis=1).mean(axis=0)).astype(int)
+        counts = np.floor(sums.counts.sum(axis=1).mean(axis=0) + 0.5).astype(int)
         part = {"estimate": value, "low": np.maximum(low, 0), "high": np.minimum(high, LARGEST), "n": counts}
         if base is None or base_draws is None or name == baseline:
             none = np.full(len(FIGURES), np.nan)

@@ -121,6 +121,17 @@ def test_seeds_are_averaged_after_pooling() -> None:
     assert estimates(sums) == pytest.approx([0.5, (0.4 + 1 / 3) / 2, 3 / 4, 2 / 4, 2 / 3, (3 / 4 + 1 / 4) / 2])
 
 
+def test_n_is_rounded_up_from_the_middle_of_two_seeds() -> None:
+    """Two slices in one and three in the other; none and one lesion found."""
+    first, other = SLICES.drop(index=[2, 3]), SLICES.drop(index=3).assign(seed=1)
+    found = LESIONS.drop(index=[0, 1]).assign(seed=1)
+    sums = patient_sums(
+        pd.concat([first, other]), pd.concat([LESIONS[LESIONS.found == 0], found]), ["a", "b", "c"], [0, 1]
+    )
+    table = patient_bootstrap({"row": sums}, None, n=20).set_index("figure")
+    assert (table.n["dice1"], table.n["accuracy_found"]) == (3, 1)
+
+
 def test_unlisted_patients_are_an_error() -> None:
     with pytest.raises(ValueError, match=r"^the tables hold a patient or a seed that is not listed$"):
         patient_sums(SLICES, LESIONS, ["a", "b"], [0])

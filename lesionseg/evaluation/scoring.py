@@ -160,6 +160,9 @@ def slice_tables(
 
     With one type all lesion classes are taken for it.
     """
+    slices = tuple(slices)
+    if not slices:  # the reference has no liver; torchmetrics would warn of figures without a slice
+        return SliceTables((), ())
     figures = LesionFigures(types)
     most = 2 if len(types) == 1 else 1 + len(types)
     for index in slices:

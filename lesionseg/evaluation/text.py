@@ -46,6 +46,8 @@ VOLUME_DEFINITIONS = f"""\
   A predicted and a reference lesion are one where intersection over union is at least {MIN_IOU}, one to one. Recall:
   share of the reference lesions (n) so paired; precision: share of the predicted lesions (n); F1: their harmonic mean,
   n the lesions of both. Pooled over all cases.
+  In `lesions.csv`, `partner` is the id of the lesion so paired (0: none), `iou` the largest with any lesion of the
+  other side, `overlap` the share of the lesion's voxels that the other side calls lesion.
 - **any overlap**: a reference lesion is found where a predicted lesion holds one of its voxels; a predicted lesion is
   right where it holds a voxel of a reference lesion.
 - **tumour burden**: lesion volume over liver volume, lesions included (0 where no liver is found); the error is

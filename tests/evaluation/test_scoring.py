@@ -12,6 +12,7 @@ from lesionseg.evaluation.scoring import (
     Burden,
     CaseScore,
     Elsewhere,
+    SliceTables,
     score_case,
     slice_tables,
     surface_distance_mm,
@@ -173,6 +174,12 @@ def test_rows_of_lesions():
 def test_a_reference_lesion_has_the_type_of_most_of_its_voxels_and_may_have_none():
     rows = scored(map_of(NONE + " ......"), map_of("3322.. ...... 5.....")).lesions
     assert [row["type"] for row in rows] == ["cyst", "lesion"]  # a tie: the lower id
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_case_whose_reference_has_no_liver_adds_no_slice():
+    empty = np.zeros((2, 8, 8), np.uint8)
+    assert slice_tables(empty, empty, [], ["lesion"]) == SliceTables((), ())
 
 
 @pytest.mark.parametrize("types", [TYPES, ("lesion",)])
