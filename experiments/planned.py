@@ -13,6 +13,7 @@ What else may be wrong with an option, `lesionseg fit` says.
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -27,13 +28,18 @@ from lesionseg.arguments import parser
 from lesionseg.command_line import read_configs, read_yaml
 from lesionseg.data import slices
 from lesionseg.data.folds import split
-from lesionseg.data.store import Store
+from lesionseg.data.store import Store, read_manifest
 from lesionseg.errors import InputError, some
 from lesionseg.request import words
-from lesionseg.runs import RUN_FILE, RunInfo
+from lesionseg.runs import CONFIG_FILE, RUN_FILE, RunInfo, left_by_fit
 from lesionseg.schedules import FreezeSchedule
 
 SCHEDULES = Path(__file__).parent / "schedules"
+#: Settings that must be alike in a comparison, by their dotted keys (`lesionseg.run_identity`, which loads torch).
+_COUNTS = re.compile(
+    r"schedule\.|data\.(?!store|fold$|seed|num_workers)|model\.init_args\.(?!weights|compile|channels_last)"
+    r"|trainer\.(max_epochs|limit_train_batches|precision|gradient_clip_val|accumulate_grad_batches)$"
+)
 
 
 def check_schedule(name: str, options: Sequence[str]) -> None:
@@ -83,24 +89,32 @@ def check_comparison(root: Path, rows: Sequence[str], seeds: Sequence[int], opti
     """Refuse a grid that could not be compared with what else lies in its folder, before anything is trained.
 
     Raises:
-        InputError: runs that are not asked for are unfinished, or have another number of folds or epochs; or rows will
-            differ in their folds and seeds.
+        InputError: runs that are not asked for are unfinished, of other data, or of other settings as far as they are
+            given; or rows will differ in their folds and seeds.
     """
-    folds, epochs = setting(options, "data", "folds"), setting(options, "trainer", "max_epochs")
+    folds, path = setting(options, "data", "folds"), setting(options, "data", "store")
     if not isinstance(folds, int):
         return
+    store = None if path is None else read_manifest(Path(str(path))).manifest_sha256
     cells = {row: set(product(range(folds), seeds)) for row in rows}
-    unfit = []
+    unfit: dict[str, list[str]] = {}
     for folder in sorted(path.parent for path in root.glob(f"*/fold*-seed*/{RUN_FILE}")):
         info, held = RunInfo.read(folder), cells.setdefault(folder.parent.name, set())
         if (info.fold, info.seed) in held:
             continue  # asked for, so trained anew where it is another
         held.add((info.fold, info.seed))
-        if info.state != "finished" or info.folds != folds or (isinstance(epochs, int) and info.epochs != epochs):
-            unfit.append(str(folder.relative_to(root)))
+        reason = ""
+        if info.state != "finished":
+            reason = "unfinished"
+        elif store not in (None, info.store_sha256):
+            reason = "other data"
+        elif other := other_settings(folder, info.name, info.name in rows, options):
+            reason = f"other {some(other, 3)}"
+        if reason:
+            unfit.setdefault(reason, []).append(str(folder.relative_to(root)))
     if unfit:
-        raise InputError(root, expected="nothing beside the grid that cannot be compared with it",
-                         got=f"{some(unfit, 3)}, unfinished or of other folds or epochs",
+        got = "; ".join(f"{some(folders, 3)} ({reason})" for reason, folders in unfit.items())
+        raise InputError(root, expected="nothing beside the grid that cannot be compared with it", got=got,
                          remedy="ask for them too, move them away, or name another NAME=")  # fmt: skip
     held_by_any = set().union(*cells.values())
     every = set(product({fold for fold, _ in held_by_any}, {seed for _, seed in held_by_any}))
@@ -109,6 +123,44 @@ def check_comparison(root: Path, rows: Sequence[str], seeds: Sequence[int], opti
         raise InputError(root, expected="every fold with every seed in every row",
                          got=f"fewer in {', '.join(fewer)} (seeds of all rows: {has})",
                          remedy="ask for these rows and all those seeds, or name another NAME=")  # fmt: skip
+
+
+def other_settings(folder: Path, row: str, asked: bool, options: Sequence[str]) -> list[str]:
+    """Keys of the numbers and words that a finished run had otherwise than the cells of a grid will have them.
+
+    Args:
+        folder: of the run.
+        row: its name, which may be that of a file of experiments/schedules.
+        asked: cells of this row will be trained, so that its schedule counts.
+        options: of every cell. What the file of the row sets as well is not looked at: which comes later is not known.
+    """
+    if not (folder / CONFIG_FILE).exists():
+        return []
+    held = _settings(left_by_fit(folder, CONFIG_FILE, read_yaml))
+    given, path = _given(options), SCHEDULES / f"{row}.yaml"
+    of_row = _given(["--config", str(path)]) if path.is_file() else {}
+    alike = {key: given.get(key, of_row.get(key)) for key in given.keys() ^ of_row.keys() if asked or key in given}
+    return sorted(key for key in alike.keys() & held.keys() if _COUNTS.match(key) and alike[key] != held[key])
+
+
+def _given(cell: Sequence[str]) -> dict[str, Any]:
+    """What a command line and its YAML files set, by dotted key."""
+    configs, given = read_configs(cell), dict[str, Any]()
+    for option, word in pairwise(words(cell)):
+        if option in ("-c", "--config"):
+            given |= _settings(configs[word])
+        elif option.startswith("--"):
+            given |= _settings({option[2:]: _value(word)})
+    return given
+
+
+def _settings(tree: Any) -> dict[str, Any]:
+    """Nested settings by dotted key; when each block trains is one of them."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items() if isinstance(tree, dict) else ():
+        below = isinstance(value, dict) and key != "trains"
+        found |= {f"{key}.{name}": leaf for name, leaf in _settings(value).items()} if below else {key: value}
+    return found
 
 
 def check_against(root: Path, rows: Sequence[str], against: str) -> None:
@@ -145,11 +197,15 @@ def setting(cell: Sequence[str], group: str, key: str) -> Any:
             held = configs[word].get(group)
             value = held.get(key, value) if isinstance(held, dict) else value
         elif option == f"--{group}.{key}":
-            try:
-                value = read_yaml(word)
-            except yaml.YAMLError:
-                value = word
+            value = _value(word)
     return value
+
+
+def _value(word: str) -> Any:
+    try:
+        return read_yaml(word)
+    except yaml.YAMLError:
+        return word
 
 
 def main() -> int:

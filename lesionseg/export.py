@@ -20,7 +20,7 @@ from lesionseg.statistics import FIGURES, PRIMARY, estimates, patient_sums
 #: Said of a model whose schedule the comparison chose.
 OPTIMISTIC = "chosen on the test folds: its own figures there are optimistic"
 #: What the nets of an ensemble share: they are folds and seeds of one schedule.
-_ALIKE = {"name": "schedule", **SHARED, **SHARED_STARTS}
+_ALIKE = {"name": "schedule", **SHARED, **SHARED_STARTS, "row_sha256": "settings, fold and seed apart,"}
 
 
 def export(liver: Path, lesions: Sequence[Path], output: Path, *, selected: dict[str, Any] | None = None) -> Model:

@@ -27,7 +27,7 @@ SHARED = {
 #: What every run of a row must share, and all rows that have any: `baseline` has no LiTS weights, `from_scratch` none.
 SHARED_STARTS = {"encoder_weights": "weights of the encoder", "weights_sha256": "pretrained weights"}
 
-_CELL = re.compile(r"fold(\d+)-seed(\d+)")
+_CELL = re.compile(r"fold(0|[1-9]\d*)-seed(0|[1-9]\d*)")
 _OWN_ROOT = "keep runs of another kind in a folder of their own, or run these cells again"
 
 
@@ -165,6 +165,9 @@ def _refuse_mixed(root: Path, runs: list[RunResult]) -> None:
         _refuse_two(root, meaning, [start for start in starts if start[0] is not None])
         for row in {run.info.name for run in runs}:
             _refuse_two(root, f"{meaning} in every fold and seed", [s for s in starts if s[1].info.name == row])
+    for row in sorted({run.info.name for run in runs}):
+        settings = [(run.info.row_sha256, run) for run in runs if run.info.name == row]
+        _refuse_two(root, f"settings, fold and seed apart, of {row}", settings)
 
 
 def _refuse_two(root: Path, meaning: str, values: Sequence[tuple[object, RunResult]]) -> None:

@@ -29,18 +29,21 @@ _TINY = np.finfo(np.float32).tiny
 
 
 def calibrate_votes(runs: Sequence[tuple[Path, RunInfo]], model: Model) -> tuple[float, dict[str, Any]]:
-    """Temperature of the type votes from the inner validation of every run, each predicted by its own net."""
+    """Temperature of the type votes from the inner validation of every run, each predicted by its own net.
+
+    Cases that the start of a run has learned from are passed over: votes on them are surer than on new ones.
+    """
     if len(model.lesion_types) < 2:
         return 1.0, {"reason": "the nets name no types"}
     lesions: list[TypedLesion] = []
     cases, predicted = 0, 0
     store = training_store(*runs[0])  # that of all: they name the same checksum
     for (folder, info), net in zip(runs, model.lesions, strict=True):
-        held_out = inner_validation(folder, store)
+        held_out = [case for case in inner_validation(folder, store) if case.case_id not in info.known_before]
         typed, n = _held_out_lesions(net, store, held_out, info.fold, model.thresholds)
         lesions, cases, predicted = lesions + typed, cases + len(held_out), predicted + n
     if not cases:
-        return 1.0, {"reason": "the runs set no inner validation aside"}
+        return 1.0, {"reason": "the runs set no inner validation aside that their nets have not learned from"}
     temperature, record = calibrate(lesions, model.lesion_types)
     if "reason" not in record:
         record["without_true_type"] = predicted - len(lesions)
@@ -64,7 +67,7 @@ def training_store(run: Path, info: RunInfo) -> Store:
 
 
 def inner_validation(run: Path, store: Store) -> list[CaseRecord]:
-    """The cases that steered the training of a run, but that no weights learned from."""
+    """The cases that steered the training of a run and that it did not learn from; its start may have."""
     return left_by_fit(run, SPLIT_FILE, lambda text: [store.record(case) for case in Split.from_json(text).validation])
 
 

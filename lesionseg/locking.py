@@ -51,7 +51,7 @@ def one_at_a_time(folder: Path, name: str, busy: InputError) -> Iterator[None]:
         yield
     finally:
         try:
-            if new and [path.name for path in folder.iterdir()] == [name]:
+            if new and folder.is_dir() and [path.name for path in folder.iterdir()] == [name]:
                 shutil.rmtree(folder)  # while it is held: who holds it next would stand in a folder that goes
         finally:
             lock.release()

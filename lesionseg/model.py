@@ -13,18 +13,18 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from glob import escape
 from pathlib import Path
 from typing import Any
 
 from lesionseg.errors import InputError, some
 from lesionseg.labels import TARGETS
+from lesionseg.locking import one_at_a_time
 from lesionseg.model_net import Net, refused
 from lesionseg.provenance import provenance
 from lesionseg.scan import Scan, canonical_axes
@@ -37,7 +37,8 @@ MODEL_FORMAT = 3
 MOST_NETS = 100
 #: Of a model folder.
 _FILES = re.compile(rf"{re.escape(MODEL_FILE)}|liver\.safetensors|lesion-\d+\.safetensors")
-_PARTIAL = ".lesionseg-partial"
+#: In the folder beside it.
+_LOCK, _NEW, _OLD = ".lock", "new", "old"
 
 
 @dataclass(frozen=True)
@@ -139,26 +140,19 @@ class Model:
         back.
 
         Raises:
-            InputError: the folder holds something else.
+            InputError: the folder holds something else, or another process is at work on it.
         """
         folder = folder.resolve()  # `.` has no name of its own
-        _restore(folder)
         _refuse_other_files(folder)
-        partial, old = folder.with_name(f".{folder.name}.{os.getpid()}{_PARTIAL}"), _aside(folder)
-        for left in (old, *folder.parent.glob(f".{escape(folder.name)}.*{_PARTIAL}")):  # by a killed process
-            shutil.rmtree(left, ignore_errors=True)
-        partial.mkdir(parents=True)
-        try:
+        with _work_beside(folder) as beside:
+            new = beside / _NEW
+            new.mkdir()
             for name, net in self._files():
-                (partial / name).write_bytes(net.to_bytes())
-            (partial / MODEL_FILE).write_text(self._text)
+                (new / name).write_bytes(net.to_bytes())
+            (new / MODEL_FILE).write_text(self._text)
             if folder.exists():  # a folder with files cannot be replaced in one step
-                folder.rename(old)
-            partial.rename(folder)
-        finally:
-            _restore(folder)
-            shutil.rmtree(partial, ignore_errors=True)
-            shutil.rmtree(old, ignore_errors=True)
+                folder.rename(beside / _OLD)
+            new.rename(folder)
 
     @classmethod
     def load(cls, folder: Path) -> Model:
@@ -169,7 +163,7 @@ class Model:
         """
         path = folder / MODEL_FILE
         try:
-            _restore(folder)
+            _put_back(folder.resolve())
             content = json.loads(path.read_text(), parse_float=_finite, parse_constant=_finite)
             if content["format"] != MODEL_FORMAT:
                 raise ValueError(f"format {content['format']}, this version reads {MODEL_FORMAT}")
@@ -232,16 +226,40 @@ class Model:
         return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
 
-def _aside(folder: Path) -> Path:
-    """Where `save` keeps the earlier model while the new one takes its place."""
-    return folder.with_name(f".{folder.name}.lesionseg-old")
+def _beside(folder: Path) -> Path:
+    """Where `save` makes the new model, and keeps the earlier one while the new one takes its place."""
+    return folder.with_name(f".{folder.name}.lesionseg")
+
+
+@contextmanager
+def _work_beside(folder: Path) -> Iterator[Path]:
+    """That folder, empty, for one process at a time. In the end the earlier model is back if none took its place."""
+    beside = _beside(folder)
+    busy = InputError(folder, expected="one process at a time that makes a model", got="another at work",
+                      remedy="wait until it ends, or name another folder")  # fmt: skip
+    with one_at_a_time(beside, _LOCK, busy):
+        try:
+            _restore(folder)  # a killed process may have left one
+            yield beside
+        finally:
+            _restore(folder)
+            shutil.rmtree(beside)
 
 
 def _restore(folder: Path) -> None:
-    """Put back the earlier model where `save` ended between moving it aside and putting the new one in place."""
-    folder = folder.resolve()
-    if not folder.exists() and _aside(folder).is_dir():
-        _aside(folder).rename(folder)
+    """Put the earlier model back where none is in its place, and remove what else lies beside."""
+    beside = _beside(folder)
+    if not folder.exists() and (beside / _OLD).is_dir():
+        (beside / _OLD).rename(folder)
+    for left in (beside / _OLD, beside / _NEW):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _put_back(folder: Path) -> None:
+    """`_restore`, where `save` ended between its two steps."""
+    if not folder.exists() and (_beside(folder) / _OLD).is_dir():
+        with _work_beside(folder):
+            pass
 
 
 def _refuse_other_files(folder: Path) -> None:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 import yaml
@@ -22,9 +23,7 @@ _MOST_NESTED, _MOST_SETTINGS = 4, 1 << 20
 
 def request_sha256(args: Sequence[str]) -> str:
     """Hash of a command line with every path replaced by what lies there, and of the package's own source."""
-    digest = hashlib.sha256()
-    for source in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(source.read_bytes())
+    digest = hashlib.sha256(source_sha256().encode())
     typed = words(args)
     for option, value in zip(["", *typed], [*typed, ""], strict=True):
         if option in _IGNORED or value in _IGNORED:
@@ -32,6 +31,15 @@ def request_sha256(args: Sequence[str]) -> str:
         digest.update(os.fsencode(value) + b"\0")
         for path in _files(value):
             digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+@cache
+def source_sha256() -> str:
+    """Hash of the package's own source, as it was when this process first asked."""
+    digest = hashlib.sha256()
+    for source in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(source.read_bytes())
     return digest.hexdigest()
 
 

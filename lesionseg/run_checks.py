@@ -15,6 +15,7 @@ from pytorch_lightning.callbacks import (
     StochasticWeightAveraging,
     WeightAveraging,
 )
+from pytorch_lightning.utilities import rank_zero_warn
 
 from lesionseg.data.datamodule import LesionDataModule
 from lesionseg.data.folds import Split
@@ -24,7 +25,7 @@ from lesionseg.schedules import FreezeSchedule
 
 
 def with_training_cases(run: RunInfo, data: LesionDataModule, weights: Path | None) -> RunInfo:
-    """The run with the voxel hashes of all that trains it, its start included.
+    """The run with the voxel hashes of all that trains it, its start included; a look at what the start has seen.
 
     Args:
         run: without them.
@@ -34,18 +35,23 @@ def with_training_cases(run: RunInfo, data: LesionDataModule, weights: Path | No
     Raises:
         InputError: a test case is among them.
     """
-    start = finished_run(weights).trained_on if weights else ()
-    parts = data.split
-    seen = {*start, *(scan for case in (*parts.train, *parts.validation) for scan in data.records[case].scans)}
-    known = [case for case in parts.test if data.records[case].scans & seen]
-    if known:
+    start = frozenset(finished_run(weights).trained_on if weights else ())
+    parts, scans = data.split, {case: record.scans for case, record in data.records.items()}
+    seen = start.union(*(scans[case] for case in (*parts.train, *parts.validation)))
+    if known := [case for case in parts.test if scans[case] & seen]:
         raise InputError(
             data.path,
             expected="test cases that the net never saw",
             got=f"{len(known)} that it was trained on ({some(known, 3)})",
             remedy="leave them out of the pretraining: lesionseg prepare lits --exclude",
         )
-    return replace(run, trained_on=tuple(sorted(seen)))
+    if before := [case for case in parts.validation if scans[case] & start]:
+        rank_zero_warn(
+            f"{len(before)} of {len(parts.validation)} cases of the inner validation have trained the net that this "
+            "one starts from: what it steers is too sure of itself, and no temperature is fitted on them; leave them "
+            "out of the pretraining: lesionseg prepare lits --exclude"
+        )
+    return replace(run, trained_on=tuple(sorted(seen)), known_before=tuple(before))
 
 
 def refuse_callbacks(callbacks: Iterable[pl.Callback]) -> None:

@@ -37,7 +37,7 @@ from lesionseg.run_checks import (
 from lesionseg.run_folder import claimed, held_run, refuse_foreign, set_aside
 from lesionseg.run_identity import describe_run
 from lesionseg.run_weights import LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, checkpoint_to_continue
-from lesionseg.runs import CONFIG_FILE, SPLIT_FILE, RunInfo
+from lesionseg.runs import CONFIG_FILE, SPLIT_FILE, RunInfo, finished_run
 from lesionseg.tasks.base import SegmentationTask
 from lesionseg.trainer import Trainer, refuse_limits
 from lesionseg.writing import remove_parts, write_text
@@ -149,7 +149,7 @@ class RunCLI(LightningCLI):
             if held.state == "finished":
                 rank_zero_only(RunInfo.write)(replace(held, request_sha256=self.run.request_sha256), self.run_dir)
                 raise RunIsDone(self.run_dir)
-            self.checkpoint = checkpoint_to_continue(self.run_dir)
+            self.checkpoint = checkpoint_to_continue(self.run_dir, self.run.fingerprint)
         if self.checkpoint is not None:
             torn = self.checkpoint.name != LAST_CHECKPOINT.name
             which = f"the checkpoint before, as {LAST_CHECKPOINT} cannot be read" if torn else "its last checkpoint"
@@ -189,7 +189,7 @@ class RunCLI(LightningCLI):
         except (MisconfigurationException, TypeError, ValueError, RuntimeError, ImportError) as error:
             got = " ".join(str(error).split())
             raise InputError("trainer", expected="settings for this machine", got=got, remedy="change them") from error
-        trainer.strategy.checkpoint_io = WholeCheckpoints(self.run_dir)
+        trainer.strategy.checkpoint_io = WholeCheckpoints(self.run_dir, self.run.fingerprint)
         refuse_unfit(trainer, self.model, config.trainer.sync_batchnorm)
         return trainer
 
@@ -223,6 +223,14 @@ class RunCLI(LightningCLI):
         """Refuse other parts than those of the fit."""
         self.datamodule.setup("test")
         refuse_other_split(self.run_dir, self.datamodule.split)
+
+    def after_test(self) -> None:
+        """The run names the code and the machine that have written its tables anew, too."""
+        held = finished_run(self.run_dir)
+        made = self.run.after(held)
+        rank_zero_only(RunInfo.write)(
+            replace(held, commit=made.commit, version=made.version, machine=made.machine), self.run_dir
+        )
 
     def after_fit(self) -> None:
         """Test the last weights on the test part, then declare the run finished.

@@ -22,12 +22,13 @@ from lesionseg.trainer import Trainer
 #: `trainer.num_nodes`: a run that four GPUs have finished is done for a machine without one.
 _NOT_IN_FINGERPRINT = ("config", "cell", "verbose", "data.store", "data.num_workers", "model.init_args.weights",
                        "model.init_args.compile", "model.init_args.channels_last")  # fmt: skip
-#: What rows of one comparison differ in; all the rest must be equal between them.
+#: What the runs of one row differ in, and what rows of one comparison; all the rest must be equal between them.
+_DIFFERS_WITHIN_ROW = ("data.fold", "seed_everything", "data.seed")
 _DIFFERS_BETWEEN_ROWS = (
     "name", "schedule", "model.class_path",
     *(f"model.init_args.{name}" for name in ("transfer", "use_encoder_weights", "l2_sp", "deep_supervision",
                                              "classification_weight", "crop_px")),
-    "data.fold", "seed_everything", "data.seed", "data.implant_probability",
+    *_DIFFERS_WITHIN_ROW, "data.implant_probability",
 )  # fmt: skip
 #: The settings of the trainer that count, and those that count where they are not its defaults.
 _TRAINER_SETTINGS_THAT_COUNT = ("max_epochs", "limit_train_batches", "precision", "gradient_clip_val",
@@ -54,14 +55,15 @@ def describe_run(plain: dict[str, Any], args: Sequence[str]) -> RunInfo:
     relevant = without(plain, _NOT_IN_FINGERPRINT)
     relevant["trainer"] = _trainer_settings(plain["trainer"])
     relevant["model"]["init_args"]["encoder_weights"] = _content(init["encoder_weights"])
-    shared = {"config": without(relevant, _DIFFERS_BETWEEN_ROWS), "store": store.manifest_sha256}
+    rests_on = {"store": store.manifest_sha256, "weights": weights}
     encoder_weights = init["encoder_weights"] if init["use_encoder_weights"] else None
     return RunInfo(
         name=plain["name"],
         state="running",
-        fingerprint=sha256_of({"config": relevant, "store": store.manifest_sha256, "weights": weights}),
+        fingerprint=sha256_of({"config": relevant, **rests_on}),
         request_sha256=request_sha256(args),
-        config_sha256=sha256_of(shared),
+        config_sha256=sha256_of({"config": without(relevant, _DIFFERS_BETWEEN_ROWS), "store": store.manifest_sha256}),
+        row_sha256=sha256_of({"config": without(relevant, _DIFFERS_WITHIN_ROW), **rests_on}),
         store_sha256=store.manifest_sha256,
         weights_sha256=weights,
         trained_on=(),

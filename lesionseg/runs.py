@@ -22,6 +22,8 @@ CASES_FILE, SLICES_FILE, LESIONS_FILE = "cases.csv", "slices.csv", "lesions.csv"
 #: Pictures of a few fixed slices by epoch, and of the worst test lesions (`<lesion_id>.png`); W&B's own files.
 OVERLAYS_FOLDER, WORST_FOLDER = "overlays", "worst"
 WANDB_FOLDER, WANDB_DATA_FOLDER = "wandb", "wandb-data"
+#: What to do about a run that is damaged; where it is called finished, its command alone says that it is done.
+TRAIN_ANEW = "remove the run folder, and train it again"
 #: Between what made the first part of a run and what made the next.
 THEN = ", then "
 T = TypeVar("T")
@@ -37,10 +39,12 @@ class RunInfo:
         fingerprint: hash of resolved config, store manifest and weights; equal fingerprints, equal runs.
         request_sha256: hash of the command line with all it names; see `lesionseg.request`.
         config_sha256: hash of what must be equal between rows of one comparison (all but schedule, fold, seed).
+        row_sha256: hash of what must be equal within a row of one comparison (all but fold and seed).
         store_sha256: hash of the store's manifest.
         weights_sha256: hash of the checkpoint the net started from; None: none.
         trained_on: voxel hashes of every case this net has seen in training, that of its start included; what is to
             be tested must not be among them.
+        known_before: cases of the inner validation that its start has seen, as far as they can be told.
         generated: trained on, or started from, generated CT.
         target: key of `labels.TARGETS`.
         fold: which fold was the test part.
@@ -50,7 +54,7 @@ class RunInfo:
         encoder: name of the encoder.
         encoder_weights: `imagenet`, `file`, or None.
         commit: of the package's source, with `-dirty` where files differed; None outside a checkout. All of them, in
-            their order, where it was another when the run went on; `version` and `machine` alike.
+            their order, where it was another when the run went on or was tested again; `version` and `machine` alike.
         version: of the package.
         machine: kind of machine, without its name.
         implanted: its lesions are implanted in real CT.
@@ -62,6 +66,7 @@ class RunInfo:
     fingerprint: str
     request_sha256: str
     config_sha256: str
+    row_sha256: str
     store_sha256: str
     weights_sha256: str | None
     trained_on: tuple[str, ...]
@@ -77,10 +82,11 @@ class RunInfo:
     version: str
     machine: str
     implanted: bool = False
+    known_before: tuple[str, ...] = ()
     ranks: int = 1
 
     def after(self, held: RunInfo) -> RunInfo:
-        """The run where it goes on from what `held` has trained, perhaps by other code or on another machine."""
+        """The run where it goes on from what `held` has trained, or tests it, perhaps by other code or elsewhere."""
         return replace(
             self,
             commit=_joined(held.commit, self.commit),
@@ -99,7 +105,7 @@ class RunInfo:
         path = folder / RUN_FILE
         try:
             held = json.loads(path.read_text())
-            return cls(**{**held, "trained_on": tuple(held["trained_on"])})
+            return cls(**held | {name: tuple(held[name]) for name in ("trained_on", "known_before")})
         except FileNotFoundError:
             got = "no run.json" if folder.is_dir() else "no such folder"
         except (ValueError, TypeError, KeyError, RecursionError) as error:  # no UTF-8 is a ValueError
@@ -130,7 +136,7 @@ def left_by_fit(run: Path, name: str, read: Callable[[str], T]) -> T:
         return read((run / name).read_text())
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError, RecursionError) as error:
         got = f"{type(error).__name__}: {first_sentence(error)}"
-        raise InputError(run / name, expected="as its fit left it", got=got, remedy="train the run again") from None
+        raise InputError(run / name, expected="as its fit left it", got=got, remedy=TRAIN_ANEW) from None
 
 
 def _joined(before: str | None, now: str | None) -> str | None:

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 
-from lesionseg import __version__
 from lesionseg.cascade_folder import CascadeFolder, fitting_into_memory, process_count
 from lesionseg.deliver import FORMATS, deliver, formats_of, read_liver_mask
 from lesionseg.errors import InputError, printable
@@ -36,6 +35,7 @@ from lesionseg.outcomes import (
     write_summary,
 )
 from lesionseg.parallel import KILLED, Cluster, each
+from lesionseg.request import source_sha256
 from lesionseg.scan import Scan, canonical_axes
 from lesionseg.segmentation import RESEARCH_USE_ONLY, Segmentation
 from lesionseg.studies import Found, Study, find_studies
@@ -65,7 +65,7 @@ class Wish:
             "input": study.fingerprint(),
             "formats": list(formats_of(study, self.formats)),
             "liver_mask": self.liver_mask and file_sha256(self.liver_mask),
-            "version": __version__,
+            "source": source_sha256(),
             **self.identity,
         }
 

@@ -52,7 +52,9 @@ READ = {
     "machine": "CPU only, 2 cores (x86_64)",
     "ranks": 1,
 }
-INFO = RunInfo(**(dict.fromkeys((field.name for field in fields(RunInfo)), "") | READ | {"trained_on": ()}))
+INFO = RunInfo(
+    **(dict.fromkeys((field.name for field in fields(RunInfo)), "") | READ | {"trained_on": (), "known_before": ()})
+)
 
 
 def make_run(root: Path, schedule: str, fold: int, seed: int, skill: float = 0.5, patients: int = 12) -> Path:
@@ -386,11 +388,30 @@ def test_a_fold_and_seed_that_no_row_has_together_is_missing_in_each(tmp_path: P
         {"encoder": "resnet50"},
         {"encoder_weights": "imagenet"},
         {"weights_sha256": "d" * 64},
+        {"row_sha256": "d" * 64},
     ],
 )
 def test_runs_that_differ_in_more_than_the_schedule_are_refused(root: Path, tmp_path: Path, changes: dict) -> None:
     edit_info(root / "no_freezing" / "fold1-seed0", **changes)
     assert "no_freezing/fold1-seed0" in refused(root, tmp_path / "out")
+
+
+def test_rows_of_other_settings_each_alike_within_are_compared(root: Path, tmp_path: Path) -> None:
+    for cell in (root / "no_freezing").iterdir():
+        edit_info(cell, row_sha256="d" * 64)
+    compare(root, tmp_path / "out")
+    edit_info(root / "no_freezing" / "fold1-seed0", row_sha256="e" * 64)
+    with pytest.raises(InputError, match="the same settings, fold and seed apart, of no_freezing in every run"):
+        compare(root, tmp_path / "again")
+
+
+def test_a_folder_of_another_name_is_no_second_run(root: Path, tmp_path: Path) -> None:
+    """`fold01` beside `fold1` would count its patients twice."""
+    compare(root, tmp_path / "before")
+    shutil.copytree(root / "baseline" / "fold1-seed0", root / "baseline" / "fold01-seed0")
+    shutil.copytree(root / "baseline" / "fold1-seed0", root / "baseline" / "fold1-seed00")
+    compare(root, tmp_path / "after")
+    assert (tmp_path / "after" / "table.csv").read_bytes() == (tmp_path / "before" / "table.csv").read_bytes()
 
 
 def test_a_row_without_any_start_stands_beside_rows_with_imagenet(root: Path, tmp_path: Path) -> None:

@@ -97,7 +97,10 @@ def write_run(folder: Path, net, info: RunInfo, store: Store, parts: dict[str, l
     info.write(folder)
     (folder / "checkpoints").mkdir(exist_ok=True)
     state = {f"net.{name}": tensor for name, tensor in net.tensors.items()}
-    torch.save({"state_dict": state, "lesionseg": {"task": "", **net.description}}, folder / LAST_CHECKPOINT)
+    torch.save(
+        {"state_dict": state, "lesionseg": {"task": "", **net.description}, "fingerprint": info.fingerprint},
+        folder / LAST_CHECKPOINT,
+    )
     (folder / "config.yaml").write_text(yaml.safe_dump({"data": {"store": str(store.path)}}))
     (folder / "split.json").write_text(json.dumps(parts))
     return folder
@@ -305,6 +308,20 @@ def test_what_cannot_be_calibrated_is_told(root, tmp_path, capsys, spoil, reason
     assert f"type votes not calibrated: {model.calibration['reason']}" in capsys.readouterr().out
 
 
+def test_what_the_start_of_a_run_has_learned_from_calibrates_nothing(root, tmp_path):
+    """The same temperature as without these cases."""
+    path = root / "fold0" / "split.json"
+    parts = json.loads(path.read_text())
+    changed(root / "fold0", known_before=tuple(parts["validation"][:2]))
+    told = export(root / "liver", folds(root), tmp_path / "told")
+    changed(root / "fold0", known_before=())
+    every = export(root / "liver", folds(root), tmp_path / "every")
+    path.write_text(json.dumps(parts | {"validation": parts["validation"][2:]}))
+    fewer = export(root / "liver", folds(root), tmp_path / "fewer")
+    assert (told.temperature, told.calibration) == (fewer.temperature, fewer.calibration)
+    assert every.calibration["votes"] > told.calibration["votes"] >= 20
+
+
 def test_nets_without_types_are_not_calibrated(root, store, make_model, tmp_path):
     net = make_model("lesion").lesions[0]
     info = replace(RunInfo.read(root / "fold0"), target="lesion")
@@ -330,6 +347,7 @@ def test_nets_without_types_are_not_calibrated(root, store, make_model, tmp_path
         ("fold1", {"folds": 5}, "expected the number of folds"),
         ("fold1", {"config_sha256": "0" * 64}, "expected the configuration"),
         ("fold1", {"weights_sha256": "0" * 64}, "expected the pretrained weights"),
+        ("fold1", {"row_sha256": "0" * 64}, "expected the settings, fold and seed apart, of .*fold0"),
         ("fold1", {"fingerprint": "fold 0"}, "expected each run once; got the same as .*fold0"),
         ("liver", {"generated": True}, "both nets trained on real CT.*got liver generated, lesions real"),
     ],
@@ -355,6 +373,14 @@ def test_checkpoints_of_another_net_are_refused(root, tmp_path):
         export(root / "liver", folds(root), tmp_path / "model")
 
 
+def test_a_checkpoint_of_another_run_is_refused(root, tmp_path):
+    """Figures of one run would stand for the net of another."""
+    shutil.copy(root / "fold1" / LAST_CHECKPOINT, root / "fold2" / LAST_CHECKPOINT)
+    remedy = "got that of another run; remove the run folder, and train it again"
+    with pytest.raises(InputError, match=rf"fold2.*last\.ckpt: expected the last checkpoint of this run; {remedy}"):
+        export(root / "liver", folds(root), tmp_path / "model")
+
+
 def test_a_store_that_is_gone_or_another_is_refused(root, store, tmp_path):
     config = root / "fold0" / "config.yaml"
     other = Path(shutil.copytree(store.path, tmp_path / "other"))
@@ -367,7 +393,7 @@ def test_a_store_that_is_gone_or_another_is_refused(root, store, tmp_path):
     with pytest.raises(InputError, match=r"other: expected the store .* was trained on, .*; got no folder; call from"):
         export(root / "liver", folds(root), tmp_path / "model")
     config.unlink()
-    with pytest.raises(InputError, match=r"config.yaml: expected as its fit left it; got FileNotFound.*train the run"):
+    with pytest.raises(InputError, match=r"config.yaml: expected as its fit left it; got FileNotFound.*remove the run"):
         export(root / "liver", folds(root), tmp_path / "model")
 
 

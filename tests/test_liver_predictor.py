@@ -23,9 +23,9 @@ from lesionseg.unet import Naming
 ENCODER, CHANNELS, SIZE = "tu-test_resnet", (8, 8, 8, 8, 8), 32
 SPEC = InputSpec(SIZE, "slice", low_hu=-150)
 INFO = RunInfo(
-    name="liver", state="finished", fingerprint="f", request_sha256="r", config_sha256="c", store_sha256="s",
-    weights_sha256=None, trained_on=(), generated=False, target="liver", fold=0, folds=1, seed=0, epochs=1,
-    encoder=ENCODER, encoder_weights=None, commit=None, version="0", machine="any",
+    name="liver", state="finished", fingerprint="f", request_sha256="r", config_sha256="c", row_sha256="w",
+    store_sha256="s", weights_sha256=None, trained_on=(), generated=False, target="liver", fold=0, folds=1, seed=0,
+    epochs=1, encoder=ENCODER, encoder_weights=None, commit=None, version="0", machine="any",
 )  # fmt: skip
 
 
@@ -53,7 +53,7 @@ def run(net, tmp_path):
     }  # fmt: skip
     state = {**{f"net.{name}": tensor for name, tensor in net.state_dict().items()}, "loss.weight": torch.ones(2)}
     (tmp_path / LAST_CHECKPOINT).parent.mkdir()
-    torch.save({"state_dict": state, "lesionseg": description}, tmp_path / LAST_CHECKPOINT)
+    torch.save({"state_dict": state, "lesionseg": description, "fingerprint": "f"}, tmp_path / LAST_CHECKPOINT)
     return tmp_path
 
 

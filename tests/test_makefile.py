@@ -119,6 +119,14 @@ def test_what_is_wrong_with_a_schedule_of_her_own_is_told(name, blocks, said, tm
     assert said in told
 
 
+SETTINGS = {
+    "data": {"folds": 2, "batch_size": 8, "num_workers": 1},
+    "model": {"init_args": {"encoder": "resnet18", "loss": "dice_ce", "lr": 1e-3, "l2_sp": 0.5}},
+    "trainer": {"max_epochs": 24, "enable_progress_bar": True},
+    "schedule": {"trains": {"encoder": "always", "decoder": "always", "head": "always"}},
+}
+
+
 @pytest.fixture
 def grid_folder(tmp_path):
     """Makes run folders of finished cells: row, seeds, and what else `run.json` says."""
@@ -132,6 +140,7 @@ def grid_folder(tmp_path):
             folder = tmp_path / row / f"fold{fold}-seed{seed}"
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "run.json").write_text(json.dumps(facts))
+            (folder / "config.yaml").write_text(yaml.safe_dump(SETTINGS))
 
     return make_cells
 
@@ -142,9 +151,11 @@ def comparison(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(ROOT / "experiments")
     import planned as planning
 
-    def comparison(seeds, *rows, epochs=24, against="baseline"):
+    def comparison(seeds, *rows, epochs=24, against="baseline", options=()):
         words = [" ".join(rows), "--grid", tmp_path, "--seeds", seeds, "--against", against, "--data.folds", 2]
-        monkeypatch.setattr(sys, "argv", ["planned.py", *map(str, words), "--trainer.max_epochs", str(epochs)])
+        monkeypatch.setattr(
+            sys, "argv", ["planned.py", *map(str, words), "--trainer.max_epochs", str(epochs), *options]
+        )
         status, said = planning.main(), capsys.readouterr().err
         assert status == (2 if said else 0)
         return said
@@ -161,7 +172,7 @@ def test_a_grid_that_could_not_be_compared_is_told_before_it_trains(tmp_path, gr
     )
     assert beside in comparison("0 1", "baseline")
     assert comparison("0 1", "baseline", "lp_ft") == ""
-    assert "got lp_ft/fold0-seed1, lp_ft/fold1-seed1, unf" in comparison("0", "baseline", "lp_ft")
+    assert "got lp_ft/fold0-seed1, lp_ft/fold1-seed1 (unfinished); " in comparison("0", "baseline", "lp_ft")
     assert "fewer in no_freezing (" in comparison("0 1 2", "baseline", "lp_ft")
     assert "got no_freezing/fold0-seed0, " in comparison("0 1", "baseline", "lp_ft", epochs=30)
     told = comparison("0 1", "lp_ft") + comparison("0", "freeze_encoder")
@@ -178,6 +189,31 @@ def test_a_grid_that_could_not_be_compared_is_told_before_it_trains(tmp_path, gr
         "0 1", "baseline", against="bsaeline"
     )
     assert "SEEDS: expected whole numbers; got one" in comparison("0 one", "baseline")
+
+
+def test_runs_that_lie_there_with_other_settings_are_told_before_it_trains(
+    tmp_path, grid_folder, comparison, slices_store
+):
+    grid_folder("no_freezing")
+    for others in ("--data.batch_size=4", "--model.init_args.lr 1e-4", "--model.init_args.encoder resnet50"):
+        told = comparison("0", "baseline", options=others.split())
+        key = re.match(r"--([\w.]+)", others)[1]
+        assert f"got no_freezing/fold0-seed0, no_freezing/fold1-seed0 (other {key}); " in told
+    alike = "--data.batch_size 8 --model.init_args.lr 1e-3 --data.num_workers 3 --trainer.enable_progress_bar false"
+    assert comparison("0", "baseline", options=alike.split()) == ""
+    # its own schedule sets this, so it is not of the options
+    grid_folder("l2_sp")
+    assert comparison("0", "baseline", options=["--model.init_args.l2_sp", "0.7"]).count("no_freezing") == 2
+    shutil.rmtree(tmp_path / "no_freezing")
+    assert comparison("0", "baseline", options=["--model.init_args.l2_sp", "0.7"]) == ""
+    # a further seed of a row whose file has changed since
+    told = comparison("1", "l2_sp")
+    assert "got l2_sp/fold0-seed0, l2_sp/fold1-seed0 (other model.init_args.l2_sp); " in told
+    shutil.rmtree(tmp_path / "l2_sp")
+    grid_folder("hierarchical_unfreezing")
+    assert "(other schedule.trains)" in comparison("1", "hierarchical_unfreezing")
+    options = ["--data.store", str(slices_store), "--data.inner_validation", "0"]
+    assert "fold1-seed0 (other data); " in comparison("0", "baseline", options=options)
 
 
 def test_a_table_that_waits_for_the_liver_net_is_looked_at_before_it_is_trained(tmp_path):

@@ -133,18 +133,39 @@ def test_a_kill_leaves_a_model_and_what_it_left_is_removed(model, folder, tmp_pa
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    assert len(list(tmp_path.iterdir())) == 2
+    assert ".model.lesionseg" in [path.name for path in tmp_path.iterdir()]
     assert Model.load(folder).identity == model.identity
     other.save(folder)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert Model.load(folder).identity == other.identity
 
 
+def test_one_process_at_a_time_makes_a_model(model, folder, monkeypatch):
+    """Each would remove what the other has half-written; and a reader would put the earlier one back under its feet."""
+    other, rename = replace(model, temperature=3.0), Path.rename
+    seen = []
+
+    def meanwhile(path, target):
+        renamed = rename(path, target)
+        if not folder.exists():  # between the two steps
+            for read in (lambda: Model.load(folder), lambda: model.save(folder)):
+                with pytest.raises(InputError, match="one process at a time that makes a model; got another at work"):
+                    read()
+                seen.append(read)
+        return renamed
+
+    monkeypatch.setattr(Path, "rename", meanwhile)
+    other.save(folder)
+    assert len(seen) == 2
+    assert Model.load(folder).identity == other.identity
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
 def test_an_error_leaves_the_earlier_model(model, folder, tmp_path, monkeypatch):
     rename = Path.rename
 
     def failing(path, target):
-        if target == folder and "partial" in path.name:
+        if target == folder and path.name == "new":
             raise OSError(28, "No space left on device")
         return rename(path, target)
 

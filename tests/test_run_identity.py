@@ -57,7 +57,8 @@ def test_the_config_left_in_the_folder_describes_the_run(run, plain):
     ],
 )
 def test_where_and_how_fast_does_not_count(plain, key, value):
-    assert changed(plain, key, value).fingerprint == describe_run(plain, []).fingerprint
+    before, after = describe_run(plain, []), changed(plain, key, value)
+    assert (after.fingerprint, after.row_sha256) == (before.fingerprint, before.row_sha256)
 
 
 #: Key, another value, whether rows of one comparison may differ in it.
@@ -98,6 +99,7 @@ def test_what_comes_out_counts(plain, key, value, differs_between_rows):
     before, after = describe_run(plain, []), changed(plain, key, value)
     assert after.fingerprint != before.fingerprint
     assert (after.config_sha256 == before.config_sha256) == differs_between_rows
+    assert (after.row_sha256 == before.row_sha256) == (key in ("seed_everything", "data.seed", "data.fold"))
 
 
 def test_another_store_counts_wherever_it_lies(plain, lits_store, tmp_path, slices_store):

@@ -284,7 +284,7 @@ def test_names_that_are_not_utf_8_stop_nothing(run, tmp_path):
     assert files(tmp_path / os.fsdecode(b"\xfc") / "ct") == NIFTI_FILES
 
 
-def test_what_is_done_is_not_done_again(run, cohort, tmp_path):
+def test_what_is_done_is_not_done_again(run, cohort, tmp_path, monkeypatch):
     shutil.rmtree(cohort / "gap")
     assert run(cohort, *QUICK)[0] == 0
     output, first = tmp_path / "out", (tmp_path / "out" / "summary.csv").read_text()
@@ -300,6 +300,9 @@ def test_what_is_done_is_not_done_again(run, cohort, tmp_path):
     out = run(cohort, *QUICK)[1]
     assert (out.count("  done already\n"), out.count("  4 slices")) == (1, 2)
     assert files(output / "volume-0") == QUICK_FILES
+    out = run(cohort, *QUICK, "--tta")[1]
+    assert (out.count("  done already\n"), out.count("  4 slices")) == (0, 3)
+    monkeypatch.setattr("lesionseg.segment.source_sha256", lambda: "0" * 64)
     out = run(cohort, *QUICK, "--tta")[1]
     assert (out.count("  done already\n"), out.count("  4 slices")) == (0, 3)
 

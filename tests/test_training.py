@@ -929,8 +929,8 @@ def test_without_a_checkpoint_that_can_be_read_a_run_is_left_as_it_is(tmp_path, 
     (run / "checkpoints" / "last.ckpt").write_bytes(b"")
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     line = refused(capsys, command(run))
-    assert line.endswith("last.ckpt: expected the last checkpoint of a training; got an empty file; "
-                         "remove the run folder to train it anew")  # fmt: skip
+    assert line.endswith("last.ckpt: expected the last checkpoint of this run; got an empty file; "
+                         "remove the run folder, and train it again")  # fmt: skip
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
@@ -940,7 +940,7 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_earlier_one(tmp_path):
 import os, signal
 from lesionseg.callbacks import checkpoints
 path = {str(tmp_path / "checkpoints" / "last.ckpt")!r}
-writer = checkpoints.WholeCheckpoints(".")
+writer = checkpoints.WholeCheckpoints(".", "f")
 writer.save_checkpoint({{"epoch": 1}}, path)
 writer.save_checkpoint({{"epoch": 2}}, path)
 def dies(file):
@@ -986,6 +986,13 @@ def test_a_finished_run_is_tested_again(copy, whole, command):
     assert main(["test", *command(copy)[1:]]) == 0
     for table in ("slices.csv", "lesions.csv", "run.json", "metrics.csv"):
         assert (copy / table).read_bytes() == (whole / table).read_bytes()
+
+
+def test_a_run_that_other_code_tests_again_says_so(copy, command, monkeypatch):
+    before = RunInfo.read(copy)
+    monkeypatch.setattr("lesionseg.provenance._commit", lambda: "bbbbbbbbbbbb")
+    assert main(["test", *command(copy)[1:]]) == 0
+    assert RunInfo.read(copy) == replace(before, commit=f"{before.commit}, then bbbbbbbbbbbb")
 
 
 def test_a_finished_run_is_validated_again(copy, whole, command):
@@ -1173,6 +1180,18 @@ def test_what_a_net_was_pretrained_on_is_not_its_test(finetuning, capsys, tmp_pa
     again = ["--model.init_args.weights", str(tmp_path / "run")]  # what the start of the start has seen counts too
     assert set(RunInfo.read(start).trained_on) == set(RunInfo.read(tmp_path / "run").trained_on)
     refused(capsys, finetuning(tmp_path / "third", *again, "--data.fold", "2", schedule="no_freezing"))
+
+
+def test_an_inner_validation_that_a_start_has_learned_from_is_told_and_noted(finetuning, capsys, tmp_path):
+    start, quick = tmp_path / "start", ["--trainer.max_epochs", "1", "--trainer.limit_test_batches", "1"]
+    assert main(finetuning(start, *quick, schedule="baseline")) == 0
+    parts = json.loads((start / "split.json").read_text())
+    assert RunInfo.read(start).known_before == ()
+    capsys.readouterr()
+    with pytest.warns(UserWarning, match="cases of the inner validation have trained the net that this one starts"):
+        assert main(finetuning(tmp_path / "run", *quick, "--model.init_args.weights", str(start),
+                               schedule="no_freezing")) == 0  # fmt: skip
+    assert RunInfo.read(tmp_path / "run").known_before == tuple(parts["validation"])
 
 
 # ---- paced schedules ----

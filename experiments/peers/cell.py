@@ -123,6 +123,7 @@ class Cell:
             name=row,
             fingerprint=sha256_of({"cell": self.info.fingerprint, "row": row}),
             request_sha256="",
+            row_sha256=sha256_of({"cell": self.info.row_sha256, "row": row}),
             weights_sha256=self.info.weights_sha256 if start is None else None,
             **provenance(),  # type: ignore[arg-type]
         ).write(folder)

@@ -17,7 +17,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from lesionseg.callbacks.guards import StopOnSignal
 from lesionseg.run_folder import forget_earlier
-from lesionseg.run_weights import BEST_CHECKPOINT, LAST_CHECKPOINT, PREVIOUS_CHECKPOINT
+from lesionseg.run_weights import BEST_CHECKPOINT, FINGERPRINT, LAST_CHECKPOINT, PREVIOUS_CHECKPOINT
 from lesionseg.writing import whole
 
 #: The most of a training's time that goes into writing checkpoints; and the seconds after which one is written in any
@@ -35,17 +35,23 @@ class WholeCheckpoints(TorchCheckpointIO):
     disk that is a copy, of which a kill leaves half.
     """
 
-    def __init__(self, run: Path) -> None:
-        """For the run in this folder; checkpoints that its user asks for are written at once."""
+    def __init__(self, run: Path, fingerprint: str) -> None:
+        """For the run in this folder; checkpoints that its user asks for are written at once.
+
+        Args:
+            run: its folder.
+            fingerprint: of the run, which each of its checkpoints holds, so that none passes for that of another.
+        """
         super().__init__()
         self._run = Path(os.path.realpath(run))  # as `ModelCheckpoint` calls it
+        self._fingerprint = fingerprint
         self._held: io.BytesIO | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write a checkpoint; OSError where the disk is full, with the earlier one left as it was."""
         path = Path(path)
         content = io.BytesIO()  # torch's own writer answers a full disk with an error about its inside
-        torch.save(checkpoint, content)
+        torch.save({**checkpoint, FINGERPRINT: self._fingerprint}, content)
         if path == self._run / BEST_CHECKPOINT:
             self._held = content
             return

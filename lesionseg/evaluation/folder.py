@@ -16,9 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lesionseg import __version__
 from lesionseg.errors import InputError
 from lesionseg.locking import one_at_a_time
+from lesionseg.request import source_sha256
 from lesionseg.writing import remove_parts, write_text
 
 #: Changes with what is kept of a case; folders of another format are not continued.
@@ -32,7 +32,7 @@ _BEFORE_REQUEST = re.compile(rf"{re.escape(_LOCK)}|\.{re.escape(REQUEST)}\.\d+")
 @contextmanager
 def begun(output: Path, request: dict[str, Any]) -> Iterator[None]:
     """Make the folder, or see that it is of the same evaluation, and hold it: one evaluation there at a time."""
-    text = json.dumps({"format": EVALUATION_FORMAT, "version": __version__, **request}, indent=1) + "\n"
+    text = json.dumps({"format": EVALUATION_FORMAT, "source": source_sha256(), **request}, indent=1) + "\n"
     busy = InputError(output, expected="one `lesionseg evaluate` at a time", got="another at work",
                       remedy="wait until it ends, or name another folder", code="output-busy")  # fmt: skip
     _refuse_other(output, text)  # before a lock lies in it
@@ -53,6 +53,6 @@ def _refuse_other(output: Path, request: str) -> None:
     )
     held = path.read_text() if path.is_file() else None
     if held != request and not (held is None and empty):
-        got = "other files" if held is None else "one of another store, model, setting or version"
+        got = "other files" if held is None else "one of another store, model, setting or version of the package"
         raise InputError(output, expected="a new folder, or one of this evaluation", got=got,
                          remedy="name another folder")  # fmt: skip

@@ -17,6 +17,7 @@ from lesionseg import __version__
 from lesionseg.errors import InputError
 from lesionseg.parallel.threads import limit_threads
 from lesionseg.parallel.window import as_done, without_result
+from lesionseg.request import source_sha256
 
 #: Until a scheduler has answered.
 CONNECT_S = 10.0
@@ -76,7 +77,7 @@ def on_cluster(
     if not items:
         return
     with _connected(cluster.address) as client:
-        work = partial(_work, function, __version__, _processes_by_host(client, cluster))
+        work = partial(_work, function, source_sha256(), _processes_by_host(client, cluster))
         begun: dict[Any, Item] = {}
         look = partial(_see_workers, client, cluster.address)
         try:
@@ -145,7 +146,7 @@ def _processes_by_host(client: Any, cluster: Cluster) -> dict[str, int]:
         raise _unlike(f"Dask worker {several[0]}", "one thread, as a process works on one item",
                       f"{threads[several[0]]}", "start it with --nthreads 1, or --nworkers N for more")  # fmt: skip
     with tempfile.NamedTemporaryFile(prefix=_TOKEN, dir=cluster.folder) as token:
-        look = partial(_look, Path(token.name), __version__, cluster.ready)
+        look = partial(_look, Path(token.name), source_sha256(), cluster.ready)
         answers = client.run(look, on_error="return")
     for worker, answer in answers.items():
         if isinstance(answer, InputError):
@@ -160,28 +161,28 @@ def _processes_by_host(client: Any, cluster: Cluster) -> dict[str, int]:
     return dict(Counter(_host(worker) for worker in threads))
 
 
-def _look(token: Path, version: str, ready: Callable[[], object]) -> None:
+def _look(token: Path, source: str, ready: Callable[[], object]) -> None:
     """In a worker: is it fit for the work?"""
-    _refuse_other_version(version)
+    _refuse_other_source(source)
     if not token.exists():
         raise _unlike(str(token.parent), "the output folder, under the same path", "none, or another one",
                       "give absolute paths in a folder that all machines share")  # fmt: skip
     ready()
 
 
-def _refuse_other_version(version: str) -> None:
-    if version != __version__:
-        raise _unlike(
-            "lesionseg", f"version {version} on every worker", __version__, "install the same on all machines"
-        )
+def _refuse_other_source(source: str) -> None:
+    if source != source_sha256():
+        raise _unlike("lesionseg", f"the same source on every worker ({source[:12]})",
+                      f"{source_sha256()[:12]}, version {__version__}",
+                      "install the same on all machines, and start their workers again")  # fmt: skip
 
 
-def _work(function: Callable[[Item], Result], version: str, processes_by_host: dict[str, int], item: Item) -> Result:
+def _work(function: Callable[[Item], Result], source: str, processes_by_host: dict[str, int], item: Item) -> Result:
     """In a worker: one item, with its share of the CPUs. One that has joined since the others were looked at is new."""
     from dask.system import CPU_COUNT
     from distributed import get_worker
 
-    _refuse_other_version(version)
+    _refuse_other_source(source)
     limit_threads(max(1, CPU_COUNT // processes_by_host.get(_host(get_worker().address), 1)))
     return function(item)
 

@@ -49,7 +49,7 @@ class SlowCheckpoints(WholeCheckpoints):
     """Takes its seconds and notes the epoch instead of writing it."""
 
     def __init__(self, folder, clock, save_s):
-        super().__init__(folder)
+        super().__init__(folder, "f")
         self.clock, self.save_s, self.saved = clock, save_s, []
 
     def save_checkpoint(self, checkpoint, path, storage_options=None):
@@ -90,7 +90,7 @@ def test_one_save_that_takes_long_does_not_keep_a_run_from_saving_for_hours(tmp_
 
 
 def test_the_best_weights_are_written_with_the_next_last_checkpoint(tmp_path):
-    writer = WholeCheckpoints(tmp_path)
+    writer = WholeCheckpoints(tmp_path, "f")
     best, last = tmp_path / "checkpoints" / "best.ckpt", tmp_path / "checkpoints" / "last.ckpt"
     for epoch in (1, 2):
         weights = torch.full((1,), epoch)
@@ -98,7 +98,7 @@ def test_the_best_weights_are_written_with_the_next_last_checkpoint(tmp_path):
         weights += 100  # the net learns on
         assert not best.exists()
     writer.save_checkpoint({"epoch": 3}, last)
-    assert torch.load(best, weights_only=True) == {"epoch": 2, "weights": torch.tensor([2])}
+    assert torch.load(best, weights_only=True) == {"epoch": 2, "weights": torch.tensor([2]), "fingerprint": "f"}
     best.unlink()
     writer.save_checkpoint({"epoch": 4}, last)
     assert not best.exists()

@@ -306,14 +306,16 @@ def test_a_score_that_goes_before_it_is_pooled_is_told(slices_store, typed, tmp_
     assert len(list(cases.iterdir())) == 12
 
 
-@pytest.mark.parametrize("what", ["another model", "another setting", "other files", "a file"])
-def test_a_folder_holds_one_evaluation(what, evaluated, slices_store, typed, untyped, tmp_path):
+@pytest.mark.parametrize("what", ["another model", "another setting", "another source", "other files", "a file"])
+def test_a_folder_holds_one_evaluation(what, evaluated, slices_store, typed, untyped, tmp_path, monkeypatch):
     folder = evaluated[0] if what.startswith("another") else tmp_path / "out"
     if what == "other files":
         folder.mkdir()
         (folder / "notes.txt").touch()
     if what == "a file":
         folder.touch()
+    if what == "another source":  # scores of earlier code would stand under the commit of this one
+        monkeypatch.setattr("lesionseg.evaluation.folder.source_sha256", lambda: "0" * 64)
     model = untyped if what == "another model" else typed
     with pytest.raises(InputError, match="a new folder, or one of this evaluation"):
         evaluate(slices_store, model, folder, device="cpu", tta=what == "another setting")

@@ -17,6 +17,7 @@ from distributed import Client
 from lesionseg.errors import InputError
 from lesionseg.parallel import Cluster, cluster, each, window
 from lesionseg.parallel.cluster import visible
+from lesionseg.request import source_sha256
 
 
 def on(address, folder, function, items, check=ready, **options):
@@ -58,13 +59,13 @@ def test_workers_that_are_not_fit_are_refused_before_work(address, tmp_path, mon
     with pytest.raises(InputError, match=r"Dask worker tcp://.*: expected a path that every worker sees"):
         list(on(address, tmp_path, double, [1], check=partial(visible, tmp_path, tmp_path / "none")))
     with pytest.raises(InputError, match="the output folder, under the same path"):
-        cluster._look(tmp_path / "of the client alone", cluster.__version__, ready)
+        cluster._look(tmp_path / "of the client alone", source_sha256(), ready)
     with monkeypatch.context() as patch:
         patch.setattr(sys.modules[__name__], "ready", lambda: __import__("nonesuch"))
         with pytest.raises(InputError, match=r"expected lesionseg .* No module named 'nonesuch'"):
             list(on(address, tmp_path, double, [1], check=sys.modules[__name__].ready))
-    monkeypatch.setattr(cluster, "__version__", "99.0")
-    with pytest.raises(InputError, match=r"expected version 99\.0 on every worker; got"):
+    monkeypatch.setattr(cluster, "source_sha256", lambda: "9" * 64)
+    with pytest.raises(InputError, match=r"expected the same source on every worker \(999999999999\); got .*, version"):
         list(on(address, tmp_path, double, [1]))
 
 
