@@ -89,6 +89,8 @@ def read_slice_case(
     masks = [row.mask for row in rows] + ([first.liver_mask] if first.liver_mask else [])
     if any(_is_png(path) != _is_png(first.image) and any(map(is_nifti, (path, first.image))) for path in masks):
         warnings += ("NIfTI beside PNG, which has no orientation: PNG rows are taken as the second NIfTI axis",)
+    if not is_nifti(first.image) and any(map(_is_png, masks)) and _is_turned(scan):
+        warnings += ("PNG beside a DICOM slice turned in the patient: PNG rows are taken as the rows that are stored",)
     return Case(scan, labels, patient_id, liver_predicted=predict_liver is not None, warnings=warnings)
 
 
@@ -241,6 +243,12 @@ def _merged(rows: Sequence[Row], scan: Scan) -> np.ndarray:
             )
         labels[values > 0] = label
     return labels
+
+
+def _is_turned(scan: Scan) -> bool:
+    """Whether rows and columns of a slice run otherwise than to the left and the back, so that viewers may turn it."""
+    order, flip = canonical_axes(scan.affine)
+    return order != (0, 1, 2) or any(flip[1:])
 
 
 def _is_png(path: Path) -> bool:
