@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import SegmentationStorage
 
 from lesionseg.errors import some
 from lesionseg.formats.dicom import read_dataset, refused
 from lesionseg.formats.dicom_checks import fault, word
-from lesionseg.labels import CODES
+from lesionseg.labels import CODES, LIVER
 from lesionseg.scan import GEOMETRY_TOLERANCE_VOXELS, Scan
 
 #: Frames closer than this lie on one slice.
@@ -28,6 +30,21 @@ _SAME_MM = 0.01
 _MOST_STEPS = 1.5
 _REMEDY = "save the segmentation again"
 _OTHER = "give the SEG that was drawn on this image"
+_TAKE_OUT = "correct the codes, or take these segments out"
+#: Regions, in SNOMED CT, whose lesions may be those of the liver: the liver, its parts, and what it is a part of.
+_LIVER_REGIONS = [
+    *codes.cid7170.concepts.values(),  # Couinaud segments
+    *(Code(value, "SCT", "") for value in (
+        CODES[LIVER].value, "181268008", "48521005", "69842003",  # liver, entire liver, right and left lobe
+        "303270005",  # liver and biliary structure
+        "818981001", "113345001", "52731004", "80581009",  # abdomen, its structure, its cavity, upper abdomen
+        "50519007", "86367003",  # right and left upper quadrant
+        "818982008", "416949008", "818987002",  # abdomen and pelvis, and or, their cavity
+        "416550000", "416775004",  # chest and abdomen; and pelvis
+        "416152001", "416319003",  # the same with the neck
+        "38266002",  # entire body
+    )),
+]  # fmt: skip
 
 
 class Segment(NamedTuple):
@@ -111,21 +128,42 @@ def _described(path: Path, dataset: Dataset) -> dict[int, tuple[int, str]]:
     if syntax.is_encapsulated or not syntax.is_little_endian:
         raise fault(path, "an uncompressed DICOM-SEG", word(syntax.keyword), "save it uncompressed", "transfer-syntax")
     known = {label: Code(code.value, "SCT", code.meaning) for label, code in CODES.items()}
-    found, unknown = {}, []
-    for item in dataset.SegmentSequence:
-        kind = item.SegmentedPropertyTypeCodeSequence[0]
-        code = Code(str(kind.get("CodeValue")), str(kind.get("CodingSchemeDesignator")), "")
-        name = str(item.get("SegmentLabel", ""))
-        label = next((label for label, other in known.items() if other == code), None)  # equal: SRT and SCT as well
+    numbers = [int(item.SegmentNumber) for item in dataset.SegmentSequence]
+    if len(set(numbers)) < len(numbers):
+        raise fault(path, "segments of different numbers", "a number twice", _REMEDY, "seg-number")
+    found, unknown, elsewhere = {}, [], []
+    for number, item in zip(numbers, dataset.SegmentSequence, strict=True):
+        kind, name = _code(item.SegmentedPropertyTypeCodeSequence[0]), str(item.get("SegmentLabel", ""))
+        label = next((label for label, other in known.items() if other == kind), None)  # equal: SRT and SCT as well
         if label is None:
-            unknown.append(f"{_shown(name)} ({word(code.scheme_designator)} {word(code.value)})")
-        else:
-            found[int(item.SegmentNumber)] = (label, name)
+            unknown.append(_told(name, kind))
+            continue
+        found[number] = (label, name)
+        if label != LIVER:
+            elsewhere += [_told(name, region) for region in _regions(item) if region not in _LIVER_REGIONS]
     if unknown:
         expected = "segments coded as " + " or ".join(f"{code.meaning} (SCT {code.value})" for code in known.values())
-        remedy = "correct the codes, or take these segments out"
-        raise fault(path, expected, some(unknown, 8), remedy, "seg-code")
+        raise fault(path, expected, some(unknown, 8), _TAKE_OUT, "seg-code")
+    if elsewhere:
+        expected = f"lesions whose region is the liver (SCT {CODES[LIVER].value}), a part of it, or the abdomen"
+        raise fault(path, expected, some(elsewhere, 8), _TAKE_OUT, "seg-region")
     return found
+
+
+def _code(item: Dataset) -> Code:
+    return Code(str(item.get("CodeValue")), str(item.get("CodingSchemeDesignator")), "")
+
+
+def _regions(segment: Dataset) -> list[Code]:
+    """The regions that a segment states; of what modifies its type those alone that are structures of the body."""
+    kind = segment.SegmentedPropertyTypeCodeSequence[0]
+    modifiers = map(_code, kind.get("SegmentedPropertyTypeModifierCodeSequence") or ())
+    stated = [segment.get(name) or () for name in ("AnatomicRegionSequence", "PrimaryAnatomicStructureSequence")]
+    return [*map(_code, chain(*stated)), *(code for code in modifiers if code in codes.cid7192)]
+
+
+def _told(name: str, code: Code) -> str:
+    return f"{_shown(name)} ({word(code.scheme_designator)} {word(code.value)})"
 
 
 def _shown(name: str) -> str:

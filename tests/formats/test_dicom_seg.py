@@ -431,6 +431,63 @@ class TestReading:
         assert error.code == "seg-code"
         refused(lambda: segment_labels(made[2]), "78961009")
 
+    @pytest.mark.parametrize(
+        ("place", "code", "taken"),
+        [
+            ("region", codes.SCT.Liver, True),
+            ("region", Code("T-62000", "SRT", "Liver"), True),
+            ("region", codes.SCT.CouinaudHepaticSegmentVII, True),
+            ("region", Code("69842003", "SCT", "Left lobe of liver"), True),
+            ("region", codes.SCT.Abdomen, True),
+            ("region", Code("T-D4000", "SRT", "Abdomen"), True),
+            ("region", codes.SCT.LiverAndBiliaryStructure, True),
+            ("region", codes.SCT.Kidney, False),
+            ("region", Code("T-71000", "SRT", "Kidney"), False),
+            ("region", codes.SCT.Lung, False),
+            ("region", Code("10200004", "99LOCAL", "Liver"), False),
+            ("structure", codes.SCT.Kidney, False),
+            ("structure", codes.SCT.Liver, True),
+            ("modifier", codes.SCT.Kidney, False),
+            ("modifier", codes.SCT.Left, True),
+        ],
+        ids=str,
+    )
+    def test_lesions_of_another_organ_are_refused(self, made, place, code, taken):
+        """Wherever the standard lets a segment say its organ (PS3.3 C.8.20.4); a liver may lie in any region."""
+
+        def change(ds):
+            for n, item in enumerate(ds.SegmentSequence):
+                item.pop("AnatomicRegionSequence", None)
+                kind = item.SegmentedPropertyTypeCodeSequence[0]
+                target, name = {
+                    "region": (item, "AnatomicRegionSequence"),
+                    "structure": (item, "PrimaryAnatomicStructureSequence"),
+                    "modifier": (kind, "SegmentedPropertyTypeModifierCodeSequence"),
+                }[place]
+                if n < 2:
+                    setattr(target, name, [hd.sr.CodedConcept(*code[:3])])
+
+        read = self.changed(made, change)
+        if taken:
+            assert len(read()) == 1 + len(TYPES)
+            return
+        told = f"lesion 1: cyst ({code.scheme_designator} {code.value}); correct the codes"
+        for look in (read, lambda: segment_labels(made[2])):
+            error = refused(look, "lesions whose region is the liver (SCT 10200004)", f"got {told}")
+            assert error.code == "seg-region"
+
+    def test_two_segments_of_one_number_are_refused(self, made):
+        """Whichever came last would win."""
+
+        def change(ds):
+            ds.SegmentSequence[2].SegmentNumber = 2
+            for frame in ds.PerFrameFunctionalGroupsSequence:
+                identity = frame.SegmentIdentificationSequence[0]
+                if identity.ReferencedSegmentNumber == 3:
+                    identity.ReferencedSegmentNumber = 2
+
+        assert refused(self.changed(made, change), "segments of different numbers").code == "seg-number"
+
     def test_fractional_compressed_and_other_files_are_refused(self, made, tmp_path):
         def fractional(ds):
             ds.SegmentationType = "FRACTIONAL"
