@@ -16,7 +16,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
-from pydicom.uid import SegmentationStorage
+from pydicom.uid import UID, SegmentationStorage
 
 from lesionseg.errors import some
 from lesionseg.formats.dicom import read_dataset, refused
@@ -30,6 +30,8 @@ _SAME_MM = 0.01
 _MOST_STEPS = 1.5
 _REMEDY = "save the segmentation again"
 _OTHER = "give the SEG that was drawn on this image"
+#: Younger than the table of pydicom 3.0.
+_LABEL_MAP, _LABEL_MAP_NAME = "1.2.840.10008.5.1.4.1.1.66.7", "Label Map Segmentation Storage"
 _TAKE_OUT = "correct the codes, or take these segments out"
 #: Regions, in SNOMED CT, whose lesions may be those of the liver: the liver, its parts, and what it is a part of.
 _LIVER_REGIONS = [
@@ -119,11 +121,13 @@ def segment_labels(path: Path) -> set[int]:
 def _described(path: Path, dataset: Dataset) -> dict[int, tuple[int, str]]:
     """Label id and name of each segment, by its number, of a SEG that can be read."""
     if dataset.SOPClassUID != SegmentationStorage:
-        got = f"DICOM of class {word(dataset.SOPClassUID)}"
-        raise fault(path, "a DICOM-SEG", got, "save the mask as DICOM-SEG, NIfTI or PNG", "format")
+        got = f"DICOM of class {_class_name(dataset.SOPClassUID)}"
+        raise fault(path, "a DICOM-SEG", got, "save the mask as BINARY DICOM-SEG, NIfTI or PNG", "format")
     if dataset.SegmentationType != "BINARY" or dataset.BitsAllocated != 1:
-        remedy = "save it as BINARY, cut at a threshold if it holds probabilities"
-        raise fault(path, "a BINARY DICOM-SEG", word(dataset.SegmentationType), remedy, "seg-type")
+        got, remedy = word(dataset.SegmentationType), "save it as BINARY, cut at a threshold if it holds probabilities"
+        if got == "BINARY":
+            got, remedy = f"{word(dataset.BitsAllocated)} bits a pixel", _REMEDY
+        raise fault(path, "a BINARY DICOM-SEG, of 1 bit a pixel", got, remedy, "seg-type")
     syntax = dataset.file_meta.TransferSyntaxUID
     if syntax.is_encapsulated or not syntax.is_little_endian:
         raise fault(path, "an uncompressed DICOM-SEG", word(syntax.keyword), "save it uncompressed", "transfer-syntax")
@@ -148,6 +152,10 @@ def _described(path: Path, dataset: Dataset) -> dict[int, tuple[int, str]]:
         expected = f"lesions whose region is the liver (SCT {CODES[LIVER].value}), a part of it, or the abdomen"
         raise fault(path, expected, some(elsewhere, 8), _TAKE_OUT, "seg-region")
     return found
+
+
+def _class_name(uid: UID) -> str:
+    return _LABEL_MAP_NAME if uid == _LABEL_MAP else uid.name if uid.name != uid else word(uid)
 
 
 def _code(item: Dataset) -> Code:

@@ -499,9 +499,26 @@ class TestReading:
         assert refused(self.changed(made, compressed), "got JPEG2000Lossless").code == "transfer-syntax"
         assert refused(self.changed(made, fractional), "FRACTIONAL", "save it as BINARY").code == "seg-type"
         save(tmp_path, stack()[:1])
-        refused(lambda: read_dicom_seg(tmp_path / "003.dcm", made[0]), "a DICOM-SEG; got DICOM of class")
+        refused(lambda: read_dicom_seg(tmp_path / "003.dcm", made[0]), "a DICOM-SEG; got DICOM of class CT Image")
         (tmp_path / "a.txt").write_text("no DICOM")
         refused(lambda: read_dicom_seg(tmp_path / "a.txt", made[0]), "a readable DICOM file")
+
+    def test_a_binary_one_of_8_bits_is_told(self, made):
+        read = self.changed(made, lambda ds: setattr(ds, "BitsAllocated", 8))
+        assert refused(read, "of 1 bit a pixel; got 8 bits a pixel; save").code == "seg-type"
+
+    @pytest.mark.parametrize(
+        ("uid", "told"),
+        [
+            ("1.2.840.10008.5.1.4.1.1.66.7", "Label Map Segmentation Storage"),
+            ("1.2.840.10008.5.1.4.1.1.481.3", "RT Structure Set Storage"),
+            ("1.2.3.4", "1.2.3.4"),
+            (NAME, "malformed"),
+        ],
+    )
+    def test_another_class_is_told_by_its_name(self, made, uid, told):
+        read = self.changed(made, lambda ds: setattr(ds, "SOPClassUID", uid))
+        assert refused(read, f"a DICOM-SEG; got DICOM of class {told}; save").code == "format"
 
     @pytest.mark.parametrize(
         "change",
