@@ -50,11 +50,15 @@ _LIVER_REGIONS = [
 
 
 class Segment(NamedTuple):
-    """A segment on the grid of a scan: its id in `lesionseg.labels`, its own name, and where it is, bool (D, H, W)."""
+    """A segment on the grid of a scan: its id in `lesionseg.labels`, its own name, and where it is, bool (D, H, W).
+
+    And the slices beyond the scan that it marks, by the positions of their first pixels (mm, rounded).
+    """
 
     label: int
     name: str
     mask: np.ndarray
+    beyond: frozenset[tuple[float, ...]] = frozenset()
 
 
 class _Frame(NamedTuple):
@@ -69,7 +73,9 @@ class _Frame(NamedTuple):
     slice_step_mm: float
 
 
-def read_dicom_seg(path: Path, scan: Scan, frame_of_reference: str | None = None) -> list[Segment]:
+def read_dicom_seg(
+    path: Path, scan: Scan, frame_of_reference: str | None = None, series: str | None = None
+) -> list[Segment]:
     """Read the segments of a BINARY DICOM-SEG that are coded as liver or lesion, on the grid of a scan.
 
     A slice without a frame is background. Frames beyond the scan are passed over, so that the SEG of a series serves a
@@ -79,14 +85,16 @@ def read_dicom_seg(path: Path, scan: Scan, frame_of_reference: str | None = None
         path: as lesionseg, dcmqi, 3D Slicer or highdicom write it.
         scan: whose place in the patient must be known.
         frame_of_reference: UID of the scan's, where it is known.
+        series: likewise; None: the SEG may name any.
 
     Returns:
         one a segment, in the order of the file.
 
     Raises:
         InputError: no SEG, FRACTIONAL, compressed or malformed; a code that is neither liver nor lesion; a frame that
-            is no slice of the scan (corners within 0.1 voxel); another frame of reference; every frame beyond the scan,
-            unless the frames of reference are known to be one.
+            is no slice of the scan (corners within 0.1 voxel); another frame of reference, or another study where one
+            of the two is not known; another series; every frame beyond the scan, unless the frames of reference are
+            known to be one.
     """
     if scan.affine is None:
         got, remedy = "an image that does not say so", "give the image as DICOM or NIfTI"
@@ -94,22 +102,30 @@ def read_dicom_seg(path: Path, scan: Scan, frame_of_reference: str | None = None
     with refused(path, "a readable DICOM-SEG", remedy=_REMEDY):
         dataset = read_dataset(path)
         described = _described(path, dataset)
-        theirs = dataset.get("FrameOfReferenceUID")
-        if frame_of_reference and theirs and theirs != frame_of_reference:
+        known = bool(frame_of_reference and dataset.get("FrameOfReferenceUID"))
+        if known and dataset.FrameOfReferenceUID != frame_of_reference:
             raise fault(path, "the frame of reference of its image", "another", _OTHER, "mask-geometry")
+        if not known and scan.study and dataset.get("StudyInstanceUID") not in (None, "", scan.study):
+            raise fault(path, "the study of its image", "another", _OTHER, "seg-source")
+        named = {item.get("SeriesInstanceUID") for item in dataset.get("ReferencedSeriesSequence") or ()} - {None, ""}
+        if series and named and series not in named:
+            raise fault(path, "the series of its image", "another", _OTHER, "seg-source")
         frames = _frames(dataset)
         grid = _grid(path, scan, frames)
         masks = {number: np.zeros(scan.hu.shape, dtype=bool) for number in described}
-        beyond = 0
+        beyond: dict[int, list[tuple[float, ...]]] = {number: [] for number in described}
+        inside = False
         for index, frame in enumerate(frames):
             target = _plane(path, masks[frame.segment], grid, frame, (int(dataset.Rows), int(dataset.Columns)))
-            if target is None:
-                beyond += 1
-            else:
-                target |= _pixels(dataset, index)
-    if beyond == len(frames) and not (frame_of_reference and theirs):
-        raise fault(path, "a frame on its image", f"{beyond} frames, all of other slices", _OTHER, "mask-geometry")
-    return [Segment(label, name, masks[number]) for number, (label, name) in described.items()]
+            pixels = _pixels(dataset, index)
+            if target is not None:
+                inside = True
+                target |= pixels
+            elif pixels.any():
+                beyond[frame.segment].append(tuple(np.round(frame.position, 1).tolist()))
+    if not inside and not known:
+        raise fault(path, "a frame on its image", f"{len(frames)} frames, all of other slices", _OTHER, "mask-geometry")
+    return [Segment(label, name, masks[n], frozenset(beyond[n])) for n, (label, name) in described.items()]
 
 
 def segment_labels(path: Path) -> set[int]:

@@ -469,6 +469,28 @@ class TestDicomSeg:
                 read_one(seg, text)
             assert error.value.code == code
 
+    def test_a_slice_that_it_leaves_unmarked_is_told_of(self, folder):
+        """Free of lesions, perhaps, and perhaps not the slice that was meant."""
+        save_dicom(folder / "f.dcm", FrameOfReferenceUID="1.2.3")
+        save_seg(folder / "above.dcm", folder / "f.dcm", cyst=spot(), metastasis=spot())
+        for columns, liver in (("liver_mask", "liver.png"), ("lesion_type,liver_mask", "cyst,liver.png")):
+            case = read_one(folder, f"patient_id,image,mask,{columns}\np1,f.dcm,above.dcm,{liver}\n")
+            np.testing.assert_array_equal(case.labels, expected())
+            assert case.warnings == ("the DICOM-SEG marks nothing on this slice, and 1 other slice",)
+        save_seg(folder / "liver.dcm", folder / "f.dcm", cyst=spot(), liver=LIVER_MASK)
+        case = read_one(folder, "patient_id,image,mask,liver_mask\np1,f.dcm,liver.dcm,liver.dcm\n")
+        np.testing.assert_array_equal(case.labels, expected())
+        assert case.warnings == ()
+
+    def test_of_another_series_or_study_it_is_refused(self, seg):
+        """Though it lies where the image does: of another phase, or of another patient at the same table position."""
+        study, series = generate_uid(), generate_uid()
+        for attributes in ({"FrameOfReferenceUID": "1.2.3", "SeriesInstanceUID": series}, {"StudyInstanceUID": study}):
+            save_dicom(seg / "other.dcm", **attributes)
+            with pytest.raises(InputError, match=r"the (series|study) of its image; got another") as error:
+                read_one(seg, "patient_id,image,mask\np1,other.dcm,whole.dcm\n")
+            assert error.value.code == "seg-source"
+
     def test_what_cannot_be_used_shows_before_an_image_is_read(self, seg):
         save_seg(seg / "spleen.dcm", seg / "img/a.dcm", liver=LIVER_MASK, spleen=spot((2, 2)))
         text = "patient_id,image,mask\np1,img/a.dcm,spleen.dcm\np2,img/b.dcm,img/a.dcm\n"

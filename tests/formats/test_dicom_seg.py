@@ -385,6 +385,53 @@ class TestReading:
         assert refused(lambda: read_dicom_seg(path, far), "frames, all of other slices").code == "mask-geometry"
         refused(lambda: read_dicom_seg(path, far, uid("other")), "the frame of reference")
 
+    def test_it_says_which_slices_beyond_the_scan_it_marks(self, made):
+        """By the frames of the file that hold a pixel; an empty one marks nothing."""
+        scan, _, path, _ = made
+        ds = pydicom.dcmread(path)
+        marked = {number: set() for number in range(1, 2 + len(TYPES))}
+        frames = ds.pixel_array.copy()
+        frames[0] = 0
+        ds.PixelData = np.packbits(frames.ravel(), bitorder="little").tobytes()
+        ds.save_as(path)
+        for groups, pixels in zip(ds.PerFrameFunctionalGroupsSequence, frames, strict=True):
+            if pixels.any():
+                place = tuple(map(float, groups.PlanePositionSequence[0].ImagePositionPatient))
+                marked[groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber].add(place)
+        for d in range(len(scan.hu)):
+            affine = scan.affine.copy()
+            affine[:3, 3] += d * affine[:3, 0]
+            one = replace(scan, hu=scan.hu[d : d + 1], affine=affine)
+            for number, segment in enumerate(read_dicom_seg(path, one, uid("frame")), 1):
+                assert segment.beyond == {place for place in marked[number] if not np.allclose(place, affine[:3, 3])}
+        assert not any(segment.beyond for segment in read_dicom_seg(path, scan))
+
+    def test_another_study_is_refused_where_no_frame_of_reference_decides(self, made):
+        scan, _, path, _ = made
+        read = self.changed(made, lambda ds: setattr(ds, "StudyInstanceUID", uid("other")))
+        assert refused(read, "the study of its image; got another").code == "seg-source"
+        assert read(uid("frame"))
+        assert read_dicom_seg(path, replace(scan, study=None))
+        assert read_dicom_seg(path, replace(scan, study=uid("other")))  # renewed in both alike
+        self.changed(made, lambda ds: delattr(ds, "FrameOfReferenceUID"))
+        assert refused(lambda: read(uid("frame"))).code == "seg-source"
+        self.changed(made, lambda ds: delattr(ds, "StudyInstanceUID"))
+        assert read(uid("frame"))
+
+    def test_another_series_is_refused(self, made):
+        def both(ds):
+            ds.ReferencedSeriesSequence.append(copy.deepcopy(ds.ReferencedSeriesSequence[0]))
+            ds.ReferencedSeriesSequence[1].SeriesInstanceUID = uid("other")
+
+        scan, _, path, _ = made
+        assert read_dicom_seg(path, scan, uid("frame"), uid("series"))
+        for frame in (uid("frame"), None):
+            error = refused(lambda frame=frame: read_dicom_seg(path, scan, frame, uid("other")), "series of its image")
+            assert error.code == "seg-source"
+        for change in (both, lambda ds: delattr(ds, "ReferencedSeriesSequence")):
+            self.changed(made, change)
+            assert read_dicom_seg(path, scan, uid("frame"), uid("other"))
+
     @pytest.mark.parametrize(
         ("index", "word"),
         [
