@@ -132,13 +132,18 @@ def holds_liver(mask: Path) -> bool:
     return is_seg(mask) and LIVER in segment_labels(mask)
 
 
+def check_mask_format(path: Path) -> None:
+    """Raise `InputError` unless a mask is a PNG or a NIfTI by its name, or DICOM by its content."""
+    if not (_is_png(path) or is_nifti(path) or is_dicom(path)):
+        got, remedy = path.suffix or "another file", "save the mask in one of these formats"
+        raise InputError(path, expected="a DICOM-SEG, PNG or NIfTI", got=got, remedy=remedy, code="format")
+
+
 def _read_mask(path: Path, scan: Scan) -> np.ndarray:
     """Values of a PNG or NIfTI mask on the grid of the scan, uint8 (1, H, W)."""
     if is_nifti(path):
         return read_nifti_labels(path, scan, range(256))
-    if not _is_png(path):
-        remedy = "save the mask in one of these formats"
-        raise InputError(path, expected="a DICOM-SEG, PNG or NIfTI", got=path.suffix, remedy=remedy, code="format")
+    check_mask_format(path)
     values = read_png_labels(path)
     check_same_grid(path, values.shape, scan.affine, scan)  # a PNG tells its shape alone
     return to_labels(values, values.shape, path, range(256))

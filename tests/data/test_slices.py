@@ -541,6 +541,18 @@ def test_masks_that_do_not_fit_are_refused(folder):
         assert error.value.code == code
 
 
+@pytest.mark.parametrize("columns", ["mask", "mask,liver_mask", "mask,lesion_type,liver_mask"])
+@pytest.mark.parametrize(("name", "got"), [("mask.nrrd", ".nrrd"), ("mask", "another file")])
+def test_another_format_is_told_before_a_liver_that_is_missing(folder, columns, name, got):
+    """And before an image is read; in the column of the liver as well."""
+    (folder / name).write_bytes(b"NRRD0004\n" + bytes(200))
+    cells = {"mask": "map.png" if "liver" in columns else name, "lesion_type": "cyst", "liver_mask": name}
+    row = ",".join(cells[column] for column in columns.split(","))
+    problem = only_problem(folder, f"patient_id,image,{columns}\np1,img/a.dcm,{row}\n")
+    assert problem.code == "format"
+    assert str(problem).startswith(f"{folder / name}: expected a DICOM-SEG, PNG or NIfTI; got {got}; save the mask")
+
+
 def test_images_that_are_no_axial_slice_are_refused(folder):
     save_nifti(folder / "volume.nii", np.stack([HU, HU]))
     sagittal = np.array([[0, 0, 5, 0], [-0.7, 0, 0, 0], [0, 0.8, 0, 0], [0, 0, 0, 1.0]])
