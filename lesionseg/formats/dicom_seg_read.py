@@ -137,8 +137,8 @@ def segment_labels(path: Path) -> set[int]:
 def _described(path: Path, dataset: Dataset) -> dict[int, tuple[int, str]]:
     """Label id and name of each segment, by its number, of a SEG that can be read."""
     if dataset.SOPClassUID != SegmentationStorage:
-        got = f"DICOM of class {_class_name(dataset.SOPClassUID)}"
-        raise fault(path, "a DICOM-SEG", got, "save the mask as BINARY DICOM-SEG, NIfTI or PNG", "format")
+        got, remedy = f"class {_class_name(dataset.SOPClassUID)}", "save the mask as BINARY DICOM-SEG, NIfTI or PNG"
+        raise fault(path, "a DICOM-SEG (Segmentation Storage)", got, remedy, "format")
     if dataset.SegmentationType != "BINARY" or dataset.BitsAllocated != 1:
         got, remedy = word(dataset.SegmentationType), "save it as BINARY, cut at a threshold if it holds probabilities"
         if got == "BINARY":
@@ -160,7 +160,7 @@ def _described(path: Path, dataset: Dataset) -> dict[int, tuple[int, str]]:
             continue
         found[number] = (label, name)
         if label != LIVER:
-            elsewhere += [_told(name, region) for region in _regions(item) if region not in _LIVER_REGIONS]
+            elsewhere += [_told(name, region, "region ") for region in _regions(item) if region not in _LIVER_REGIONS]
     if unknown:
         expected = "segments coded as " + " or ".join(f"{code.meaning} (SCT {code.value})" for code in known.values())
         raise fault(path, expected, some(unknown, 8), _TAKE_OUT, "seg-code")
@@ -186,8 +186,8 @@ def _regions(segment: Dataset) -> list[Code]:
     return [*map(_code, chain(*stated)), *(code for code in modifiers if code in codes.cid7192)]
 
 
-def _told(name: str, code: Code) -> str:
-    return f"{_shown(name)} ({word(code.scheme_designator)} {word(code.value)})"
+def _told(name: str, code: Code, what: str = "") -> str:
+    return f"{_shown(name)} ({what}{word(code.scheme_designator)} {word(code.value)})"
 
 
 def _shown(name: str) -> str:

@@ -518,7 +518,7 @@ class TestReading:
         if taken:
             assert len(read()) == 1 + len(TYPES)
             return
-        told = f"lesion 1: cyst ({code.scheme_designator} {code.value}); correct the codes"
+        told = f"lesion 1: cyst (region {code.scheme_designator} {code.value}); correct the codes"
         for look in (read, lambda: segment_labels(made[2])):
             error = refused(look, "lesions whose region is the liver (SCT 10200004)", f"got {told}")
             assert error.code == "seg-region"
@@ -546,7 +546,8 @@ class TestReading:
         assert refused(self.changed(made, compressed), "got JPEG2000Lossless").code == "transfer-syntax"
         assert refused(self.changed(made, fractional), "FRACTIONAL", "save it as BINARY").code == "seg-type"
         save(tmp_path, stack()[:1])
-        refused(lambda: read_dicom_seg(tmp_path / "003.dcm", made[0]), "a DICOM-SEG; got DICOM of class CT Image")
+        told = "a DICOM-SEG (Segmentation Storage); got class CT Image"
+        refused(lambda: read_dicom_seg(tmp_path / "003.dcm", made[0]), told)
         (tmp_path / "a.txt").write_text("no DICOM")
         refused(lambda: read_dicom_seg(tmp_path / "a.txt", made[0]), "a readable DICOM file")
 
@@ -565,7 +566,7 @@ class TestReading:
     )
     def test_another_class_is_told_by_its_name(self, made, uid, told):
         read = self.changed(made, lambda ds: setattr(ds, "SOPClassUID", uid))
-        assert refused(read, f"a DICOM-SEG; got DICOM of class {told}; save").code == "format"
+        assert refused(read, f"a DICOM-SEG (Segmentation Storage); got class {told}; save").code == "format"
 
     @pytest.mark.parametrize(
         "change",
