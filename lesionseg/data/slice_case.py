@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from pydicom.dataset import Dataset
 
 from lesionseg.data.table import Row
 from lesionseg.errors import InputError, some
@@ -64,11 +65,16 @@ def read_slice_case(
     """
     first = rows[0]
     scan, warnings = _read_image(first)
-    labels = _label_map(first, scan, values) if first.lesion_type is None else _merged(rows, scan)
+    masks = [row.mask for row in rows] + ([first.liver_mask] if first.liver_mask else [])
+    segs: dict[Path, np.ndarray] = {}
+    for path in dict.fromkeys(filter(is_seg, masks)):
+        segs[path], notes = _read_seg(path, first.image, scan)
+        warnings += notes
+    labels = _label_map(first, scan, segs, values) if first.lesion_type is None else _merged(rows, scan, segs)
     lesion = is_lesion(labels)
     liver = None
     if first.liver_mask is not None:
-        liver = _liver(first.liver_mask, first, scan, values)
+        liver = _liver(first.liver_mask, scan, segs, values)
         if not liver.any():
             remedy = "draw the liver, or leave the slice out"
             raise InputError(
@@ -77,7 +83,7 @@ def read_slice_case(
     elif predict_liver is not None:
         liver = predict_liver(scan)
     elif first.lesion_type is not None:
-        liver = np.any([_liver(row.mask, row, scan, values) for row in rows if holds_liver(row.mask)], axis=0)
+        liver = np.any([_liver(row.mask, scan, segs, values) for row in rows if holds_liver(row.mask)], axis=0)
     if liver is not None:
         outside = int(np.count_nonzero(lesion & ~liver)) / max(int(np.count_nonzero(lesion)), 1)
         if outside > OUTSIDE_LIVER_SHARE:
@@ -86,9 +92,10 @@ def read_slice_case(
         if filled > LIVER_FILLED_SHARE:
             warnings += (f"{filled:.0%} of the liver is lesion: does a value of the mask mean the liver? (--labels)",)
         labels[liver & ~lesion] = LIVER
-    masks = [row.mask for row in rows] + ([first.liver_mask] if first.liver_mask else [])
     if any(_is_png(path) != _is_png(first.image) and any(map(is_nifti, (path, first.image))) for path in masks):
         warnings += ("NIfTI beside PNG, which has no orientation: PNG rows are taken as the second NIfTI axis",)
+    if not is_nifti(first.image) and any(map(_is_png, masks)) and _is_turned(scan):
+        warnings += ("PNG beside a DICOM slice turned in the patient: PNG rows are taken as the rows that are stored",)
     return Case(scan, labels, patient_id, liver_predicted=predict_liver is not None, warnings=warnings)
 
 
@@ -125,23 +132,29 @@ def holds_liver(mask: Path) -> bool:
     return is_seg(mask) and LIVER in segment_labels(mask)
 
 
+def check_mask_format(path: Path) -> None:
+    """Raise `InputError` unless a mask is a PNG or a NIfTI by its name, or DICOM by its content."""
+    if not (_is_png(path) or is_nifti(path) or is_dicom(path)):
+        got, remedy = path.suffix or "another file", "save the mask in one of these formats"
+        raise InputError(path, expected="a DICOM-SEG, PNG or NIfTI", got=got, remedy=remedy, code="format")
+
+
 def _read_mask(path: Path, scan: Scan) -> np.ndarray:
     """Values of a PNG or NIfTI mask on the grid of the scan, uint8 (1, H, W)."""
     if is_nifti(path):
         return read_nifti_labels(path, scan, range(256))
-    if not _is_png(path):
-        remedy = "save the mask in one of these formats"
-        raise InputError(path, expected="a DICOM-SEG, PNG or NIfTI", got=path.suffix, remedy=remedy, code="format")
+    check_mask_format(path)
     values = read_png_labels(path)
     check_same_grid(path, values.shape, scan.affine, scan)  # a PNG tells its shape alone
     return to_labels(values, values.shape, path, range(256))
 
 
-def _read_seg(path: Path, row: Row, scan: Scan) -> np.ndarray:
-    """Label ids of a DICOM-SEG on the grid of the scan, uint8 (1, H, W); a lesion is set over the liver."""
-    frame = source_headers(row.image)[0].get("FrameOfReferenceUID") if is_dicom(row.image) else None
+def _read_seg(path: Path, image: Path, scan: Scan) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Label ids of a DICOM-SEG on the grid of the scan, uint8 (1, H, W), a lesion set over the liver; and warnings."""
+    header = source_headers(image)[0] if is_dicom(image) else Dataset()
+    segments = read_dicom_seg(path, scan, header.get("FrameOfReferenceUID"), header.get("SeriesInstanceUID"))
     labels = np.full(scan.hu.shape, BACKGROUND, dtype=np.uint8)
-    for label, _, mask in sorted(read_dicom_seg(path, scan, frame), key=lambda segment: segment.label):
+    for label, _, mask, _ in sorted(segments, key=lambda segment: segment.label):
         clash = mask & is_lesion(labels) & (labels != label)
         if clash.any():
             other = NAMES[int(labels[clash][0])]
@@ -153,12 +166,15 @@ def _read_seg(path: Path, row: Row, scan: Scan) -> np.ndarray:
                 code="masks-overlap",
             )
         labels[mask] = label
-    return labels
+    others = len(frozenset().union(*(segment.beyond for segment in segments)))
+    if others and not labels.any():
+        return labels, (f"the DICOM-SEG marks nothing on this slice, and {others} other slice{'s' * (others > 1)}",)
+    return labels, ()
 
 
-def _liver(path: Path, row: Row, scan: Scan, values: Mapping[str, int]) -> np.ndarray:
+def _liver(path: Path, scan: Scan, segs: Mapping[Path, np.ndarray], values: Mapping[str, int]) -> np.ndarray:
     """The liver with the lesions in it, bool (1, H, W)."""
-    if not is_seg(path):
+    if path not in segs:
         mask = _read_mask(path, scan)
         kinds = set(np.unique(mask[mask > 0]).tolist())
         if len(kinds) > 1 and not (kinds <= _LITS_VALUES or kinds <= {LIVER, *values.values()}):
@@ -178,12 +194,12 @@ def _liver(path: Path, row: Row, scan: Scan, values: Mapping[str, int]) -> np.nd
             remedy="give a mask of the liver",
             code="no-liver",
         )
-    return _read_seg(path, row, scan) > 0
+    return segs[path] > 0
 
 
-def _label_map(row: Row, scan: Scan, values: Mapping[str, int]) -> np.ndarray:
-    if is_seg(row.mask):
-        return _coded(row, scan)
+def _label_map(row: Row, scan: Scan, segs: Mapping[Path, np.ndarray], values: Mapping[str, int]) -> np.ndarray:
+    if row.mask in segs:
+        return _coded(row, segs[row.mask])
     ids = {value: LIVER if name == "liver" else LESION_IDS[name] for name, value in values.items()}
     found = _read_mask(row.mask, scan)
     labels = to_labels(found, found.shape, row.mask, (BACKGROUND, *ids), renamed=ids)
@@ -200,9 +216,8 @@ def _label_map(row: Row, scan: Scan, values: Mapping[str, int]) -> np.ndarray:
     return labels
 
 
-def _coded(row: Row, scan: Scan) -> np.ndarray:
+def _coded(row: Row, labels: np.ndarray) -> np.ndarray:
     """Labels as the codes of a DICOM-SEG tell them; its liver only where the table names no other."""
-    labels = _read_seg(row.mask, row, scan)
     if np.any(labels == UNTYPED_LESION):
         raise InputError(
             row.mask,
@@ -211,15 +226,16 @@ def _coded(row: Row, scan: Scan) -> np.ndarray:
             remedy="correct the code of the segment, or give the row a lesion_type",
             code="lesion-type",
         )
+    labels = labels.copy()
     if row.liver_mask is not None:
         labels[labels == LIVER] = BACKGROUND
     return labels
 
 
-def _merged(rows: Sequence[Row], scan: Scan) -> np.ndarray:
+def _merged(rows: Sequence[Row], scan: Scan, segs: Mapping[Path, np.ndarray]) -> np.ndarray:
     labels = np.full(scan.hu.shape, BACKGROUND, dtype=np.uint8)
     for row in rows:
-        values = is_lesion(_read_seg(row.mask, row, scan)) if is_seg(row.mask) else _read_mask(row.mask, scan)
+        values = is_lesion(segs[row.mask]) if row.mask in segs else _read_mask(row.mask, scan)
         kinds = np.unique(values[values > 0])
         if len(kinds) > 1:
             raise InputError(
@@ -241,6 +257,12 @@ def _merged(rows: Sequence[Row], scan: Scan) -> np.ndarray:
             )
         labels[values > 0] = label
     return labels
+
+
+def _is_turned(scan: Scan) -> bool:
+    """Whether rows and columns of a slice run otherwise than to the left and the back, so that viewers may turn it."""
+    order, flip = canonical_axes(scan.affine)
+    return order != (0, 1, 2) or any(flip[1:])
 
 
 def _is_png(path: Path) -> bool:

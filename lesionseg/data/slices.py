@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from lesionseg.data.groups import check_excluded, read_groups
-from lesionseg.data.slice_case import PredictsLiver, holds_liver, is_seg, read_slice_case
+from lesionseg.data.slice_case import PredictsLiver, check_mask_format, holds_liver, is_seg, read_slice_case
 from lesionseg.data.table import Row, read_rows
 from lesionseg.errors import InputError
 from lesionseg.labels import LESION_TYPES
@@ -77,6 +77,8 @@ def find(
             continue
         try:
             _check_merge(group)
+            for path in (*(row.mask for row in group), *filter(None, [first.liver_mask])):
+                check_mask_format(path)
             needs_liver = _needs_liver(group, values)
         except InputError as error:
             problems.append(error)

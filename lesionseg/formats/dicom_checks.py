@@ -179,7 +179,7 @@ def _step_mm(group: Sequence[Slice]) -> float | None:
 def word(value: object) -> str:
     """A code as a message may quote it. A broken length makes any value swallow those after it, the name among them."""
     text = str(value)
-    return text if re.fullmatch(r"…?[A-Za-z0-9_.]{1,64}", text) else "malformed"
+    return text if re.fullmatch(r"…?[A-Za-z0-9_.-]{1,64}", text) else "malformed"
 
 
 def _image_type(dataset: Dataset) -> tuple[str, ...]:

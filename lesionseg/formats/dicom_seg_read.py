@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
-from pydicom.uid import SegmentationStorage
+from pydicom.uid import UID, SegmentationStorage
 
 from lesionseg.errors import some
 from lesionseg.formats.dicom import read_dataset, refused
 from lesionseg.formats.dicom_checks import fault, word
-from lesionseg.labels import CODES
+from lesionseg.labels import CODES, LIVER
 from lesionseg.scan import GEOMETRY_TOLERANCE_VOXELS, Scan
 
 #: Frames closer than this lie on one slice.
@@ -28,14 +30,35 @@ _SAME_MM = 0.01
 _MOST_STEPS = 1.5
 _REMEDY = "save the segmentation again"
 _OTHER = "give the SEG that was drawn on this image"
+#: Younger than the table of pydicom 3.0.
+_LABEL_MAP, _LABEL_MAP_NAME = "1.2.840.10008.5.1.4.1.1.66.7", "Label Map Segmentation Storage"
+_TAKE_OUT = "correct the codes, or take these segments out"
+#: Regions, in SNOMED CT, whose lesions may be those of the liver: the liver, its parts, and what it is a part of.
+_LIVER_REGIONS = [
+    *codes.cid7170.concepts.values(),  # Couinaud segments
+    *(Code(value, "SCT", "") for value in (
+        CODES[LIVER].value, "181268008", "48521005", "69842003",  # liver, entire liver, right and left lobe
+        "303270005",  # liver and biliary structure
+        "818981001", "113345001", "52731004", "80581009",  # abdomen, its structure, its cavity, upper abdomen
+        "50519007", "86367003",  # right and left upper quadrant
+        "818982008", "416949008", "818987002",  # abdomen and pelvis, and or, their cavity
+        "416550000", "416775004",  # chest and abdomen; and pelvis
+        "416152001", "416319003",  # the same with the neck
+        "38266002",  # entire body
+    )),
+]  # fmt: skip
 
 
 class Segment(NamedTuple):
-    """A segment on the grid of a scan: its id in `lesionseg.labels`, its own name, and where it is, bool (D, H, W)."""
+    """A segment on the grid of a scan: its id in `lesionseg.labels`, its own name, and where it is, bool (D, H, W).
+
+    And the slices beyond the scan that it marks, by the positions of their first pixels (mm, rounded).
+    """
 
     label: int
     name: str
     mask: np.ndarray
+    beyond: frozenset[tuple[float, ...]] = frozenset()
 
 
 class _Frame(NamedTuple):
@@ -50,7 +73,9 @@ class _Frame(NamedTuple):
     slice_step_mm: float
 
 
-def read_dicom_seg(path: Path, scan: Scan, frame_of_reference: str | None = None) -> list[Segment]:
+def read_dicom_seg(
+    path: Path, scan: Scan, frame_of_reference: str | None = None, series: str | None = None
+) -> list[Segment]:
     """Read the segments of a BINARY DICOM-SEG that are coded as liver or lesion, on the grid of a scan.
 
     A slice without a frame is background. Frames beyond the scan are passed over, so that the SEG of a series serves a
@@ -60,14 +85,16 @@ def read_dicom_seg(path: Path, scan: Scan, frame_of_reference: str | None = None
         path: as lesionseg, dcmqi, 3D Slicer or highdicom write it.
         scan: whose place in the patient must be known.
         frame_of_reference: UID of the scan's, where it is known.
+        series: likewise; None: the SEG may name any.
 
     Returns:
         one a segment, in the order of the file.
 
     Raises:
         InputError: no SEG, FRACTIONAL, compressed or malformed; a code that is neither liver nor lesion; a frame that
-            is no slice of the scan (corners within 0.1 voxel); another frame of reference; every frame beyond the scan,
-            unless the frames of reference are known to be one.
+            is no slice of the scan (corners within 0.1 voxel); another frame of reference, or another study where one
+            of the two is not known; another series; every frame beyond the scan, unless the frames of reference are
+            known to be one.
     """
     if scan.affine is None:
         got, remedy = "an image that does not say so", "give the image as DICOM or NIfTI"
@@ -75,22 +102,30 @@ def read_dicom_seg(path: Path, scan: Scan, frame_of_reference: str | None = None
     with refused(path, "a readable DICOM-SEG", remedy=_REMEDY):
         dataset = read_dataset(path)
         described = _described(path, dataset)
-        theirs = dataset.get("FrameOfReferenceUID")
-        if frame_of_reference and theirs and theirs != frame_of_reference:
+        known = bool(frame_of_reference and dataset.get("FrameOfReferenceUID"))
+        if known and dataset.FrameOfReferenceUID != frame_of_reference:
             raise fault(path, "the frame of reference of its image", "another", _OTHER, "mask-geometry")
+        if not known and scan.study and dataset.get("StudyInstanceUID") not in (None, "", scan.study):
+            raise fault(path, "the study of its image", "another", _OTHER, "seg-source")
+        named = {item.get("SeriesInstanceUID") for item in dataset.get("ReferencedSeriesSequence") or ()} - {None, ""}
+        if series and named and series not in named:
+            raise fault(path, "the series of its image", "another", _OTHER, "seg-source")
         frames = _frames(dataset)
         grid = _grid(path, scan, frames)
         masks = {number: np.zeros(scan.hu.shape, dtype=bool) for number in described}
-        beyond = 0
+        beyond: dict[int, list[tuple[float, ...]]] = {number: [] for number in described}
+        inside = False
         for index, frame in enumerate(frames):
             target = _plane(path, masks[frame.segment], grid, frame, (int(dataset.Rows), int(dataset.Columns)))
-            if target is None:
-                beyond += 1
-            else:
-                target |= _pixels(dataset, index)
-    if beyond == len(frames) and not (frame_of_reference and theirs):
-        raise fault(path, "a frame on its image", f"{beyond} frames, all of other slices", _OTHER, "mask-geometry")
-    return [Segment(label, name, masks[number]) for number, (label, name) in described.items()]
+            pixels = _pixels(dataset, index)
+            if target is not None:
+                inside = True
+                target |= pixels
+            elif pixels.any():
+                beyond[frame.segment].append(tuple(np.round(frame.position, 1).tolist()))
+    if not inside and not known:
+        raise fault(path, "a frame on its image", f"{len(frames)} frames, all of other slices", _OTHER, "mask-geometry")
+    return [Segment(label, name, masks[n], frozenset(beyond[n])) for n, (label, name) in described.items()]
 
 
 def segment_labels(path: Path) -> set[int]:
@@ -102,30 +137,57 @@ def segment_labels(path: Path) -> set[int]:
 def _described(path: Path, dataset: Dataset) -> dict[int, tuple[int, str]]:
     """Label id and name of each segment, by its number, of a SEG that can be read."""
     if dataset.SOPClassUID != SegmentationStorage:
-        got = f"DICOM of class {word(dataset.SOPClassUID)}"
-        raise fault(path, "a DICOM-SEG", got, "save the mask as DICOM-SEG, NIfTI or PNG", "format")
+        got, remedy = f"class {_class_name(dataset.SOPClassUID)}", "save the mask as BINARY DICOM-SEG, NIfTI or PNG"
+        raise fault(path, "a DICOM-SEG (Segmentation Storage)", got, remedy, "format")
     if dataset.SegmentationType != "BINARY" or dataset.BitsAllocated != 1:
-        remedy = "save it as BINARY, cut at a threshold if it holds probabilities"
-        raise fault(path, "a BINARY DICOM-SEG", word(dataset.SegmentationType), remedy, "seg-type")
+        got, remedy = word(dataset.SegmentationType), "save it as BINARY, cut at a threshold if it holds probabilities"
+        if got == "BINARY":
+            got, remedy = f"{word(dataset.BitsAllocated)} bits a pixel", _REMEDY
+        raise fault(path, "a BINARY DICOM-SEG, of 1 bit a pixel", got, remedy, "seg-type")
     syntax = dataset.file_meta.TransferSyntaxUID
     if syntax.is_encapsulated or not syntax.is_little_endian:
         raise fault(path, "an uncompressed DICOM-SEG", word(syntax.keyword), "save it uncompressed", "transfer-syntax")
     known = {label: Code(code.value, "SCT", code.meaning) for label, code in CODES.items()}
-    found, unknown = {}, []
-    for item in dataset.SegmentSequence:
-        kind = item.SegmentedPropertyTypeCodeSequence[0]
-        code = Code(str(kind.get("CodeValue")), str(kind.get("CodingSchemeDesignator")), "")
-        name = str(item.get("SegmentLabel", ""))
-        label = next((label for label, other in known.items() if other == code), None)  # equal: SRT and SCT as well
+    numbers = [int(item.SegmentNumber) for item in dataset.SegmentSequence]
+    if len(set(numbers)) < len(numbers):
+        raise fault(path, "segments of different numbers", "a number twice", _REMEDY, "seg-number")
+    found, unknown, elsewhere = {}, [], []
+    for number, item in zip(numbers, dataset.SegmentSequence, strict=True):
+        kind, name = _code(item.SegmentedPropertyTypeCodeSequence[0]), str(item.get("SegmentLabel", ""))
+        label = next((label for label, other in known.items() if other == kind), None)  # equal: SRT and SCT as well
         if label is None:
-            unknown.append(f"{_shown(name)} ({word(code.scheme_designator)} {word(code.value)})")
-        else:
-            found[int(item.SegmentNumber)] = (label, name)
+            unknown.append(_told(name, kind))
+            continue
+        found[number] = (label, name)
+        if label != LIVER:
+            elsewhere += [_told(name, region, "region ") for region in _regions(item) if region not in _LIVER_REGIONS]
     if unknown:
         expected = "segments coded as " + " or ".join(f"{code.meaning} (SCT {code.value})" for code in known.values())
-        remedy = "correct the codes, or take these segments out"
-        raise fault(path, expected, some(unknown, 8), remedy, "seg-code")
+        raise fault(path, expected, some(unknown, 8), _TAKE_OUT, "seg-code")
+    if elsewhere:
+        expected = f"lesions whose region is the liver (SCT {CODES[LIVER].value}), a part of it, or the abdomen"
+        raise fault(path, expected, some(elsewhere, 8), _TAKE_OUT, "seg-region")
     return found
+
+
+def _class_name(uid: UID) -> str:
+    return _LABEL_MAP_NAME if uid == _LABEL_MAP else uid.name if uid.name != uid else word(uid)
+
+
+def _code(item: Dataset) -> Code:
+    return Code(str(item.get("CodeValue")), str(item.get("CodingSchemeDesignator")), "")
+
+
+def _regions(segment: Dataset) -> list[Code]:
+    """The regions that a segment states; of what modifies its type those alone that are structures of the body."""
+    kind = segment.SegmentedPropertyTypeCodeSequence[0]
+    modifiers = map(_code, kind.get("SegmentedPropertyTypeModifierCodeSequence") or ())
+    stated = [segment.get(name) or () for name in ("AnatomicRegionSequence", "PrimaryAnatomicStructureSequence")]
+    return [*map(_code, chain(*stated)), *(code for code in modifiers if code in codes.cid7192)]
+
+
+def _told(name: str, code: Code, what: str = "") -> str:
+    return f"{_shown(name)} ({what}{word(code.scheme_designator)} {word(code.value)})"
 
 
 def _shown(name: str) -> str:

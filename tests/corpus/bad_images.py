@@ -3,6 +3,7 @@
 import gzip
 from pathlib import Path
 
+import highdicom as hd
 import nibabel as nib
 import numpy as np
 import pydicom
@@ -264,10 +265,47 @@ def seg_without_types(bench):
     return table(bench, "p1,a.dcm,seg.dcm,liver.png")
 
 
+def seg_with(bench: Bench, change) -> list[str]:
+    save_if_missing(bench)
+    save_seg(bench.folder / "seg.dcm", bench.folder / "a.dcm", cyst=spot((2, 2)), metastasis=spot((3, 3)))
+    ds = pydicom.dcmread(bench.folder / "seg.dcm")
+    change(ds)
+    ds.save_as(bench.folder / "seg.dcm")
+    return table(bench, "p1,a.dcm,seg.dcm,liver.png")
+
+
+def of_the_kidney(ds):
+    ds.SegmentSequence[0].AnatomicRegionSequence = [hd.sr.CodedConcept("64033007", "SCT", "Kidney")]
+
+
+def of_another_series(ds):
+    ds.ReferencedSeriesSequence[0].SeriesInstanceUID = "1.2.4"
+
+
+family(
+    "DICOM-SEG",
+    {
+        "of the kidney": of_the_kidney,
+        "of another study": lambda ds: setattr(ds, "StudyInstanceUID", "1.2.4"),
+        "of another series": of_another_series,
+        "a number twice": lambda ds: setattr(ds.SegmentSequence[1], "SegmentNumber", 1),
+        "a label map": lambda ds: setattr(ds, "SOPClassUID", "1.2.840.10008.5.1.4.1.1.66.7"),
+        "of 8 bits": lambda ds: setattr(ds, "BitsAllocated", 8),
+    },
+    seg_with,
+)
+
+
 @bad("DICOM-SEG", "a CT in its place")
 def ct_for_a_seg(bench):
     save_dicom(bench.folder / "b.dcm")
     return table(bench, "p1,a.dcm,b.dcm,liver.png")
+
+
+@bad("DICOM-SEG", "NRRD in its place, and no liver")
+def nrrd_for_a_seg(bench):
+    bench.write("mask.nrrd", "NRRD0004")
+    return table(bench, "p1,a.dcm,mask.nrrd,")
 
 
 @bad("NIfTI mask", "of a slice, beside it")

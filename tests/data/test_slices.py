@@ -17,6 +17,7 @@ from lesionseg.data import slices
 from lesionseg.errors import InputError
 from lesionseg.formats.png import write_png
 from lesionseg.labels import BACKGROUND, LESION_IDS, LESION_TYPES, LIVER
+from lesionseg.scan import to_canonical
 
 SHAPE = (8, 6)
 CYST, HEMANGIOMA, METASTASIS = (LESION_IDS[name] for name in ("cyst", "hemangioma", "metastasis"))
@@ -25,6 +26,7 @@ LIVER_MASK = np.zeros(SHAPE, np.uint8)
 LIVER_MASK[1:7, 1:5] = 255
 #: RAS affine (i, j, k) of a slice whose rows run back and columns run left: nothing to turn.
 AFFINE = np.diag([-0.7, -0.8, 5.0, 1.0])
+LPS_TO_RAS = np.diag([-1, -1, 1, 1])
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ def spot(*places, value=1):
     return mask
 
 
-def save_dicom(path, hu=HU):
+def save_dicom(path, hu=HU, **attributes):
     meta = FileMetaDataset()
     meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID = ExplicitVRLittleEndian, CTImageStorage
     meta.MediaStorageSOPInstanceUID = generate_uid()
@@ -59,6 +61,8 @@ def save_dicom(path, hu=HU):
     ds.SamplesPerPixel, ds.PhotometricInterpretation, ds.PixelRepresentation = 1, "MONOCHROME2", 1
     ds.BitsAllocated, ds.BitsStored, ds.HighBit = 16, 16, 15
     ds.RescaleSlope, ds.RescaleIntercept, ds.PixelData = 1, 0, hu.astype("<i2").tobytes()
+    for name, value in attributes.items():
+        setattr(ds, name, value)
     ds.save_as(path, enforce_file_format=True)
 
 
@@ -204,6 +208,38 @@ def test_a_nifti_mask_must_lie_on_the_dicom_slice(folder):
     save_nifti(folder / "mask.nii", spot((2, 2)), AFFINE @ np.diag([1, -1, 1, 1]))
     with pytest.raises(InputError, match="voxels apart"):
         read_one(folder, text)
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "turned"),
+    [
+        ((1, 0, 0), (0, 1, 0), False),  # on the back
+        ((0.9962, 0, 0.0872), (0, 1, 0), False),  # 5° askew
+        ((-1, 0, 0), (0, -1, 0), True),  # prone
+        ((0, -1, 0), (1, 0, 0), True),  # on the right side
+        ((0, 1, 0), (-1, 0, 0), True),
+        ((-1, 0, 0), (0, 1, 0), True),  # mirrored
+    ],
+)
+def test_a_png_mask_has_the_rows_and_columns_that_the_dicom_stores(folder, rows, columns, turned):
+    """However the patient lies: mask and pixels are turned alike. Where they are, the case says so."""
+    save_dicom(folder / "img/t.dcm", np.where(spot((2, 4)) > 0, 77, 10), ImageOrientationPatient=[*rows, *columns])
+    write_png(folder / "one.png", spot((2, 4)))
+    case = read_one(folder, "patient_id,image,mask,liver_mask\np1,img/t.dcm,one.png,liver.png\n")
+    np.testing.assert_array_equal(case.labels, expected(cyst=(2, 4)))
+    for one in (case, to_canonical(case)):
+        np.testing.assert_array_equal(one.labels == CYST, one.scan.hu == 77)
+    (place,) = np.argwhere(case.labels == CYST)
+    where = np.array(rows) * 0.7 * 4 + np.array(columns) * 0.8 * 2  # PS3.3 C.7.6.2.1.1
+    np.testing.assert_allclose((case.scan.affine @ [*place, 1])[:3], where)
+    assert [warning.partition(":")[0] for warning in case.warnings] == [
+        "PNG beside a DICOM slice turned in the patient"
+    ] * turned
+    save_nifti(folder / "one.nii", spot((2, 4)), LPS_TO_RAS @ case.scan.affine[:, [2, 1, 0, 3]])
+    save_nifti(folder / "liver.nii", LIVER_MASK, LPS_TO_RAS @ case.scan.affine[:, [2, 1, 0, 3]])
+    again = read_one(folder, "patient_id,image,mask,liver_mask\np1,img/t.dcm,one.nii,liver.nii\n")
+    np.testing.assert_array_equal(again.labels, case.labels)
+    assert again.warnings == ()
 
 
 def test_png_images_need_their_window(folder):
@@ -433,6 +469,28 @@ class TestDicomSeg:
                 read_one(seg, text)
             assert error.value.code == code
 
+    def test_a_slice_that_it_leaves_unmarked_is_told_of(self, folder):
+        """Free of lesions, perhaps, and perhaps not the slice that was meant."""
+        save_dicom(folder / "f.dcm", FrameOfReferenceUID="1.2.3")
+        save_seg(folder / "above.dcm", folder / "f.dcm", cyst=spot(), metastasis=spot())
+        for columns, liver in (("liver_mask", "liver.png"), ("lesion_type,liver_mask", "cyst,liver.png")):
+            case = read_one(folder, f"patient_id,image,mask,{columns}\np1,f.dcm,above.dcm,{liver}\n")
+            np.testing.assert_array_equal(case.labels, expected())
+            assert case.warnings == ("the DICOM-SEG marks nothing on this slice, and 1 other slice",)
+        save_seg(folder / "liver.dcm", folder / "f.dcm", cyst=spot(), liver=LIVER_MASK)
+        case = read_one(folder, "patient_id,image,mask,liver_mask\np1,f.dcm,liver.dcm,liver.dcm\n")
+        np.testing.assert_array_equal(case.labels, expected())
+        assert case.warnings == ()
+
+    def test_of_another_series_or_study_it_is_refused(self, seg):
+        """Though it lies where the image does: of another phase, or of another patient at the same table position."""
+        study, series = generate_uid(), generate_uid()
+        for attributes in ({"FrameOfReferenceUID": "1.2.3", "SeriesInstanceUID": series}, {"StudyInstanceUID": study}):
+            save_dicom(seg / "other.dcm", **attributes)
+            with pytest.raises(InputError, match=r"the (series|study) of its image; got another") as error:
+                read_one(seg, "patient_id,image,mask\np1,other.dcm,whole.dcm\n")
+            assert error.value.code == "seg-source"
+
     def test_what_cannot_be_used_shows_before_an_image_is_read(self, seg):
         save_seg(seg / "spleen.dcm", seg / "img/a.dcm", liver=LIVER_MASK, spleen=spot((2, 2)))
         text = "patient_id,image,mask\np1,img/a.dcm,spleen.dcm\np2,img/b.dcm,img/a.dcm\n"
@@ -481,6 +539,18 @@ def test_masks_that_do_not_fit_are_refused(folder):
         with pytest.raises(InputError, match=word) as error:
             read_one(folder, text)
         assert error.value.code == code
+
+
+@pytest.mark.parametrize("columns", ["mask", "mask,liver_mask", "mask,lesion_type,liver_mask"])
+@pytest.mark.parametrize(("name", "got"), [("mask.nrrd", ".nrrd"), ("mask", "another file")])
+def test_another_format_is_told_before_a_liver_that_is_missing(folder, columns, name, got):
+    """And before an image is read; in the column of the liver as well."""
+    (folder / name).write_bytes(b"NRRD0004\n" + bytes(200))
+    cells = {"mask": "map.png" if "liver" in columns else name, "lesion_type": "cyst", "liver_mask": name}
+    row = ",".join(cells[column] for column in columns.split(","))
+    problem = only_problem(folder, f"patient_id,image,{columns}\np1,img/a.dcm,{row}\n")
+    assert problem.code == "format"
+    assert str(problem).startswith(f"{folder / name}: expected a DICOM-SEG, PNG or NIfTI; got {got}; save the mask")
 
 
 def test_images_that_are_no_axial_slice_are_refused(folder):

@@ -385,6 +385,53 @@ class TestReading:
         assert refused(lambda: read_dicom_seg(path, far), "frames, all of other slices").code == "mask-geometry"
         refused(lambda: read_dicom_seg(path, far, uid("other")), "the frame of reference")
 
+    def test_it_says_which_slices_beyond_the_scan_it_marks(self, made):
+        """By the frames of the file that hold a pixel; an empty one marks nothing."""
+        scan, _, path, _ = made
+        ds = pydicom.dcmread(path)
+        marked = {number: set() for number in range(1, 2 + len(TYPES))}
+        frames = ds.pixel_array.copy()
+        frames[0] = 0
+        ds.PixelData = np.packbits(frames.ravel(), bitorder="little").tobytes()
+        ds.save_as(path)
+        for groups, pixels in zip(ds.PerFrameFunctionalGroupsSequence, frames, strict=True):
+            if pixels.any():
+                place = tuple(map(float, groups.PlanePositionSequence[0].ImagePositionPatient))
+                marked[groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber].add(place)
+        for d in range(len(scan.hu)):
+            affine = scan.affine.copy()
+            affine[:3, 3] += d * affine[:3, 0]
+            one = replace(scan, hu=scan.hu[d : d + 1], affine=affine)
+            for number, segment in enumerate(read_dicom_seg(path, one, uid("frame")), 1):
+                assert segment.beyond == {place for place in marked[number] if not np.allclose(place, affine[:3, 3])}
+        assert not any(segment.beyond for segment in read_dicom_seg(path, scan))
+
+    def test_another_study_is_refused_where_no_frame_of_reference_decides(self, made):
+        scan, _, path, _ = made
+        read = self.changed(made, lambda ds: setattr(ds, "StudyInstanceUID", uid("other")))
+        assert refused(read, "the study of its image; got another").code == "seg-source"
+        assert read(uid("frame"))
+        assert read_dicom_seg(path, replace(scan, study=None))
+        assert read_dicom_seg(path, replace(scan, study=uid("other")))  # renewed in both alike
+        self.changed(made, lambda ds: delattr(ds, "FrameOfReferenceUID"))
+        assert refused(lambda: read(uid("frame"))).code == "seg-source"
+        self.changed(made, lambda ds: delattr(ds, "StudyInstanceUID"))
+        assert read(uid("frame"))
+
+    def test_another_series_is_refused(self, made):
+        def both(ds):
+            ds.ReferencedSeriesSequence.append(copy.deepcopy(ds.ReferencedSeriesSequence[0]))
+            ds.ReferencedSeriesSequence[1].SeriesInstanceUID = uid("other")
+
+        scan, _, path, _ = made
+        assert read_dicom_seg(path, scan, uid("frame"), uid("series"))
+        for frame in (uid("frame"), None):
+            error = refused(lambda frame=frame: read_dicom_seg(path, scan, frame, uid("other")), "series of its image")
+            assert error.code == "seg-source"
+        for change in (both, lambda ds: delattr(ds, "ReferencedSeriesSequence")):
+            self.changed(made, change)
+            assert read_dicom_seg(path, scan, uid("frame"), uid("other"))
+
     @pytest.mark.parametrize(
         ("index", "word"),
         [
@@ -431,6 +478,63 @@ class TestReading:
         assert error.code == "seg-code"
         refused(lambda: segment_labels(made[2]), "78961009")
 
+    @pytest.mark.parametrize(
+        ("place", "code", "taken"),
+        [
+            ("region", codes.SCT.Liver, True),
+            ("region", Code("T-62000", "SRT", "Liver"), True),
+            ("region", codes.SCT.CouinaudHepaticSegmentVII, True),
+            ("region", Code("69842003", "SCT", "Left lobe of liver"), True),
+            ("region", codes.SCT.Abdomen, True),
+            ("region", Code("T-D4000", "SRT", "Abdomen"), True),
+            ("region", codes.SCT.LiverAndBiliaryStructure, True),
+            ("region", codes.SCT.Kidney, False),
+            ("region", Code("T-71000", "SRT", "Kidney"), False),
+            ("region", codes.SCT.Lung, False),
+            ("region", Code("10200004", "99LOCAL", "Liver"), False),
+            ("structure", codes.SCT.Kidney, False),
+            ("structure", codes.SCT.Liver, True),
+            ("modifier", codes.SCT.Kidney, False),
+            ("modifier", codes.SCT.Left, True),
+        ],
+        ids=str,
+    )
+    def test_lesions_of_another_organ_are_refused(self, made, place, code, taken):
+        """Wherever the standard lets a segment say its organ (PS3.3 C.8.20.4); a liver may lie in any region."""
+
+        def change(ds):
+            for n, item in enumerate(ds.SegmentSequence):
+                item.pop("AnatomicRegionSequence", None)
+                kind = item.SegmentedPropertyTypeCodeSequence[0]
+                target, name = {
+                    "region": (item, "AnatomicRegionSequence"),
+                    "structure": (item, "PrimaryAnatomicStructureSequence"),
+                    "modifier": (kind, "SegmentedPropertyTypeModifierCodeSequence"),
+                }[place]
+                if n < 2:
+                    setattr(target, name, [hd.sr.CodedConcept(*code[:3])])
+
+        read = self.changed(made, change)
+        if taken:
+            assert len(read()) == 1 + len(TYPES)
+            return
+        told = f"lesion 1: cyst (region {code.scheme_designator} {code.value}); correct the codes"
+        for look in (read, lambda: segment_labels(made[2])):
+            error = refused(look, "lesions whose region is the liver (SCT 10200004)", f"got {told}")
+            assert error.code == "seg-region"
+
+    def test_two_segments_of_one_number_are_refused(self, made):
+        """Whichever came last would win."""
+
+        def change(ds):
+            ds.SegmentSequence[2].SegmentNumber = 2
+            for frame in ds.PerFrameFunctionalGroupsSequence:
+                identity = frame.SegmentIdentificationSequence[0]
+                if identity.ReferencedSegmentNumber == 3:
+                    identity.ReferencedSegmentNumber = 2
+
+        assert refused(self.changed(made, change), "segments of different numbers").code == "seg-number"
+
     def test_fractional_compressed_and_other_files_are_refused(self, made, tmp_path):
         def fractional(ds):
             ds.SegmentationType = "FRACTIONAL"
@@ -442,9 +546,27 @@ class TestReading:
         assert refused(self.changed(made, compressed), "got JPEG2000Lossless").code == "transfer-syntax"
         assert refused(self.changed(made, fractional), "FRACTIONAL", "save it as BINARY").code == "seg-type"
         save(tmp_path, stack()[:1])
-        refused(lambda: read_dicom_seg(tmp_path / "003.dcm", made[0]), "a DICOM-SEG; got DICOM of class")
+        told = "a DICOM-SEG (Segmentation Storage); got class CT Image"
+        refused(lambda: read_dicom_seg(tmp_path / "003.dcm", made[0]), told)
         (tmp_path / "a.txt").write_text("no DICOM")
         refused(lambda: read_dicom_seg(tmp_path / "a.txt", made[0]), "a readable DICOM file")
+
+    def test_a_binary_one_of_8_bits_is_told(self, made):
+        read = self.changed(made, lambda ds: setattr(ds, "BitsAllocated", 8))
+        assert refused(read, "of 1 bit a pixel; got 8 bits a pixel; save").code == "seg-type"
+
+    @pytest.mark.parametrize(
+        ("uid", "told"),
+        [
+            ("1.2.840.10008.5.1.4.1.1.66.7", "Label Map Segmentation Storage"),
+            ("1.2.840.10008.5.1.4.1.1.481.3", "RT Structure Set Storage"),
+            ("1.2.3.4", "1.2.3.4"),
+            (NAME, "malformed"),
+        ],
+    )
+    def test_another_class_is_told_by_its_name(self, made, uid, told):
+        read = self.changed(made, lambda ds: setattr(ds, "SOPClassUID", uid))
+        assert refused(read, f"a DICOM-SEG (Segmentation Storage); got class {told}; save").code == "format"
 
     @pytest.mark.parametrize(
         "change",
