@@ -44,7 +44,7 @@ class Timed(pl.Callback):
     """Seconds of a training, beside its checkpoints."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        trainer.strategy.checkpoint_io = self.saving = TimedCheckpoints(Path(trainer.default_root_dir))
+        trainer.strategy.checkpoint_io = self.saving = TimedCheckpoints(Path(trainer.default_root_dir), "")
         self._began = time.perf_counter()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -72,7 +72,7 @@ def lines_of(wish: Wish, prepared: dict, grown: list[dict]) -> dict[str, Line]:
 
 def told(column: str, value: float) -> str:
     """A cost in a unit that suits it."""
-    size = abs(value)
+    size = float(f"{abs(value):.3g}")  # as it is written: a hair below a unit is one of it
     if column == "disk" or column.startswith("memory"):
         units = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "bytes"))
     else:

@@ -46,7 +46,7 @@ StoreKind = Literal["lits", "slices"]
 
 #: Changes with the layout of a store, its checksums, how a door reads or what is measured of a case; other stores are
 #: made again.
-STORE_FORMAT = 4
+STORE_FORMAT = 5
 MANIFEST, RECORD = "manifest.json", "record.json"
 CASE_ID = re.compile(r"p[0-9a-f]{10}-[0-9a-f]{6}")
 

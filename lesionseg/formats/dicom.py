@@ -1,7 +1,7 @@
 """DICOM CT → `Scan`: a folder with one series, a single slice, or an enhanced multi-frame file.
 
-Stacking is highdicom's. What it lets pass and a CT must not have is refused by `dicom_checks` first. Messages name
-files, positions and attributes, and never what an attribute says of the patient.
+Pixels are read by highdicom, their place by `dicom_grid`. What a CT must not have is refused by `dicom_checks` first.
+Messages name files, positions and attributes, and never what an attribute says of the patient.
 """
 
 from __future__ import annotations
@@ -28,10 +28,9 @@ from lesionseg.formats.dicom_checks import (
     check_enhanced,
     check_series,
     choose_series,
-    frame_places,
-    positions_mm,
 )
 from lesionseg.formats.dicom_decode import decompress
+from lesionseg.formats.dicom_grid import affine_of, axes_of, frame_places, order_of
 from lesionseg.formats.nifti import check_affine, stem
 from lesionseg.formats.voxels import to_int16
 from lesionseg.scan import Scan, spacing_of
@@ -42,9 +41,6 @@ PHANTOM_MARK = "lesionseg phantom"
 PADDING_HU = -1024
 #: What may be tissue is never taken for padding: files rewritten in signed HU keep the 0 of their original, say.
 TISSUE_HU = (-500, 500)
-#: Slices and frames are checked one by one against the regular stack (`dicom_checks`); highdicom compares neighbouring
-#: distances, which may then differ by twice as much.
-_SPACING_TOLERANCE = 0.2
 #: How highdicom makes Hounsfield units of stored values: by the rescale alone.
 _TO_HU: dict[str, Any] = {
     "dtype": np.float32,
@@ -125,42 +121,20 @@ def source_headers(path: Path, series: str | None = None, files: Sequence[Path] 
 
 
 def _in_order(slices: Sequence[Slice]) -> list[Slice]:
-    """Down the normal of the slices: as highdicom stacks them, so that (D, H, W) are right-handed in the patient."""
-    return [slices[i] for i in np.argsort(-positions_mm(slices)[:, 0])]
+    return [slices[i] for i in order_of([item.dataset for item in slices])]
 
 
 def _stack(where: Path, slices: Sequence[Slice]) -> Scan:
     check_series(where, slices)
     datasets = [item.dataset for item in _in_order(slices)]
-    for dataset in datasets:  # equal by the checks above, but to highdicom "equal" is to the last digit
-        dataset.ImageOrientationPatient = datasets[0].ImageOrientationPatient
+    affine, cosines = affine_of(datasets), axes_of(datasets)[1:].ravel().tolist()
+    for dataset in datasets:  # checked above, but highdicom wants more of a single slice
+        dataset.ImageOrientationPatient = cosines
         dataset.FrameOfReferenceUID = datasets[0].get("FrameOfReferenceUID") or datasets[0].SeriesInstanceUID
     with refused(where, "CT slices whose pixels can be decoded", with_message=True):
         decompress(slices)
-        affine = _affine_of(datasets)
         hu = to_int16(map(_taken_hu, datasets), (len(datasets), datasets[0].Rows, datasets[0].Columns), where)
     return _scan(where, hu, affine, datasets[0], datasets[0])
-
-
-def _affine_of(datasets: Sequence[Dataset]) -> np.ndarray:
-    """(4, 4) of slices in order; a single one is given 1 mm."""
-    first, step_mm = datasets[0], 1.0
-    if len(datasets) > 1:
-        spacing_mm, order = hd.spatial.get_series_volume_positions(datasets, rtol=_SPACING_TOLERANCE)
-        if spacing_mm is None or order != list(range(len(datasets))):
-            raise ValueError("the slices are no regular stack")
-        step_mm = spacing_mm
-    geometry = hd.VolumeGeometry.from_attributes(
-        image_position=first.ImagePositionPatient,
-        image_orientation=first.ImageOrientationPatient,
-        rows=first.Rows,
-        columns=first.Columns,
-        pixel_spacing=first.PixelSpacing,
-        spacing_between_slices=step_mm,
-        number_of_frames=len(datasets),
-        coordinate_system="PATIENT",
-    )
-    return np.array(geometry.affine, dtype=np.float64)
 
 
 def _taken_hu(dataset: Dataset) -> np.ndarray:
@@ -172,13 +146,15 @@ def _taken_hu(dataset: Dataset) -> np.ndarray:
 
 
 def _read_enhanced(path: Path, dataset: Dataset) -> Scan:
-    rescale = check_enhanced(path, dataset)
-    with refused(path, "an enhanced CT whose frames form one volume", with_message=True):
+    check_enhanced(path, dataset)
+    places = frame_places(dataset)
+    order = order_of(places)
+    with refused(path, "an enhanced CT whose frames can be decoded", with_message=True):
         decompress([Slice(path, dataset)])
-        volume = hd.Image.from_dataset(dataset, copy=False).get_volume(**_TO_HU, rtol=_SPACING_TOLERANCE)
-    _fill_padding(volume.array, dataset, rescale)
-    hu = to_int16(volume.array, volume.array.shape, path)
-    return _scan(path, hu, np.array(volume.affine, dtype=np.float64), dataset, frame_places(dataset)[0])
+        frames = hd.Image.from_dataset(dataset, copy=False).get_frames(**_TO_HU)
+    _fill_padding(frames, dataset, places[0])
+    hu = to_int16((frames[i] for i in order), frames.shape, path)
+    return _scan(path, hu, affine_of([places[i] for i in order]), dataset, places[0])
 
 
 def _scan(where: Path, hu: np.ndarray, affine: np.ndarray, dataset: Dataset, first: Dataset) -> Scan:

@@ -13,17 +13,14 @@ from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage
 
 from lesionseg.errors import InputError, some
+from lesionseg.formats.dicom_grid import COSINE_ROUNDING, frame_places, positions_mm
 from lesionseg.scan import GEOMETRY_TOLERANCE_VOXELS
 
 ENHANCED = (EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
 #: Direction cosines of two slices may differ this much; writers round them.
 ORIENTATION_TOLERANCE = 1e-4
-#: Groups of functions of a multi-frame CT that hold the place of a frame, and what of them a single slice states, too.
-_PLACES = (
-    ("PlanePositionSequence", ("ImagePositionPatient",)),
-    ("PlaneOrientationSequence", ("ImageOrientationPatient",)),
-    ("PixelMeasuresSequence", ("PixelSpacing", "SliceThickness")),
-)
+#: Cosines of two decimals turn the normal by this much at most.
+_COARSE_DEGREES = 0.75
 #: No CT has more rows or columns; more are a broken header, and would be allocated before the pixels are missed.
 MAX_SIDE_PX = 4096
 
@@ -91,47 +88,22 @@ def _check_grid(where: Path, slices: Sequence[Slice]) -> None:
         _check_positions(where, slices)
 
 
-def check_enhanced(path: Path, dataset: Dataset) -> Dataset:
+def check_enhanced(path: Path, dataset: Dataset) -> None:
     """Raise `InputError` unless the frames of a multi-frame CT form a regular grid in Hounsfield units, by one rescale.
 
-    Returns:
-        the item that holds the rescale. Here type US is refused: perfusion and other maps carry it.
+    Here type US is refused: perfusion and other maps carry it.
     """
     _check_image(path, dataset)
-    shared = dataset.SharedFunctionalGroupsSequence[0]
-    rescales = []
-    for frame in dataset.PerFrameFunctionalGroupsSequence:
-        groups = [group for group in (frame, shared) if "PixelValueTransformationSequence" in group]
-        rescales.append(groups[0].PixelValueTransformationSequence[0] if groups else Dataset())
-        _check_hounsfield(path, rescales[-1], ("HU",))
-    if len({(rescale.RescaleSlope, rescale.RescaleIntercept) for rescale in rescales}) > 1:
-        raise fault(path, "one rescale in all frames", "several", "convert the file to single slices", "rescale")
     frames = [Slice(path, place) for place in frame_places(dataset)]
+    if len(frames) != (count := int(dataset.get("NumberOfFrames") or 1)):
+        raise fault(path, f"places of {count} frames", f"{len(frames)}", "export the original CT", "geometry")
+    for frame in frames:
+        _check_hounsfield(path, frame.dataset, ("HU",))
+    if len({(frame.dataset.RescaleSlope, frame.dataset.RescaleIntercept) for frame in frames}) > 1:
+        raise fault(path, "one rescale in all frames", "several", "convert the file to single slices", "rescale")
     if len({tuple(frame.dataset.get("PixelSpacing") or ()) for frame in frames}) > 1:
         raise fault(path, "one pixel spacing in all frames", "several", "convert the file to single slices", "mixed")
     _check_grid(path, frames)
-    return rescales[0]
-
-
-def frame_places(dataset: Dataset) -> list[Dataset]:
-    """The place of each frame of a multi-frame CT, as a single slice states it; None or missing: stated nowhere."""
-    shared, places = dataset.SharedFunctionalGroupsSequence[0], []
-    for frame in dataset.PerFrameFunctionalGroupsSequence:
-        place = Dataset()
-        for group, names in _PLACES:
-            for item in (frame if group in frame else shared).get(group) or ():
-                for name in names:
-                    setattr(place, name, item.get(name))
-        places.append(place)
-    return places
-
-
-def positions_mm(slices: Sequence[Slice]) -> np.ndarray:
-    """Positions of the slices, (D, 3) in mm: along the common normal, along the rows, along the columns."""
-    first = np.array(slices[0].dataset.ImageOrientationPatient, dtype=float)
-    rows, columns = first[:3], first[3:]
-    axes = np.stack([np.cross(rows, columns), rows, columns])
-    return np.array([item.dataset.ImagePositionPatient for item in slices], dtype=float) @ axes.T
 
 
 def fault(where: Path, expected: str, got: str, remedy: str, code: str) -> InputError:
@@ -170,8 +142,8 @@ def _describe(group: Sequence[Slice]) -> str:
 def _step_mm(group: Sequence[Slice]) -> float | None:
     """Median distance of neighbouring slices; None where there are none, or no good positions."""
     try:
-        steps = np.diff(np.sort(positions_mm(group)[:, 0]))
-    except (AttributeError, TypeError, ValueError):
+        steps = np.diff(np.sort(positions_mm([item.dataset for item in group])[:, 0]))
+    except (AttributeError, LookupError, TypeError, ValueError):
         return None
     return float(np.median(steps)) if len(steps) and np.isfinite(steps).all() else None
 
@@ -247,10 +219,15 @@ def _check_plane(path: Path, dataset: Dataset) -> None:
         if value.shape != (length,) or not np.isfinite(value).all() or (length == 2 and value.min() <= 0):
             got = "a broken one" if value.size else "none"
             raise fault(path, f"{name} with {length} numbers", got, "export the original CT", "geometry")
-    rows, columns = np.array(dataset.ImageOrientationPatient, dtype=float).reshape(2, 3)
-    if np.abs([rows @ rows - 1, columns @ columns - 1, rows @ columns]).max() > 1e-3:
-        expected = "an ImageOrientationPatient of two unit vectors at right angles"
-        raise fault(path, expected, "another", "export the original CT", "geometry")
+    rows, columns = cosines = np.array(dataset.ImageOrientationPatient, dtype=float).reshape(2, 3)
+    deviation = np.abs(cosines @ cosines.T - np.eye(2)).max()
+    coarse = 1e-6 < deviation <= 40 * COSINE_ROUNDING and np.allclose(cosines, cosines.round(2), rtol=0, atol=1e-9)
+    if coarse or deviation > 4 * COSINE_ROUNDING:  # three decimals cause 2√3 at most
+        expected = "an ImageOrientationPatient of two unit vectors at right angles, to three decimals"
+        lengths = " and ".join(f"{np.linalg.norm(vector):.5g}" for vector in cosines)
+        rounded = ", rounded to two decimals" if coarse else ""
+        got = f"lengths {lengths} with a product of {rows @ columns:.3g}{rounded}"
+        raise fault(path, expected, got, "export the original CT", "geometry")
 
 
 def _patient(dataset: Dataset) -> Hashable:
@@ -293,7 +270,7 @@ def _check_orientation(where: Path, slices: Sequence[Slice]) -> None:
 
 def _check_positions(where: Path, slices: Sequence[Slice]) -> None:
     """Slices follow each other along their normal at equal distances, each within 0.1 voxel of its place."""
-    positions = positions_mm(slices)
+    positions = positions_mm([item.dataset for item in slices])
     positions = positions[np.argsort(positions[:, 0])]
     steps = np.diff(positions[:, 0])
     step = float(np.median(steps))
@@ -304,7 +281,8 @@ def _check_positions(where: Path, slices: Sequence[Slice]) -> None:
     if np.any(np.abs(sideways) > GEOMETRY_TOLERANCE_VOXELS * pixel):
         shifts = np.hypot(*sideways.T)
         tilt = np.degrees(np.arctan2(shifts[-1], abs(positions[-1, 0] - positions[0, 0])))
-        cause = f" ({tilt:.3g}° from the normal: gantry tilt)" if shifts.argmax() == len(shifts) - 1 else ""
+        why = "gantry tilt" if tilt > _COARSE_DEGREES else "gantry tilt, or a normal of rounded cosines"
+        cause = f" ({tilt:.3g}° from the normal: {why})" if shifts.argmax() == len(shifts) - 1 else ""
         faults.append(f"slices that shift sideways by up to {shifts.max():.4g} mm{cause}")
     if doubled := [place for place, d in zip(positions[1:, 0], steps, strict=True) if d < 1e-3]:
         several = "s" if len(doubled) > 1 else ""

@@ -31,6 +31,7 @@ from lesionseg import __version__
 from lesionseg.errors import InputError
 from lesionseg.formats.dicom import refused
 from lesionseg.formats.dicom_checks import ENHANCED
+from lesionseg.formats.dicom_grid import frame_places
 from lesionseg.labels import CODES, COLORS, LESION_IDS, LIVER, NAMES, UNTYPED_LESION, is_liver
 from lesionseg.segmentation import RESEARCH_USE_ONLY, Finding, Segmentation
 from lesionseg.writing import whole
@@ -130,7 +131,7 @@ def _prepared(sources: Sequence[Dataset], affine: np.ndarray) -> list[Dataset]:
     Highdicom refers from a frame to its source where both lie within 0.001 mm; headers may round more than that.
     """
     prepared = [source[:] for source in sources]  # shallow: elements are replaced and never changed
-    step_mm = float(np.linalg.norm(affine[:3, 0]))
+    step_mm, cosines = float(np.linalg.norm(affine[:3, 0])), _cosines(affine)
     for d, source in enumerate(prepared):
         for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
             if not source.get(name):
@@ -138,14 +139,45 @@ def _prepared(sources: Sequence[Dataset], affine: np.ndarray) -> list[Dataset]:
         frame = source.get("FrameOfReferenceUID") or generate_uid(entropy_srcs=[source.SeriesInstanceUID, "frame"])
         _set(source, "FrameOfReferenceUID", frame)
         if source.SOPClassUID in ENHANCED:
+            _frames_on_grid(source, affine)
             continue
         _set(source, "ImagePositionPatient", (affine @ (d, 0, 0, 1))[:3].tolist())
-        _set(source, "ImageOrientationPatient", list(prepared[0].ImageOrientationPatient))
-        if not source.get("SliceThickness"):
-            _set(source, "SliceThickness", step_mm)
+        _set(source, "ImageOrientationPatient", cosines)
+        _set(source, "SliceThickness", _thickness_mm(source) or step_mm)
         if len(prepared) > 1:  # measured: what the scanner states may be wrong
             _set(source, "SpacingBetweenSlices", step_mm)
     return prepared
+
+
+def _frames_on_grid(source: Dataset, affine: np.ndarray) -> None:
+    """Give the frames of a multi-frame CT nothing but their places on the grid, with what they share stated once.
+
+    Highdicom takes orientation and measures from nowhere else.
+    """
+    places, to_index = frame_places(source), np.linalg.inv(affine)
+    step_mm, frames = float(np.linalg.norm(affine[:3, 0])), []
+    for place in places:
+        d = round((to_index @ (*place.ImagePositionPatient, 1))[0])
+        frame = Dataset()
+        frame.PlanePositionSequence = hd.PlanePositionSequence("PATIENT", (affine @ (d, 0, 0, 1))[:3])
+        frames.append(frame)
+    shared = Dataset()
+    shared.PlaneOrientationSequence = hd.PlaneOrientationSequence("PATIENT", _cosines(affine))
+    thickness_mm = next(filter(None, map(_thickness_mm, places)), step_mm)
+    between_mm = step_mm if len(places) > 1 else None
+    shared.PixelMeasuresSequence = hd.PixelMeasuresSequence(places[0].PixelSpacing, thickness_mm, between_mm)
+    _set(source, "SharedFunctionalGroupsSequence", [shared])
+    _set(source, "PerFrameFunctionalGroupsSequence", frames)
+
+
+def _cosines(affine: np.ndarray) -> list[float]:
+    """What ImageOrientationPatient holds: the directions along W and along H."""
+    return (affine[:3, [2, 1]] / np.linalg.norm(affine[:3, [2, 1]], axis=0)).T.ravel().tolist()
+
+
+def _thickness_mm(place: Dataset) -> float:
+    """0 where none is stated; some writers give it a direction."""
+    return abs(float(place.get("SliceThickness") or 0))
 
 
 def _complete(source: Dataset) -> None:

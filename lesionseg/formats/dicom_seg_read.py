@@ -21,6 +21,7 @@ from pydicom.uid import UID, SegmentationStorage
 from lesionseg.errors import some
 from lesionseg.formats.dicom import read_dataset, refused
 from lesionseg.formats.dicom_checks import fault, word
+from lesionseg.formats.dicom_grid import COSINE_ROUNDING
 from lesionseg.labels import CODES, LIVER
 from lesionseg.scan import GEOMETRY_TOLERANCE_VOXELS, Scan
 
@@ -92,9 +93,9 @@ def read_dicom_seg(
 
     Raises:
         InputError: no SEG, FRACTIONAL, compressed or malformed; a code that is neither liver nor lesion; a frame that
-            is no slice of the scan (corners within 0.1 voxel); another frame of reference, or another study where one
-            of the two is not known; another series; every frame beyond the scan, unless the frames of reference are
-            known to be one.
+            is no slice of the scan (corners within 0.1 voxel, rounded cosines apart); another frame of reference, or
+            another study where one of the two is not known; another series; every frame beyond the scan, unless the
+            frames of reference are known to be one.
     """
     if scan.affine is None:
         got, remedy = "an image that does not say so", "give the image as DICOM or NIfTI"
@@ -205,12 +206,13 @@ def _frames(dataset: Dataset) -> list[_Frame]:
             (own if f"{name}Sequence" in own else shared)[f"{name}Sequence"][0]
             for name in ("SegmentIdentification", "PlanePosition", "PlaneOrientation", "PixelMeasures")
         )
-        cosines = np.array(orientation.ImageOrientationPatient, dtype=float)
+        cosines = np.array(orientation.ImageOrientationPatient, dtype=float).reshape(2, 3)
+        rows, columns = cosines / np.linalg.norm(cosines, axis=1, keepdims=True)
         between_rows, between_columns = map(float, measures.PixelSpacing)
         place = np.array(position.ImagePositionPatient, dtype=float)
         number = int(identity.ReferencedSegmentNumber)
         step_mm = abs(float(measures.get("SpacingBetweenSlices") or 0))
-        found.append(_Frame(number, place, cosines[3:] * between_rows, cosines[:3] * between_columns, step_mm))
+        found.append(_Frame(number, place, columns * between_rows, rows * between_columns, step_mm))
     return found
 
 
@@ -249,7 +251,7 @@ def _plane(path: Path, mask: np.ndarray, grid: np.ndarray, frame: _Frame, shape:
     The slices of the frames may lie along any axis of the scan, and rows and columns run in any direction.
     """
     to_index = np.linalg.inv(grid[:3, :3])
-    steps = to_index @ np.stack([frame.row_step, frame.column_step], axis=1)
+    steps = _steps(grid, np.stack([frame.row_step, frame.column_step], axis=1))
     rows, columns = (int(axis) for axis in np.abs(steps).argmax(0))
     if rows == columns or (mask.shape[rows], mask.shape[columns]) != shape:
         expected = f"slices of an image of {mask.shape} voxels (D, H, W)"
@@ -272,6 +274,15 @@ def _plane(path: Path, mask: np.ndarray, grid: np.ndarray, frame: _Frame, shape:
         raise fault(path, expected, got, _OTHER, "mask-geometry")
     view = mask[(slice(None),) * across + (slice_index,)]
     return np.flip(view.T if rows > columns else view, tuple(np.flatnonzero(flipped).tolist()))
+
+
+def _steps(grid: np.ndarray, steps_mm: np.ndarray) -> np.ndarray:
+    """Steps in the patient, (3, 2) in mm, in voxels; along the axes of the grid where only rounded cosines differ."""
+    lengths, spacing = np.linalg.norm(steps_mm, axis=0), np.linalg.norm(grid[:3, :3], axis=0)[:, None]
+    cosines = (grid[:3, :3].T / spacing) @ (steps_mm / lengths)
+    if np.abs(cosines - np.rint(cosines)).max() <= 3 * COSINE_ROUNDING:
+        return np.rint(cosines) * lengths / spacing
+    return np.linalg.solve(grid[:3, :3], steps_mm)
 
 
 def _pixels(dataset: Dataset, index: int) -> np.ndarray:

@@ -192,7 +192,9 @@ class _Report:
             planar = sr.ReferencedSegmentationFrame(*instance, drawn.frames[0], number, drawn.sources()[0])
             del planar[0].ReferencedSOPSequence[0].ReferencedSegmentNumber  # not beside a frame number (PS3.3, 10.3.1)
             return sr.PlanarROIMeasurementsAndQualitativeEvaluations(referenced_segment=planar, **content)
-        segment = sr.ReferencedSegment(*instance, number, source_images=drawn.sources())
+        images, series = drawn.sources(), sr.SourceSeriesForSegmentation(self.sources[0].SeriesInstanceUID)
+        source = {"source_images": images} if images else {"source_series": series}
+        segment = sr.ReferencedSegment(*instance, number, **source)
         return sr.VolumetricROIMeasurementsAndQualitativeEvaluations(referenced_segment=segment, **content)
 
     def tracking_uid(self, number: int) -> str:
@@ -265,12 +267,12 @@ def _drawn(seg: Dataset) -> dict[int, _Drawn]:
     shared = seg.SharedFunctionalGroupsSequence[0]
     for i, own in enumerate(seg.PerFrameFunctionalGroupsSequence, 1):
         segment, derivation = (
-            (own if name in own else shared)[name][0]
+            (own if name in own else shared).get(name)
             for name in ("SegmentIdentificationSequence", "DerivationImageSequence")
         )
-        held = drawn.setdefault(int(segment.ReferencedSegmentNumber), _Drawn([], {}))
+        held = drawn.setdefault(int(segment[0].ReferencedSegmentNumber), _Drawn([], {}))
         held.frames.append(i)
-        for image in derivation.SourceImageSequence:
+        for image in derivation[0].SourceImageSequence if derivation else ():  # none: of no source that is known
             uid, kind = image.ReferencedSOPInstanceUID, image.ReferencedSOPClassUID
             _, frames = held.images.setdefault(uid, (kind, []))
             if "ReferencedFrameNumber" in image:

@@ -231,7 +231,7 @@ def test_a_png_mask_has_the_rows_and_columns_that_the_dicom_stores(folder, rows,
         np.testing.assert_array_equal(one.labels == CYST, one.scan.hu == 77)
     (place,) = np.argwhere(case.labels == CYST)
     where = np.array(rows) * 0.7 * 4 + np.array(columns) * 0.8 * 2  # PS3.3 C.7.6.2.1.1
-    np.testing.assert_allclose((case.scan.affine @ [*place, 1])[:3], where)
+    np.testing.assert_allclose((case.scan.affine @ [*place, 1])[:3], where, atol=1e-4)  # the cosines are rounded
     assert [warning.partition(":")[0] for warning in case.warnings] == [
         "PNG beside a DICOM slice turned in the patient"
     ] * turned

@@ -61,3 +61,13 @@ def test_what_grows_along_a_line_is_told_by_it(tmp_path, monkeypatch, capsys):
     assert told == capsys.readouterr().out
     assert "| 1,000,000 single slices, n = 1,000,000 | 786 GB | 1.39 h | 102 s | 3 ms | 2 GB |" in told
     assert "| 786 kB x n | 7 s + 5 ms x n | 2 s + 100 µs x n | 1 ms + 2 ns x n | 5 MB + 2 kB x n |" in told
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(0.000999999, "1 ms"), (0.00099, "990 µs"), (3599.9, "1 h"), (59.96, "60 s"), (-0.5, "-500 ms"), (0.0, "0 ns")],
+)
+def test_a_cost_is_told_in_the_unit_that_its_figures_reach(value, expected):
+    from scaling import told
+
+    assert told("setup", value) == expected

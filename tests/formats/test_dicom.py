@@ -491,6 +491,14 @@ def test_several_series_are_listed_and_one_can_be_named(tmp_path):
     refused(lambda: read_dicom_series(tmp_path / "study", series="nonsense"), "nonsense", "got 0 of 2")
 
 
+@pytest.mark.parametrize("name", ["PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient"])
+def test_a_series_without_geometry_is_listed_too(tmp_path, name):
+    save(tmp_path / "study" / "a", stack())
+    save(tmp_path / "study" / "b", set_all(**{name: None})(stack(series="other")))
+    error = refused(lambda: read_dicom_series(tmp_path / "study"), "0.8 x 0.7 mm in plane, one every 2.5 mm")
+    assert error.code == "several-series"
+
+
 def localizer(series="scout"):
     ds = stack(series=series)[0]
     ds.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
@@ -630,6 +638,19 @@ class TestEnhanced:
         scan = read_dicom_file(self.file(tmp_path, canonical_hu()[:1], thickness=thickness))
         assert scan.spacing_mm == pytest.approx((depth_mm, *SPACING[1:]), nan_ok=True)
         assert np.linalg.norm(scan.affine[:3, 0]) == pytest.approx(1 if math.isnan(depth_mm) else depth_mm)
+
+    def test_a_file_without_frame_of_reference_and_shared_functions_is_read(self, tmp_path):
+        path = self.file(tmp_path, canonical_hu()[::-1])
+        ds = pydicom.dcmread(path)
+        for frame in ds.PerFrameFunctionalGroupsSequence:
+            frame.update(ds.SharedFunctionalGroupsSequence[0])
+        del ds.SharedFunctionalGroupsSequence, ds.FrameOfReferenceUID
+        ds.save_as(path)
+        np.testing.assert_array_equal(canonical(read_dicom_file(path)).hu, canonical_hu())
+
+    def test_fewer_places_than_frames_are_refused(self, tmp_path):
+        path = self.file(tmp_path, canonical_hu(), change=lambda frames: frames.pop())
+        assert refused(lambda: read_dicom_file(path), "places of 5 frames; got 4").code == "geometry"
 
     def test_padding_becomes_air(self, tmp_path):
         hu = canonical_hu()

@@ -16,6 +16,7 @@ from pydicom.encaps import encapsulate
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import JPEG2000Lossless
+from scipy.spatial.transform import Rotation
 from test_dicom import NAME, PATIENT, SHAPE, SPACING, canonical_hu, ct, refused, save, stack, uid
 
 from lesionseg import __version__
@@ -266,17 +267,122 @@ def test_nothing_found_gives_no_file_and_liver_alone_gives_one_segment(tmp_path)
     assert not path.exists()
 
 
-def test_an_enhanced_ct_is_referred_to_by_frame(tmp_path):
-    enhanced = test_dicom.TestEnhanced().file(tmp_path, canonical_hu())
-    scan, (source,) = read_scan(enhanced), source_headers(enhanced)
-    found = segmentation(scan)
-    seg = write_dicom_seg(tmp_path / "seg.dcm", found, [source])
-    (reference,) = seg.PerFrameFunctionalGroupsSequence[0].DerivationImageSequence[0].SourceImageSequence
-    frame = source.PerFrameFunctionalGroupsSequence[int(reference.ReferencedFrameNumber) - 1]
-    own = seg.PerFrameFunctionalGroupsSequence[0]
-    assert frame.PlanePositionSequence[0].ImagePositionPatient == own.PlanePositionSequence[0].ImagePositionPatient
+def rounded(source):
+    """Positions as a writer rounds them, within the tenth of a voxel that is let pass."""
+    moves = np.random.default_rng(0).uniform(-0.03, 0.03, (len(source.PerFrameFunctionalGroupsSequence), 3))
+    for frame, move in zip(source.PerFrameFunctionalGroupsSequence, moves, strict=True):
+        place = frame.PlanePositionSequence[0]
+        place.ImagePositionPatient = (np.array(place.ImagePositionPatient, float) + move).round(3).tolist()
+
+
+def stated_by_each_frame(source):
+    shared = source.SharedFunctionalGroupsSequence[0]
+    for n, frame in enumerate(source.PerFrameFunctionalGroupsSequence):
+        for name in ("PlaneOrientationSequence", "PixelMeasuresSequence"):
+            frame[name] = copy.deepcopy(shared[name])
+        frame.PlaneOrientationSequence[0].ImageOrientationPatient = [1, 0, n % 2 * 0.00005, 0, 1, 0]
+    del shared.PlaneOrientationSequence, shared.PixelMeasuresSequence
+
+
+def ordered(order):
+    def change(source):
+        frames = source.PerFrameFunctionalGroupsSequence
+        pixels = np.frombuffer(source.PixelData, "<u2").reshape(len(frames), -1)
+        source.PerFrameFunctionalGroupsSequence, source.PixelData = [frames[i] for i in order], pixels[order].tobytes()
+
+    return change
+
+
+def thickness(value):
+    def change(source):
+        source.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SliceThickness = value
+
+    return change
+
+
+def without_frame_of_reference(source):
+    del source.FrameOfReferenceUID
+
+
+ENHANCED = {
+    "as it is": (),
+    "rounded positions": (rounded,),
+    "stated by each frame": (stated_by_each_frame,),
+    "ascending": (ordered([4, 3, 2, 1, 0]),),
+    "shuffled": (ordered([3, 0, 4, 1, 2]),),
+    "no thickness": (thickness(None),),
+    "a thickness of 0": (thickness(0),),
+    "a thickness with a sign": (thickness(-3),),
+    "no frame of reference": (without_frame_of_reference,),
+    "all of it": (rounded, stated_by_each_frame, ordered([3, 0, 4, 1, 2])),
+}
+
+
+@pytest.mark.parametrize("kind", ENHANCED)
+def test_an_enhanced_ct_is_referred_to_by_frame(tmp_path, kind):
+    """Every frame of the SEG lies on, and names, the frame of the CT whose slice holds its mask: by bare pydicom."""
+    path = test_dicom.TestEnhanced().file(tmp_path, canonical_hu())
+    source = pydicom.dcmread(path)
+    for change in ENHANCED[kind]:
+        change(source)
+    source.save_as(path)
+    scan, headers = read_scan(path), source_headers(path)
+    before, found = copy.deepcopy(headers), segmentation(scan)
+    write_dicom_seg(tmp_path / "seg.dcm", found, headers)
+    assert headers == before
+    seg, source = pydicom.dcmread(tmp_path / "seg.dcm"), pydicom.dcmread(path)
+    pixels = np.frombuffer(source.PixelData, "<u2").reshape(-1, *SHAPE[1:]).astype(int) - 1024
+    bits = np.unpackbits(np.frombuffer(seg.PixelData, np.uint8), bitorder="little")
+    drawn = bits[: seg.NumberOfFrames * SHAPE[1] * SHAPE[2]].reshape(-1, *SHAPE[1:])
+    seen = [np.zeros(SHAPE, bool) for _ in masks(found)]
+    for groups, frame in zip(seg.PerFrameFunctionalGroupsSequence, drawn, strict=True):
+        (image,) = groups.DerivationImageSequence[0].SourceImageSequence
+        assert image.ReferencedSOPInstanceUID == source.SOPInstanceUID
+        number = int(image.ReferencedFrameNumber) - 1
+        theirs = source.PerFrameFunctionalGroupsSequence[number].PlanePositionSequence[0].ImagePositionPatient
+        ours = groups.PlanePositionSequence[0].ImagePositionPatient
+        np.testing.assert_allclose(np.array(ours, float), np.array(theirs, float), atol=0.1)
+        (d,) = (d for d, plane in enumerate(scan.hu) if np.array_equal(plane, pixels[number]))
+        seen[groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber - 1][d] |= frame.astype(bool)
+    for one, mask in zip(seen, masks(found), strict=True):
+        np.testing.assert_array_equal(one, mask)
+    measures = seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    assert measures.SliceThickness == (2.5 if kind in ("no thickness", "a thickness of 0") else 3)
+    assert float(measures.SpacingBetweenSlices) == pytest.approx(2.5, abs=0.03)
     for segment, mask in zip(read_dicom_seg(tmp_path / "seg.dcm", scan), masks(found), strict=True):
         np.testing.assert_array_equal(segment.mask, mask)
+
+
+@pytest.mark.parametrize(("stated", "written_mm"), [("3", 3), (None, 1), ("0", 1)])
+def test_an_enhanced_ct_of_one_frame(tmp_path, stated, written_mm):
+    path = test_dicom.TestEnhanced().file(tmp_path, canonical_hu()[:1], thickness=stated)
+    seg = write_dicom_seg(tmp_path / "seg.dcm", segmentation(read_scan(path)), source_headers(path))
+    measures = seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    assert measures.SliceThickness == written_mm
+    assert "SpacingBetweenSlices" not in measures
+
+
+def test_the_seg_of_an_oblique_scan_lies_on_its_grid(tmp_path):
+    """Whose cosines are rounded to three decimals; what other writers copy of them is read on the same grid."""
+    turned = Rotation.from_euler("xyz", (14.2, -9.7, 21.3), degrees=True).as_matrix()
+    cosines = turned[:, :2].T.ravel().round(3).tolist()
+    hu = np.zeros((40, 64, 512), np.int16)
+    slices = [ct(plane, (5.1 * d * turned[:, 2]).round(3), cosines) for d, plane in enumerate(hu)]
+    scan, found, path, _ = written(tmp_path, slices, types=())
+    seg = pydicom.dcmread(path)
+    (orientation,) = seg.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence
+    rows, columns = np.array(orientation.ImageOrientationPatient, float).reshape(2, 3)
+    np.testing.assert_allclose([rows @ rows, columns @ columns, rows @ columns], [1, 1, 0], atol=1e-9)
+    for groups in seg.PerFrameFunctionalGroupsSequence:
+        assert len(groups.DerivationImageSequence[0].SourceImageSequence) == 1
+        d = np.linalg.solve(scan.affine, [*groups.PlanePositionSequence[0].ImagePositionPatient, 1])[0]
+        assert abs(d - round(d)) < 1e-6
+    (segment,) = read_dicom_seg(path, scan)
+    np.testing.assert_array_equal(segment.mask, found.labels > 0)
+    orientation.ImageOrientationPatient = cosines
+    seg.save_as(path)
+    (segment,) = read_dicom_seg(path, scan)
+    np.testing.assert_array_equal(segment.mask, found.labels > 0)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

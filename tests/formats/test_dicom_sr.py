@@ -294,6 +294,17 @@ def test_frames_of_an_enhanced_ct_are_named(tmp_path):
     assert [group.referenced_segment.referenced_segment_numbers for group in held] == [[1], [2]]
 
 
+def test_a_seg_that_names_no_source_image_is_reported_with_the_series(tmp_path):
+    study = Study(tmp_path)
+    study.seg = copy.deepcopy(study.seg)
+    for frame in study.seg.PerFrameFunctionalGroupsSequence:
+        frame.DerivationImageSequence = []
+    study.write()
+    for group in groups(study.path):
+        assert list(group["IMAGE"]) == ["121191"]
+        assert group["UIDREF"]["121232"] == study.sources[0].SeriesInstanceUID
+
+
 def test_segments_are_tracked_by_one_uid_in_both_files(volume):
     for group, segment in zip(groups(volume.path)[1:], volume.seg.SegmentSequence[1:], strict=True):
         assert group["UIDREF"]["112040"] == segment.TrackingUID
