@@ -25,7 +25,7 @@ from lesionseg.phantom.appearance import Contrast, draw_diameter_mm, draw_lesion
 from lesionseg.phantom.lesion import Lesion, Patch, lesion_patch
 
 #: Raised with every change that alters an implanted voxel.
-IMPLANT_VERSION = 1
+IMPLANT_VERSION = 2
 #: Mean liver of the phantom, which the HU of the appearance models belong to.
 MODEL_LIVER_HU = 110.0
 #: Types whose HU do not follow the liver's.
@@ -38,6 +38,8 @@ LEAST_COVER = 0.01
 LEAST_PIXELS = 10
 #: Lesions drawn until one fits; and of this many places where it does, that of least structure is taken.
 TRIES, PLACES = 40, 8
+#: Equal distances of pixels come out this far apart at most.
+_ROUNDING_MM = 1e-6
 #: What stands for an unknown spacing: a usual field of view over the longer side, and a usual slice.
 USUAL_FOV_MM, USUAL_SLICE_MM = 380.0, 5.0
 
@@ -111,7 +113,7 @@ def _place(
         lesion = draw_lesion(rng, kind, center_mm=(level_mm, 0, 0), diameter_mm=diameter_mm,
                              contrast=Contrast(MODEL_LIVER_HU, vessel_hu))  # fmt: skip
         patch, center, reach_mm = _render(lesion, host)
-        places = np.argwhere(room > reach_mm)
+        places = np.argwhere(room > reach_mm + _ROUNDING_MM)
         if len(places) and patch.mask[middle].sum() >= LEAST_PIXELS:
             corners = rng.choice(places, min(PLACES, len(places)), replace=False) - center
             windows = [_window(corner, patch.mask.shape) for corner in corners]

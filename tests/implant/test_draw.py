@@ -27,6 +27,7 @@ def made(slab, kinds, seed=0, spacing_mm=SPACING_MM, **options):
 
 @settings(max_examples=25, deadline=None)
 @example(seed=3, depth=3, lesion=False, kinds=["hemangioma", "metastasis", "metastasis"])
+@example(seed=8911, depth=2, lesion=True, kinds=["cyst", "cyst"])  # a pixel just as far as the border is
 @given(
     seed=st.integers(0, 2**32 - 1),
     depth=st.integers(1, 3),
