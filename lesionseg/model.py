@@ -243,7 +243,7 @@ def _work_beside(folder: Path) -> Iterator[Path]:
             yield beside
         finally:
             _restore(folder)
-            shutil.rmtree(beside)
+            shutil.rmtree(beside, ignore_errors=True)  # NFS keeps the open lock under another name
 
 
 def _restore(folder: Path) -> None:
