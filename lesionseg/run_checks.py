@@ -25,7 +25,7 @@ from lesionseg.schedules import FreezeSchedule
 
 
 def with_training_cases(run: RunInfo, data: LesionDataModule, weights: Path | None) -> RunInfo:
-    """The run with the voxel hashes of all that trains it, its start included, and the inner validation its start has seen.
+    """The run with the voxel hashes of all that trains it, and the inner validation that its start has seen.
 
     Args:
         run: without them.
